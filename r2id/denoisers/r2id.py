@@ -1,0 +1,134 @@
+"""R2ID, the resolution-invariant image diffuser: a transformer over latent cells of any count and shape.
+
+Cells carry both coordinate systems, so no size is built in. The encoder blocks (self-attention) see no condition and
+run once a step; the decoder blocks (self-attention, cross-attention to the condition) run once a condition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from r2id.condition import LabelCondition
+from r2id.layers import AdaLN, Attention, FeedForward
+from r2id.position import PositionEmbedding, Positions
+from r2id.schedule import log_snr
+
+NOISE_FREQUENCIES = 16  # sin and cos of log-SNR, periods from 6 to 400
+
+
+@dataclass(frozen=True)
+class R2IDConfig:
+    """Sizes of an R2ID. The shipped values are in `train/configs/mnist_r2id.toml`."""
+
+    latent_channels: int = 16
+    labels: int = 10
+    label_tokens: int = 4
+    width: int = 128
+    heads: int = 4
+    encoder_blocks: int = 3
+    decoder_blocks: int = 4
+    expansion: int = 4
+    noise_width: int = 128  # of the vector that modulates every block
+    gated: bool = True  # adaLN-Zero; False: shift and scale only
+    attention: str = "softmax"
+    octaves: tuple[int, int] = (-2, 4)
+    objective: str = "v"  # what the network predicts: v, epsilon or x0
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for name in ("latent_channels", "label_tokens", "width", "heads", "expansion", "noise_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be 1 or more")
+        if self.objective not in ("v", "epsilon", "x0"):
+            raise ValueError(f"objective {self.objective!r}: must be v, epsilon or x0")
+        if self.octaves[0] > self.octaves[1]:
+            raise ValueError(f"octaves {self.octaves}: must be (low, high)")
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What a denoiser returns: `prediction` (K, B, C, H, W); `carry` goes into the next step's call."""
+
+    prediction: Tensor
+    carry: Any = None
+
+
+class R2IDBlock(nn.Module):
+    """Self-attention, cross-attention to the condition where `crossing`, feed-forward; each modulated by AdaLN."""
+
+    def __init__(self, config: R2IDConfig, *, crossing: bool):
+        super().__init__()
+        attention = {"heads": config.heads, "attention": config.attention, "dropout": config.dropout}
+        modulation = (config.width, config.noise_width)
+        self.self_norm = AdaLN(*modulation, gated=config.gated)
+        self.self_attention = Attention(config.width, **attention)
+        self.crossing = crossing
+        if crossing:
+            self.cross_norm = AdaLN(*modulation, gated=config.gated)
+            self.cross = Attention(config.width, **attention)
+        self.feed_norm = AdaLN(*modulation, gated=config.gated)
+        self.feed = FeedForward(config.width, expansion=config.expansion, dropout=config.dropout)
+
+    def forward(self, cell_BMD: Tensor, vector_BF: Tensor, condition_BND: Tensor | None = None) -> Tensor:
+        normed_BMD, gate = self.self_norm(cell_BMD, vector_BF)
+        cell_BMD = cell_BMD + gate * self.self_attention(normed_BMD, self.self_attention.memory(normed_BMD))
+        if self.crossing:
+            normed_BMD, gate = self.cross_norm(cell_BMD, vector_BF)
+            cell_BMD = cell_BMD + gate * self.cross(normed_BMD, self.cross.memory(condition_BND))
+        normed_BMD, gate = self.feed_norm(cell_BMD, vector_BF)
+        return cell_BMD + gate * self.feed(normed_BMD)
+
+
+class R2ID(nn.Module):
+    def __init__(self, config: R2IDConfig):
+        super().__init__()
+        self.config = config
+        self.condition = LabelCondition(config.labels, tokens=config.label_tokens, width=config.width)
+        self.condition_norm = nn.LayerNorm(config.width)
+        periods = torch.logspace(math.log10(6), math.log10(400), NOISE_FREQUENCIES)
+        self.register_buffer("noise_frequencies", 2 * math.pi / periods, persistent=False)
+        self.noise_embedding = nn.Sequential(
+            nn.Linear(2 * NOISE_FREQUENCIES, config.noise_width),
+            nn.SiLU(),
+            nn.Linear(config.noise_width, config.noise_width),
+        )
+        self.cell_in = nn.Linear(config.latent_channels, config.width)
+        self.cell_position = PositionEmbedding(config.width, config.octaves)
+        self.encoder = nn.ModuleList(R2IDBlock(config, crossing=False) for _ in range(config.encoder_blocks))
+        self.decoder = nn.ModuleList(R2IDBlock(config, crossing=True) for _ in range(config.decoder_blocks))
+        self.out_norm = AdaLN(config.width, config.noise_width, gated=False)
+        self.out = nn.Linear(config.width, config.latent_channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self,
+        noisy_BChw: Tensor,
+        alpha_bar_B: Tensor,
+        positions: Positions,
+        conditions: Sequence[Tensor | None],
+        carry: None = None,
+    ) -> Denoised:
+        """Noisy latents (B, C, h, w) of unit variance at ᾱ (B,) → `config.objective`, (K, B, C, h, w)."""
+        batch, _, *size = noisy_BChw.shape
+        noise_features = log_snr(alpha_bar_B)[:, None].to(noisy_BChw.dtype) * self.noise_frequencies
+        vector_BF = self.noise_embedding(torch.cat((noise_features.sin(), noise_features.cos()), dim=-1))
+        position_MD = self.cell_position(positions)
+        if positions.grid:
+            position_MD = position_MD.flatten(0, 1)
+        cell_BMD = self.cell_in(noisy_BChw.flatten(2).transpose(1, 2)) + position_MD
+        for block in self.encoder:
+            cell_BMD = block(cell_BMD, vector_BF)
+        tokens = [self.condition.null(batch) if tokens is None else tokens for tokens in conditions]
+        condition_BND = self.condition_norm(torch.cat(tokens))  # K·B rows from here on
+        cell_BMD, vector_BF = (t.repeat(len(conditions), *[1] * (t.dim() - 1)) for t in (cell_BMD, vector_BF))
+        for block in self.decoder:
+            cell_BMD = block(cell_BMD, vector_BF, condition_BND)
+        out_BMC = self.out(self.out_norm(cell_BMD, vector_BF)[0])
+        return Denoised(out_BMC.transpose(1, 2).unflatten(2, size).unflatten(0, (len(conditions), batch)))

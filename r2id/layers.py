@@ -1,0 +1,112 @@
+"""Attention, feed-forward and modulation. Every normalisation is per token: nothing reduces over the queries."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ATTENTIONS = ("softmax", "linear")
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries over a context, in two parts so that what the context gives is made once.
+
+    "softmax" is scaled dot-product attention; "linear" is Katharopoulos et al. 2020 with ELU+1 features, whose cost
+    is linear in queries + context. Queries and keys are normalised per head (LayerNorm).
+    """
+
+    def __init__(self, width: int, *, heads: int, attention: str = "softmax", dropout: float = 0.0):
+        super().__init__()
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention {attention!r}: must be one of {', '.join(ATTENTIONS)}")
+        if width % heads:
+            raise ValueError(f"width {width}: must be a multiple of the {heads} heads")
+        self.head_width, self.attention = width // heads, attention
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.query_norm = nn.LayerNorm(self.head_width)
+        self.key_norm = nn.LayerNorm(self.head_width)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def memory(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
+        """What the context gives, whatever the queries: keys and values, or their sums for linear attention."""
+        key_BHME, value_BHME = self._heads(self.key_value(context_BMD)).chunk(2, dim=1)
+        key_BHME = self.key_norm(key_BHME)
+        if self.attention == "softmax":
+            return key_BHME, value_BHME
+        key_BHME = F.elu(key_BHME) + 1
+        return key_BHME.transpose(-1, -2) @ value_BHME, key_BHME.sum(dim=2, keepdim=True).transpose(-1, -2)
+
+    def forward(self, query_BND: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        query_BHNE = self.query_norm(self._heads(self.query(query_BND)))
+        first, second = memory
+        if self.attention == "softmax":
+            mixed_BHNE = F.scaled_dot_product_attention(query_BHNE, first, second)
+        else:
+            query_BHNE = F.elu(query_BHNE) + 1
+            mixed_BHNE = (query_BHNE @ first) / (query_BHNE @ second)
+        return self.dropout(self.out(mixed_BHNE.transpose(1, 2).flatten(2)))
+
+    def _heads(self, tokens_BND: Tensor) -> Tensor:
+        return tokens_BND.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+
+class FeedForward(nn.Sequential):
+    def __init__(self, width: int, *, expansion: int, dropout: float = 0.0):
+        hidden = expansion * width
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width), nn.Dropout(dropout))
+
+
+class AdaLN(nn.Module):
+    """LayerNorm whose shift and scale come from a vector, and the gate of what follows (DiT's adaLN-Zero, Peebles &
+    Xie 2023): `normed, gate = adaln(tokens_BND, vector_BF)`. Without `gated` the gate is 1, as in plain FiLM."""
+
+    def __init__(self, width: int, vector_width: int, *, gated: bool = True):
+        super().__init__()
+        self.width = width
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(vector_width, (3 if gated else 2) * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, tokens_BND: Tensor, vector_BF: Tensor) -> tuple[Tensor, Tensor | float]:
+        shift, scale, *gate = self.modulation(F.silu(vector_BF))[:, None].split(self.width, dim=-1)
+        return torch.addcmul(shift, self.norm(tokens_BND), 1 + scale), gate[0] if gate else 1.0
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: optional cross-attention, optional self-attention, feed-forward."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        expansion: int,
+        crossing: bool,
+        selfing: bool,
+        attention: str = "softmax",
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        options = {"heads": heads, "attention": attention, "dropout": dropout}
+        if crossing:
+            self.cross_norm = nn.LayerNorm(width)
+            self.cross = Attention(width, **options)
+        if selfing:
+            self.self_norm = nn.LayerNorm(width)
+            self.self_attention = Attention(width, **options)
+        self.feed_norm = nn.LayerNorm(width)
+        self.feed = FeedForward(width, expansion=expansion, dropout=dropout)
+        self.selfing = selfing
+
+    def forward(self, tokens_BND: Tensor, memory: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """`memory`: what `self.cross.memory(context)` gave; required when the block has cross-attention."""
+        if memory is not None:
+            tokens_BND = tokens_BND + self.cross(self.cross_norm(tokens_BND), memory)
+        if self.selfing:
+            normed_BND = self.self_norm(tokens_BND)
+            tokens_BND = tokens_BND + self.self_attention(normed_BND, self.self_attention.memory(normed_BND))
+        return tokens_BND + self.feed(self.feed_norm(tokens_BND))

@@ -1,0 +1,64 @@
+"""Limits of the public interface, and the checks that turn a bad argument into one line with the limit."""
+
+from __future__ import annotations
+
+import operator
+import secrets
+from reprlib import repr as brief
+
+MAX_SIDE = 8192  # pixels of an output
+MAX_PIXELS = 2**26  # of an output, and of an image to encode
+MAX_CELLS = 4096  # of a latent
+MAX_STEPS = 1000
+MAX_BATCH = 64
+MAX_GUIDANCE = 100.0
+MAX_ASPECT = 64.0  # of a frame, and its inverse
+SEEDS = 2**32
+
+
+def whole(value, name: str, low: int, high: int) -> int:
+    try:
+        if not isinstance(value, bool) and low <= (integer := operator.index(value)) <= high:
+            return integer
+    except TypeError:
+        pass
+    raise ValueError(f"{name} {brief(value)}: must be a whole number, {low}…{high}")
+
+
+def number(value, name: str, low: float, high: float) -> float:
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not real or not low <= value <= high:  # NaN is not
+        raise ValueError(f"{name} {brief(value)}: must be a number, {low:g}…{high:g}")
+    return float(value)
+
+
+def pair(value, name: str, high: int) -> tuple[int, int]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"{name} {brief(value)}: must be (height, width)")
+    sides = zip(("height", "width"), value, strict=True)
+    return tuple(whole(v, f"{name} {brief(tuple(value))}: {side}", 1, high) for side, v in sides)
+
+
+def check_size(size) -> tuple[int, int]:
+    height, width = pair(size, "size", MAX_SIDE)
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"size {height} x {width}: {height * width:,} pixels, at most {MAX_PIXELS:,}")
+    return height, width
+
+
+def check_cells(size, stride: int) -> tuple[int, int]:
+    h, w = pair(size, "latent_size", MAX_CELLS)
+    if h * w > MAX_CELLS:
+        raise ValueError(f"latent_size {h} x {w}: {h * w:,} cells, at most {MAX_CELLS:,}")
+    if h % stride or w % stride:
+        raise ValueError(f"latent_size {h} x {w}: both must be multiples of {stride}")
+    return h, w
+
+
+def row_seeds(seed, rows: int) -> tuple[int, ...]:
+    if isinstance(seed, (list, tuple)):
+        if len(seed) != rows:
+            raise ValueError(f"{len(seed)} seeds for {rows} labels: give one seed, or one for each")
+        return tuple(whole(s, "seed", 0, SEEDS - 1) for s in seed)
+    first = secrets.randbelow(SEEDS) if seed is None else whole(seed, "seed", 0, SEEDS - 1)
+    return tuple((first + i) % SEEDS for i in range(rows))

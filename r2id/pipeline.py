@@ -1,0 +1,342 @@
+"""Condition → latent (once) → as many images as you like: the public interface, its checks, device placement."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from r2id.checkpoint import (
+    fetch,
+    from_dict,
+    load_config,
+    load_into,
+    save_config,
+    save_module,
+)
+from r2id.condition import mixture
+from r2id.denoisers import SYSTEMS
+from r2id.image import from_pil
+from r2id.latent import Latent, check_latent
+from r2id.limits import (
+    MAX_ASPECT,
+    MAX_BATCH,
+    MAX_GUIDANCE,
+    MAX_PIXELS,
+    MAX_STEPS,
+    check_cells,
+    check_size,
+    number,
+    row_seeds,
+    whole,
+)
+from r2id.position import FITS, FULL, footprint, grid_positions, oversampling, training_pitch, window_of
+from r2id.resampler import R2IR, Memory, R2IRConfig
+from r2id.sampler import sample
+from r2id.schedule import Schedule
+
+FORMAT = 1
+TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory, fits a CPU's cache
+CACHED = 4  # latents whose memory is kept
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What `diffuse` takes where nothing is said."""
+
+    steps: int = 20
+    guidance: float = 1.5
+    sampler: str = "dpm++"
+    latent_size: tuple[int, int] = (8, 8)
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """`config.json`: what the weights beside it are. Sizes are (height, width), colours in [0, 1]."""
+
+    format: int
+    system: str
+    labels: tuple[str, ...]
+    channels: int
+    background: tuple[float, ...]
+    training_size: int  # pixels on the short side of a training frame
+    trained_cells: tuple[int, int]  # fewest and most on a side
+    trained_aspects: tuple[float, float]  # narrowest and widest frame
+    stride: int  # latent sizes are multiples of it
+    fit: str  # default of `resample`
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
+    schedule: Schedule
+    defaults: Defaults
+    resampler: R2IRConfig
+    denoiser: Any  # the system's own configuration, as `SYSTEMS` names it
+
+    def __post_init__(self):
+        if self.format != FORMAT:
+            raise ValueError(f"format {self.format}: this version reads {FORMAT}; upgrade r2id or export again")
+        if self.system not in SYSTEMS:
+            raise ValueError(f"system {self.system!r}: must be one of {', '.join(SYSTEMS)}")
+        if self.fit not in FITS:
+            raise ValueError(f"fit {self.fit!r}: must be one of {', '.join(FITS)}")
+        channels = self.resampler.latent_channels
+        if not len(self.latent_mean) == len(self.latent_std) == channels or min(self.latent_std) <= 0:
+            raise ValueError(f"latent_mean and latent_std: each must hold {channels} values, the second above 0")
+        if len(self.background) != self.channels or self.channels != self.resampler.channels:
+            raise ValueError(f"channels {self.channels}: must agree with background and resampler.channels")
+
+
+@dataclass(frozen=True)
+class DiffusionStep:
+    """One step of `diffuse_steps`: index 1…steps, and the estimate of the result; the last one's is the result."""
+
+    index: int
+    steps: int
+    latent: Latent
+
+
+class Pipeline:
+    """A denoiser and a resampler with the configuration that both were trained under."""
+
+    def __init__(
+        self, config: PipelineConfig, resampler: R2IR, denoiser: nn.Module, *, device="auto", resampler_device=None
+    ):
+        self.config = config
+        self.device = _device(device)
+        self.resampler_device = self.device if resampler_device is None else _device(resampler_device)
+        self.resampler = resampler.eval().requires_grad_(False).to(self.resampler_device)
+        self.denoiser = denoiser.eval().requires_grad_(False).to(self.device)
+        self._memories: list[tuple[weakref.ref, int, float, Memory]] = []
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_id: str | Path, *, device="auto", resampler_device=None, revision=None
+    ) -> Pipeline:
+        """A model from a folder, or from the Hub repository `owner/name`. device: "auto" takes CUDA, then MPS, then
+        the CPU. Raises ValueError, one line that names the file and the fault."""
+        folder = fetch(path_or_id, revision)
+        values = load_config(folder)
+        config = from_dict(PipelineConfig, values, folder / "config.json")
+        config_type, model_type = SYSTEMS[config.system]
+        config = replace(
+            config, denoiser=from_dict(config_type, config.denoiser, f"{folder / 'config.json'}: denoiser")
+        )
+        denoiser = model_type(config.denoiser)
+        resampler = R2IR(config.resampler)
+        load_into(resampler, folder / "resampler.safetensors")
+        load_into(denoiser, folder / "denoiser.safetensors")
+        return cls(config, resampler, denoiser, device=device, resampler_device=resampler_device)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes what `from_pretrained` reads."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_module(self.resampler, Path(folder) / "resampler.safetensors")
+        save_module(self.denoiser, Path(folder) / "denoiser.safetensors")
+        save_config(folder, asdict(self.config))
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.config.labels)
+
+    # diffuse
+
+    def diffuse(self, labels, **options) -> Latent:
+        """Labels → latents, one row each: the last step of `diffuse_steps`, which see for the options."""
+        *_, last = self.diffuse_steps(labels, **options)
+        return last.latent
+
+    def diffuse_steps(
+        self,
+        labels,
+        *,
+        latent_size: tuple[int, int] | None = None,
+        aspect: float | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        sampler: str | None = None,
+        eta: float = 0.0,
+        seed: int | Sequence[int] | None = None,
+    ) -> Iterator[DiffusionStep]:
+        """Labels (a list; each an index, a name, None or {label: weight}) → latents of latent_size = (h, w) cells.
+
+        aspect: frame width / height, w / h of the cells where None. guidance: g of null + g·(cond - null), 1 for none,
+        within guidance_interval in t. sampler: "dpm++" or "ddim"; eta above 0 with "ddim" only. seed: 0…2³²-1, row i
+        uses seed + i; a list gives each row its own; None draws one. What is None otherwise follows `config.defaults`.
+        Raises ValueError at once for anything out of range.
+        """
+        config, defaults = self.config, self.config.defaults
+        rows = list(labels) if isinstance(labels, (list, tuple)) else [labels]
+        if not 1 <= len(rows) <= MAX_BATCH:
+            raise ValueError(f"{len(rows)} labels: must be 1…{MAX_BATCH}")
+        weights = [mixture(label, config.labels) for label in rows]
+        latent_size = check_cells(defaults.latent_size if latent_size is None else latent_size, config.stride)
+        aspect = number(
+            latent_size[1] / latent_size[0] if aspect is None else aspect, "aspect", 1 / MAX_ASPECT, MAX_ASPECT
+        )
+        steps = whole(defaults.steps if steps is None else steps, "steps", 1, MAX_STEPS)
+        guidance = number(defaults.guidance if guidance is None else guidance, "guidance", -MAX_GUIDANCE, MAX_GUIDANCE)
+        eta = number(eta, "eta", 0.0, 10.0)
+        seeds = row_seeds(seed, len(rows))
+        names = tuple(_named(row, config.labels) for row in weights)
+
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        shape = (config.resampler.latent_channels, *latent_size)
+
+        def noise() -> Tensor:  # by row and on the CPU, so that a seed means one picture whatever the batch and device
+            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+
+        mean, std = (
+            torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (config.latent_mean, config.latent_std)
+        )
+        times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        with torch.no_grad():
+            tokens = self.denoiser.condition(torch.tensor(weights, device=self.device).view(len(rows), -1))
+        path = sample(
+            self.denoiser,
+            noise(),
+            positions=grid_positions(latent_size, aspect).to(self.device),
+            tokens=tokens,
+            times=times,
+            alpha_bars=config.schedule.alpha_bar(times, cells=latent_size),
+            objective=self.denoiser.config.objective,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
+            sampler=defaults.sampler if sampler is None else sampler,
+            eta=eta,
+            clip=lambda x0: ((x0 * std + mean).clamp(-1, 1) - mean) / std,
+            row_noise=noise,
+        )
+        return (
+            DiffusionStep(s.index, s.steps, Latent((s.x0 * std + mean).clamp(-1, 1).cpu(), aspect, seeds, names))
+            for s in path
+        )
+
+    # resample
+
+    def resample(self, latent: Latent, *, size: tuple[int, int], fit: str | None = None, region=FULL) -> Tensor:
+        """Latents → images, float32 (B, C, H, W) in [0, 1] on the CPU, at size = (H, W).
+
+        fit: which window of the frame's plane the whole picture shows ("contain", "cover", "stretch", "published");
+        None is `config.fit`. region = (left, top, right, bottom) in fractions of the whole picture: that part of the
+        picture of size (H / (bottom - top), W / (right - left)). Raises ValueError for anything out of range.
+        """
+        tiles = self.resample_tiles(latent, size=size, fit=fit, region=region)
+        image_BCHW = torch.empty(len(latent), self.config.channels, *size)
+        for (left, top, right, bottom), tile in tiles:
+            image_BCHW[:, :, top:bottom, left:right] = tile
+        return image_BCHW
+
+    def resample_tiles(
+        self, latent: Latent, *, size: tuple[int, int], fit: str | None = None, region=FULL
+    ) -> Iterator[tuple[tuple[int, int, int, int], Tensor]]:
+        """The same in tiles of bounded memory, in reading order: ((left, top, right, bottom) in pixels, tile)."""
+        height, width = check_size(size)
+        latent = check_latent(latent, self.config.resampler.latent_channels)
+        window = window_of((height, width), aspect=latent.aspect, fit=fit or self.config.fit, region=region)
+        across, down = factors = oversampling(window, aspect=latent.aspect, training_size=self.config.training_size)
+        window = window.finer(factors)
+        pitch = training_pitch(latent.aspect, self.config.training_size)
+        spread = footprint(latent.aspect, pitch, self.config.resampler.footprint)
+
+        budget = TILE_POINTS["cpu" if self.resampler_device.type == "cpu" else "other"] // (len(latent) * across * down)
+        columns = min(width, max(1, budget))
+        rows = min(height, max(1, budget // columns))
+
+        @torch.no_grad()
+        def tiles():
+            memory = self._memory(latent)
+            for top in range(0, height, rows):
+                bottom = min(top + rows, height)
+                for left in range(0, width, columns):
+                    right = min(left + columns, width)
+                    pixels = window.positions(
+                        range(top * down, bottom * down), range(left * across, right * across), spread=spread
+                    )
+                    colour_BNC = self.resampler.decode(memory, pixels.to(self.resampler_device)).clamp(-1, 1)
+                    tile = colour_BNC.transpose(1, 2).unflatten(2, pixels.grid)
+                    if factors != (1, 1):
+                        tile = F.avg_pool2d(tile, (down, across))
+                    yield (left, top, right, bottom), (tile.cpu() + 1) / 2
+
+        return tiles()
+
+    def _memory(self, latent: Latent) -> Memory:
+        """What decoding shares between tiles, sizes and calls, kept for the last few latents."""
+        tensor, key = latent.tensor, (latent.tensor._version, latent.aspect)
+        self._memories = [entry for entry in self._memories if entry[0]() is not None]
+        for reference, *known, memory in self._memories:
+            if reference() is tensor and tuple(known) == key:
+                return memory
+        cells = grid_positions(latent.size, latent.aspect).to(self.resampler_device)
+        memory = self.resampler.memory(tensor.to(self.resampler_device), cells)
+        self._memories = [(weakref.ref(tensor), *key, memory), *self._memories[: CACHED - 1]]
+        return memory
+
+    # encode
+
+    @torch.no_grad()
+    def encode(self, image, *, latent_size: tuple[int, int] | None = None) -> Latent:
+        """Images → latents: float (B, C, H, W) or (C, H, W) in [0, 1], or one or a list of PIL images of one size.
+
+        The frame is the image's own. Denser than the training images, it is first area-reduced to their density.
+        """
+        config = self.config
+        latent_size = check_cells(config.defaults.latent_size if latent_size is None else latent_size, config.stride)
+        image_BCHW = self._images(image)
+        height, width = image_BCHW.shape[2:]
+        aspect = number(width / height, "image width / height", 1 / MAX_ASPECT, MAX_ASPECT)
+        if (reduce := min(height, width) / config.training_size) > 1:
+            height, width = round(height / reduce), round(width / reduce)
+            image_BCHW = F.interpolate(image_BCHW, size=(height, width), mode="area")
+        colour_BNC = (image_BCHW * 2 - 1).flatten(2).transpose(1, 2).to(self.resampler_device)
+        spread = footprint(aspect, training_pitch(aspect, config.training_size), config.resampler.footprint)
+        window = window_of((height, width), aspect=aspect, fit="stretch")
+        pixels = window.positions(range(height), range(width), spread=spread).to(self.resampler_device)
+        cells = grid_positions(latent_size, aspect).to(self.resampler_device)
+        return Latent(torch.tanh(self.resampler.encode(colour_BNC, pixels, cells)).cpu(), aspect)
+
+    def _images(self, image) -> Tensor:
+        channels = self.config.channels
+        if isinstance(image, Image.Image):
+            image = [image]
+        if isinstance(image, (list, tuple)) and image and all(isinstance(i, Image.Image) for i in image):
+            images = [from_pil(i, channels, self.config.background) for i in image[: MAX_BATCH + 1]]
+            if len({i.shape for i in images}) > 1:
+                raise ValueError("images of different sizes: encode them one by one, a batch shares one frame")
+            image = torch.stack(images)
+        if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim not in (3, 4):
+            raise ValueError("image: must be a float tensor (B, C, H, W) in [0, 1], a PIL image or a list of them")
+        image_BCHW = image.float().reshape(-1, *image.shape[-3:])
+        batch, *_, height, width = image_BCHW.shape
+        if image_BCHW.shape[1] != channels or not 1 <= batch <= MAX_BATCH or not 1 <= height * width <= MAX_PIXELS:
+            limits = f"(1…{MAX_BATCH}, {channels}, H, W) of at most {MAX_PIXELS:,} pixels"
+            raise ValueError(f"image of shape {tuple(image.shape)}: must be {limits}")
+        low, high = image_BCHW.aminmax()
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise ValueError(f"image values {low:g}…{high:g}: must be in [0, 1]")
+        return image_BCHW.clamp(0, 1)
+
+
+def _device(device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); use auto or cpu") from None
+    return device
+
+
+def _named(weights: list[float], names: tuple[str, ...]):
+    """Normalised weights as a label: its name, None, or {name: weight}."""
+    named = {name: weight for name, weight in zip(names, weights, strict=True) if weight}
+    return next(iter(named), None) if len(named) < 2 else named

@@ -1,0 +1,195 @@
+"""Where pixels and cells lie: two coordinate systems, windows of the frame's plane, jitter and Fourier features.
+
+The *frame* is the rectangle that a latent describes; its aspect is width / height. A point has *absolute* x and y,
+from -½ to ½ across the frame, and *relative* ones, the same point divided by the frame's long side, so that x and y
+have one unit of length. Points beyond the frame have larger values. Pixel i of N is its centre, (i + ½)/N - ½.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FITS = ("contain", "cover", "stretch", "published")
+FULL = (0.0, 0.0, 1.0, 1.0)
+MIN_REGION = 2.0**-20
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Points, (N, 2) or (B, N, 2) with x before y, in float32; `grid` is (rows, columns) where they form one.
+
+    `spread` holds the standard deviation of the footprint that features average over, ((x, y) absolute,
+    (x, y) relative): given where jitter is off, None where the points themselves are jittered or exact.
+    `framed` is False for the published coordinates of an output of another shape: such points have no one place
+    in the frame, so nothing local can be read there.
+    """
+
+    absolute: Tensor
+    relative: Tensor
+    grid: tuple[int, int] | None = None
+    spread: tuple[tuple[float, float], tuple[float, float]] | None = None
+    framed: bool = True
+
+    def axes(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """((x absolute, x relative), (y absolute, y relative)): (1, W) and (H, 1) on a grid, else (…, N) each."""
+        if self.grid is None:
+            both = (self.absolute, self.relative)
+            return tuple(p[..., 0] for p in both), tuple(p[..., 1] for p in both)
+        rows, columns = self.grid
+        both = (self.absolute.view(rows, columns, 2), self.relative.view(rows, columns, 2))
+        return tuple(p[:1, :, 0] for p in both), tuple(p[:, :1, 1] for p in both)
+
+    def to(self, device: torch.device | str) -> Positions:
+        return Positions(self.absolute.to(device), self.relative.to(device), self.grid, self.spread, self.framed)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A pixel grid laid on the frame's plane: pixel (i, j) is at ((j, i) + ½ + origin) · pitch, in absolute units."""
+
+    origin: tuple[float, float]  # x, y, in pixels: the left and top edge, from the frame's centre
+    pitch: tuple[float, float]  # x, y, absolute units a pixel
+    relative_scale: tuple[float, float]  # relative = absolute · this
+    framed: bool = True
+
+    def finer(self, factors: tuple[int, int]) -> Window:
+        """The same window with every pixel cut into factors = (across, down)."""
+        origin = tuple(o * k for o, k in zip(self.origin, factors, strict=True))
+        pitch = tuple(p / k for p, k in zip(self.pitch, factors, strict=True))
+        return Window(origin, pitch, self.relative_scale, self.framed)
+
+    def positions(self, rows: range, columns: range, *, spread: tuple | None = None) -> Positions:
+        """Positions of the pixels rows × columns. Float64 from integer indices, so a tile equals its part exactly."""
+        x_W, y_H = (
+            (torch.arange(r.start, r.stop, dtype=torch.float64) + 0.5 + o) * p
+            for r, o, p in zip((columns, rows), self.origin, self.pitch, strict=True)
+        )
+        y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
+        absolute = torch.stack((x_HW, y_HW), dim=-1).flatten(0, 1)
+        relative = absolute * absolute.new_tensor(self.relative_scale)
+        return Positions(absolute.float(), relative.float(), (len(rows), len(columns)), spread, self.framed)
+
+
+def relative_scale(aspect: float) -> tuple[float, float]:
+    """Frame width and height divided by its long side."""
+    return min(1.0, aspect), min(1.0, 1.0 / aspect)
+
+
+def training_pitch(aspect: float, training_size: int) -> tuple[float, float]:
+    """Absolute size (x, y) of a training pixel: the frame's short side has `training_size` of them."""
+    return 1.0 / (training_size * max(1.0, aspect)), 1.0 / (training_size * max(1.0, 1.0 / aspect))
+
+
+def footprint(aspect: float, pitch: tuple[float, float], sigma: float) -> tuple | None:
+    """The `Positions.spread` of pixels of this absolute pitch, sigma in pixels; None for sigma 0."""
+    if sigma == 0:
+        return None
+    absolute = tuple(p * sigma for p in pitch)
+    return absolute, tuple(a * s for a, s in zip(absolute, relative_scale(aspect), strict=True))
+
+
+def window_of(
+    size: tuple[int, int], *, aspect: float, fit: str, region: tuple[float, float, float, float] = FULL
+) -> Window:
+    """The window that an output of `size` (height, width) shows of a frame of this aspect.
+
+    `fit`: "contain" shows the whole frame and the plane beyond it, "cover" the largest centred part inside the
+    frame, "stretch" pulls the frame to the output's shape, "published" gives each pixel both coordinate systems of
+    the *output's* frame. `region` = (left, top, right, bottom), fractions of the whole picture, which is then
+    larger than `size` by 1 / (right - left) and 1 / (bottom - top). Raises ValueError for an unknown fit or a
+    region outside [0, 1] or narrower than 2⁻²⁰.
+    """
+    if fit not in FITS:
+        raise ValueError(f"fit {fit!r}: must be one of {', '.join(FITS)}")
+    left, top, right, bottom = check_region(region)
+    width, height = size[1] / (right - left), size[0] / (bottom - top)
+    frame_width, frame_height = width, height
+    if fit in ("contain", "cover"):
+        frame_height = (min if fit == "contain" else max)(height, width / aspect)
+        frame_width = frame_height * aspect
+    scale = relative_scale(width / height if fit == "published" else aspect)
+    origin = (left * width - width / 2, top * height - height / 2)
+    return Window(origin, (1.0 / frame_width, 1.0 / frame_height), scale, fit != "published")
+
+
+def check_region(region) -> tuple[float, float, float, float]:
+    """`region` as four floats. ValueError unless 0 ≤ left < right ≤ 1 and 0 ≤ top < bottom ≤ 1, each 2⁻²⁰ wide or more."""
+    try:
+        left, top, right, bottom = (float(v) for v in region)
+    except (TypeError, ValueError):
+        raise ValueError(f"region {region!r}: give four numbers, left, top, right, bottom") from None
+    inside = 0 <= left < right <= 1 and 0 <= top < bottom <= 1  # False for NaN too
+    if not inside or min(right - left, bottom - top) < MIN_REGION:
+        raise ValueError(f"region {tuple(region)}: needs 0 <= left < right <= 1, top and bottom alike, 2^-20 or wider")
+    return left, top, right, bottom
+
+
+def oversampling(window: Window, *, aspect: float, training_size: int) -> tuple[int, int]:
+    """Smallest (across, down) cut of each output pixel that is as dense as the training pixels, so nothing aliases."""
+    pitches = zip(window.pitch, training_pitch(aspect, training_size), strict=True)
+    return tuple(max(1, math.ceil(pixel / training - 1e-9)) for pixel, training in pitches)
+
+
+def grid_positions(size: tuple[int, int], aspect: float, *, sigma: float = 0.0) -> Positions:
+    """The centres of size = (rows, columns) pixels or cells that fill the frame; sigma: footprint, in pixels."""
+    rows, columns = size
+    window = window_of(size, aspect=aspect, fit="stretch")
+    return window.positions(range(rows), range(columns), spread=footprint(aspect, window.pitch, sigma))
+
+
+def points(absolute: Tensor, aspect: float) -> Positions:
+    """Positions of arbitrary absolute points (…, N, 2), exact (no footprint)."""
+    return Positions(absolute, absolute * absolute.new_tensor(relative_scale(aspect)))
+
+
+def jitter(absolute: Tensor, pitch: tuple[float, float], sigma: float, generator: torch.Generator | None) -> Tensor:
+    """Every point moved by one normal draw, sigma in pixels of the absolute `pitch`; both systems follow from it."""
+    offsets = torch.randn(absolute.shape, generator=generator, device=absolute.device)
+    return absolute + offsets * absolute.new_tensor(pitch) * sigma
+
+
+def read_colours(image_BCHW: Tensor, absolute_BN2: Tensor, background_C: Tensor) -> Tensor:
+    """Colours (B, N, C) of the images at absolute points: bicubic, edges replicated, `background` beyond the frame."""
+    colours_BCN = F.grid_sample(
+        image_BCHW, absolute_BN2[:, :, None] * 2, mode="bicubic", padding_mode="border", align_corners=False
+    ).squeeze(-1)
+    inside_BN = (absolute_BN2.abs() <= 0.5).all(dim=-1)
+    return torch.where(inside_BN[:, :, None], colours_BCN.transpose(1, 2), background_C)
+
+
+def fourier(values: Tensor, frequencies: Tensor, spread: float = 0.0) -> Tensor:
+    """(…) → (…, 2K): sin and cos of value · frequency, times exp(-ω²σ²/2), their mean over a Gaussian footprint of
+    standard deviation `spread` (integrated positional encoding, Barron et al. 2021)."""
+    angles = values[..., None] * frequencies
+    features = torch.cat((angles.sin(), angles.cos()), dim=-1)
+    return features * torch.exp(-0.5 * (frequencies * spread) ** 2).repeat(2) if spread else features
+
+
+class PositionEmbedding(nn.Module):
+    """Positions → (…, N, D), or (H, W, D) on a grid: a linear map of sin/cos features of both systems.
+
+    Octaves low … high mean frequencies π·2^k. The map is a sum of a term in x and a term in y, so on a grid it is
+    computed once a column and once a row.
+    """
+
+    def __init__(self, width: int, octaves: tuple[int, int]):
+        super().__init__()
+        low, high = octaves
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(low, high + 1), persistent=False)
+        features = 4 * (high - low + 1)
+        self.x = nn.Linear(features, width)
+        self.y = nn.Linear(features, width, bias=False)
+
+    def forward(self, positions: Positions) -> Tensor:
+        spreads = positions.spread or ((0.0, 0.0), (0.0, 0.0))
+        terms = []
+        for axis, linear in enumerate((self.x, self.y)):
+            systems = zip(positions.axes()[axis], spreads, strict=True)
+            features = [fourier(values, self.frequencies, spread[axis]) for values, spread in systems]
+            terms.append(linear(torch.cat(features, dim=-1)))
+        return terms[0] + terms[1]

@@ -1,0 +1,48 @@
+"""Shared fixtures: a tiny model with random weights, as a pipeline and as a folder."""
+
+import pytest
+import torch
+
+from r2id import R2ID, R2IR, Pipeline, PipelineConfig, R2IDConfig, R2IRConfig
+from r2id.pipeline import Defaults
+from r2id.schedule import Schedule
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Pipeline:
+    """A whole pipeline that answers in milliseconds: the shipped systems, a few channels wide, weights at random."""
+    torch.manual_seed(0)
+    resampler = R2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
+    denoiser = R2IDConfig(latent_channels=3, width=16, heads=2, encoder_blocks=1, decoder_blocks=1, noise_width=8)
+    config = PipelineConfig(
+        format=1,
+        system="r2id",
+        labels=tuple("0123456789"),
+        channels=1,
+        background=(0.0,),
+        training_size=8,
+        trained_cells=(4, 16),
+        trained_aspects=(9 / 16, 16 / 9),
+        stride=1,
+        fit="contain",
+        latent_mean=(0.0, 0.1, -0.1),
+        latent_std=(0.5, 0.4, 0.3),
+        schedule=Schedule(),
+        defaults=Defaults(steps=4, latent_size=(4, 4)),
+        resampler=resampler,
+        denoiser=denoiser,
+    )
+    model = R2ID(denoiser)
+    for parameter in model.parameters():  # zero-initialised layers would make every picture the same
+        torch.nn.init.normal_(parameter, std=0.2)
+    return Pipeline(config, R2IR(resampler), model, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny, tmp_path_factory):
+    """That pipeline saved as a folder, `weights/tiny`."""
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    tiny.save(folder)
+    return folder

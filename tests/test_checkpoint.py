@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+from torch import nn
+
+from r2id import checkpoint
+from r2id.checkpoint import (
+    CheckpointError,
+    fetch,
+    from_dict,
+    load_config,
+    load_into,
+    load_tensors,
+    save_config,
+    save_module,
+    save_tensors,
+)
+
+
+@dataclass(frozen=True)
+class Inner:
+    width: int
+    kind: str = "cosine"
+
+    def __post_init__(self):
+        if self.kind not in ("cosine", "linear"):
+            raise ValueError(f"kind {self.kind!r}: must be cosine or linear")
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: Inner
+    rate: float = 1.0
+    flag: bool = False
+    sizes: tuple[tuple[int, int], ...] = ()
+    pair: tuple[float, str] = (0.0, "")
+    local: Inner | None = None
+    extra: dict = field(default_factory=dict)
+
+
+def safetensors_bytes(header: dict | str, data: bytes = b"") -> bytes:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(dtype: str = "F32", shape: tuple = (1,), offsets: tuple = (0, 4)) -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def pickled(protocol: int) -> bytes:
+    return pickle.dumps({"weight": [1.0, 2.0]}, protocol=protocol)
+
+
+def torch_saved(zipped: bool) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.ones(3)}, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+def message(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert "\n" not in text and len(text) <= 500
+    return text
+
+
+FLOAT = b"\0\0\0\0"
+FAULTS = {
+    "empty": (b"", "empty"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git-LFS pointer"),
+    "zip": (torch_saved(zipped=True), "a zip archive"),
+    "pickle of old torch": (torch_saved(zipped=False), "a pickle"),
+    "pickle 2": (pickled(2), "a pickle"),
+    "pickle 5": (pickled(5), "a pickle"),
+    "web page": (b"<!doctype html><html>", "not a safetensors file"),
+    "few bytes": (b"\x10\0\0", "truncated at 3 bytes"),
+    "short header": (struct.pack("<Q", 99) + b'{"a":', "truncated at 13 bytes"),
+    "short data": (safetensors_bytes({"a": entry(offsets=(0, 8), shape=(2,))}, FLOAT), "truncated at"),
+    "huge header": (struct.pack("<Q", 2**40) + b"{}", "a header of 1,099,511,627,776 bytes, at most 1,048,576"),
+    "not JSON": (safetensors_bytes("{nonsense}"), "malformed header"),
+    "deep JSON": (safetensors_bytes("{" + '"a":{' * 100_000), "malformed header"),
+    "no offsets": (safetensors_bytes({"a": {"dtype": "F32", "shape": [1]}}, FLOAT), "malformed header"),
+    "duplicate": (safetensors_bytes('{"a":%s,"a":%s}' % ((json.dumps(entry()),) * 2), FLOAT), "repeated keys 'a'"),
+    "huge empty": (safetensors_bytes({"a": entry(shape=(0, 2**60), offsets=(0, 0))}), "unusable dtype or shape of 'a'"),
+    "many axes": (safetensors_bytes({"a": entry(shape=(1,) * 99)}, FLOAT), "unusable dtype or shape of 'a'"),
+    "odd dtype": (safetensors_bytes({"a": entry(dtype="C64")}, FLOAT), "the first C64 [1]"),
+    "overlap": (safetensors_bytes({"a": entry(), "b": entry()}, FLOAT), "not a valid safetensors file"),
+    "overflow": (safetensors_bytes({"a": entry(shape=(2**62, 2**62))}, FLOAT), "not a valid safetensors file"),
+    "surplus": (safetensors_bytes({"a": entry()}, FLOAT * 2), "not a valid safetensors file"),
+    "NaN": (safetensors_bytes({"a": entry()}, struct.pack("<f", float("nan"))), "NaN or infinity in 'a'"),
+    "infinity": (safetensors_bytes({"a": entry()}, struct.pack("<f", float("-inf"))), "NaN or infinity in 'a'"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_of_a_file_has_its_own_line(tmp_path, fault):
+    data, text = FAULTS[fault]
+    path = tmp_path / "denoiser.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError) as error:
+        load_tensors(path)
+    assert message(error).startswith(f"{path}: ") and text in message(error)
+
+
+def test_faults_of_the_path(tmp_path, monkeypatch):
+    for path, text in ((tmp_path / "none.safetensors", "no such file"), (tmp_path, "not a file")):
+        with pytest.raises(CheckpointError, match=text):
+            load_tensors(path)
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
+        (tmp_path / "a.safetensors").write_bytes(b"1")
+        patch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        load_tensors(tmp_path / "a.safetensors")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(CheckpointError, match="not a file"):  # and does not wait for a writer
+        load_tensors(tmp_path / "pipe.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".PKL"])
+def test_suffixes_of_pickles_are_refused_whatever_the_file_holds(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(safetensors_bytes({"a": entry()}, FLOAT))
+    for act in (lambda: load_tensors(path), lambda: save_tensors({"a": torch.ones(1)}, path)):
+        with pytest.raises(CheckpointError, match="files are pickles.*only safetensors files are read"):
+            act()
+
+
+def test_file_larger_than_the_limit_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_FILE_BYTES", 10)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(bytes(11))
+    with pytest.raises(CheckpointError, match="11 bytes, at most 10"):
+        load_tensors(path)
+
+
+def test_a_header_that_begins_like_a_pickle_is_read(tmp_path):
+    text = json.dumps({"a": entry()}).ljust(0x0280)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors_bytes(text, struct.pack("<f", 3)))
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    assert load_tensors(path)["a"].item() == 3
+
+
+def test_every_truncation_is_an_error(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_tensors({"a": torch.ones(3), "b": torch.ones(2, 2)}, path)
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(CheckpointError, match="truncated|empty"):
+            load_tensors(path)
+
+
+def test_tensors_do_not_depend_on_the_file_after_loading(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensors = {"a": torch.randn(64, 64), "steps": torch.arange(5), "half": torch.ones(3, dtype=torch.bfloat16)}
+    save_tensors(tensors, path)
+    loaded = load_tensors(path)
+    path.write_bytes(b"")
+    assert loaded.keys() == tensors.keys()
+    assert all(
+        torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
+
+
+def test_module_survives_save_and_load(tmp_path):
+    path = tmp_path / "new" / "model.safetensors"
+    model, other = (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)) for _ in range(2))
+    save_module(model, path)
+    load_into(other, path)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_tied_weights_survive(tmp_path):
+    model, other = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(2))
+    model[1].weight = model[0].weight
+    save_module(model, tmp_path / "a.safetensors")
+    load_into(other, tmp_path / "a.safetensors")
+    assert torch.equal(other[1].weight, model[0].weight)
+
+
+def test_loading_names_what_does_not_fit_and_changes_nothing(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensors = {"weight": torch.ones(4, 2), **{f"extra{i}": torch.ones(1) for i in range(6)}}
+    save_tensors(tensors, path)
+    model = nn.Linear(3, 4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        load_into(model, path)
+    for text in (
+        "does not fit Linear",
+        "missing 'bias'",
+        "not in the model 'extra0', 'extra1', 'extra2', 'extra3' and 2 more",
+        "misshapen 'weight' ('weight' is float32 (4, 2), the model's float32 (4, 3))",
+    ):
+        assert text in message(error)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_another_dtype_does_not_fit(tmp_path):
+    save_tensors({"weight": torch.ones(1, 1, dtype=torch.float64)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"is float64 \(1, 1\), the model's float32 \(1, 1\)"):
+        load_into(nn.Linear(1, 1, bias=False), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.tensor([float("nan")]), torch.ones(0, 3), torch.ones(2, dtype=torch.complex64)]
+)
+def test_what_would_not_load_is_not_saved(tmp_path, tensor):
+    path = tmp_path / "a.safetensors"
+    save_tensors({"a": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError):
+        save_tensors({"a": tensor}, path)
+    assert load_tensors(path)["a"].item() == 1
+
+
+def test_config_survives_save_and_load(tmp_path):
+    config = {"format": 1, "labels": ["0", "é"], "schedule": {"name": "cosine"}, "mean": [0.1, -2.0]}
+    save_config(tmp_path / "new", config)
+    assert load_config(tmp_path / "new") == config
+    with pytest.raises(ValueError):
+        save_config(tmp_path / "new", {"mean": float("nan")})
+    assert load_config(tmp_path / "new") == config
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (None, "no such file"),
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git-LFS pointer"),
+        (b"[1]", "must hold a JSON object, not list"),
+        (b'{"a": 1,}', "not usable as JSON"),
+        (b'{"a": NaN}', "NaN is not JSON"),
+        (b'{"a": {"b": 1, "b": 2}}', "repeated keys 'b'"),
+        (b'{"a": "\xff"}', "not usable as JSON"),
+        (b"[" * 100_000, "not usable as JSON"),
+        (b" " * (checkpoint.MAX_CONFIG_BYTES + 1), "1,048,577 bytes, at most 1,048,576"),
+    ],
+)
+def test_every_fault_of_a_config_has_its_own_line(tmp_path, data, text):
+    if data is not None:
+        (tmp_path / "config.json").write_bytes(data)
+    with pytest.raises(CheckpointError) as error:
+        load_config(tmp_path)
+    assert message(error).startswith(str(tmp_path / "config.json")) and text in message(error)
+
+
+def test_dataclass_survives_json():
+    outer = Outer("a", Inner(3), 0.5, True, ((4, 4), (6, 9)), (1.0, "x"), Inner(5, "linear"), {"k": [1]})
+    assert from_dict(Outer, json.loads(json.dumps(asdict(outer))), "x") == outer
+
+
+def test_absent_keys_take_defaults_and_ints_may_be_floats():
+    outer = from_dict(Outer, {"name": "a", "inner": {"width": 1}, "rate": 2, "local": None}, "x")
+    assert outer == Outer("a", Inner(1), rate=2.0) and type(outer.rate) is float
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"nam": 1}, "unknown keys 'nam', known are name, inner"),
+        ({"inner": {"width": 1, "hight": 2}}, "inner: unknown keys 'hight', known are width, kind"),
+        ({"inner": {}}, "inner: missing keys 'width'"),
+        ({"inner": 3}, "inner: must be Inner, not 3"),
+        ({"inner": {"width": 1.0}}, "inner.width: must be int, not 1.0"),
+        ({"inner": {"width": True}}, "inner.width: must be int, not True"),
+        ({"inner": {"width": 1, "kind": "sine"}}, "inner: kind 'sine': must be cosine or linear"),
+        ({"local": {"width": "1"}}, "local.width: must be int, not '1'"),
+        ({"name": None}, "name: must be str, not None"),
+        ({"rate": "1"}, "rate: must be float, not '1'"),
+        ({"rate": True}, "rate: must be float, not True"),
+        ({"rate": float("nan")}, "rate: must be float, not nan"),
+        ({"rate": float("inf")}, "rate: must be float, not inf"),
+        ({"rate": 10**400}, "rate: must be float, not 1000"),
+        ({"flag": 1}, "flag: must be bool, not 1"),
+        ({"sizes": 3}, "sizes: must be tuple"),
+        ({"sizes": [[1, 2], [3]]}, "sizes[1]: 1 items, must be 2"),
+        ({"sizes": [[1, 2], [3, 4.5]]}, "sizes[1][1]: must be int, not 4.5"),
+        ({"pair": ["x", 1]}, "pair[0]: must be float, not 'x'"),
+        ({"extra": []}, "extra: must be dict, not []"),
+        ({"name": ["x\n" * 9999]}, "name: must be str, not ['x"),
+    ],
+)
+def test_every_fault_of_a_dict_names_its_key(change, text):
+    with pytest.raises(CheckpointError) as error:
+        from_dict(Outer, {"name": "a", "inner": {"width": 1}} | change, "config.json")
+    assert message(error).startswith(f"config.json: {text}")
+
+
+def test_faults_at_the_top():
+    with pytest.raises(CheckpointError, match="^a.toml: missing keys 'inner', 'name'$"):
+        from_dict(Outer, {}, "a.toml")
+    with pytest.raises(CheckpointError, match=r"^a.toml: must be Outer, not \[\]$"):
+        from_dict(Outer, [], "a.toml")
+
+
+class Hub:
+    """Stands for the two functions of huggingface_hub that are used, and remembers how they were called."""
+
+    def __init__(self, monkeypatch, folder: Path, sizes: dict, error: Exception | None = None, cached: bool = False):
+        self.folder, self.sizes, self.error, self.cached, self.calls = folder, sizes, error, cached, []
+        monkeypatch.setattr(huggingface_hub, "model_info", self.model_info)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
+
+    def model_info(self, repo_id, *, revision, timeout, files_metadata):
+        assert files_metadata and timeout == checkpoint.HUB_TIMEOUT_SECONDS
+        self.calls.append(("info", repo_id, revision))
+        if self.error:
+            raise self.error
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in self.sizes.items()])
+
+    def snapshot_download(self, repo_id, *, revision, allow_patterns, etag_timeout, local_files_only=False):
+        assert allow_patterns == ["config.json", "*.safetensors", "README.md"]
+        assert etag_timeout == checkpoint.HUB_TIMEOUT_SECONDS
+        self.calls.append(("cache" if local_files_only else "download", repo_id, revision))
+        if local_files_only and not self.cached:
+            raise FileNotFoundError("not in the cache")
+        return str(self.folder)
+
+
+def test_an_existing_folder_is_local(tmp_path, monkeypatch):
+    hub = Hub(monkeypatch, tmp_path, {})
+    assert fetch(tmp_path) == fetch(str(tmp_path)) == tmp_path
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert fetch("owner/name") == Path("owner/name")
+    assert not hub.calls
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "name",
+        "weights/none",
+        "./owner/name",
+        "../owner/name",
+        "/owner/name",
+        ".owner/name",
+        "owner/",
+        "/name",
+        "a/b/c",
+    ]
+    + ["owner/name\n", "owner/na me", "https://host/owner", "owner\\name", "öwner/name", "a\0/b", "~/name", "a" * 9999],
+)
+def test_what_is_neither_folder_nor_id_never_reaches_the_hub(tmp_path, monkeypatch, name):
+    hub = Hub(monkeypatch, tmp_path, {})
+    with pytest.raises(CheckpointError, match="no such folder, and not a Hub id of the form owner/name") as error:
+        fetch(name)
+    assert message(error) and not hub.calls
+
+
+def test_an_id_is_downloaded_at_its_revision(tmp_path, monkeypatch):
+    hub = Hub(monkeypatch, tmp_path, {"config.json": 9, "denoiser.safetensors": 99, "state.pt": 2**50})
+    assert fetch("owner/name-1.0_b", revision="v1") == tmp_path
+    assert hub.calls == [("info", "owner/name-1.0_b", "v1"), ("download", "owner/name-1.0_b", "v1")]
+
+
+@pytest.mark.parametrize(("size", "text"), [(2**33, "8,589,934,601 bytes on the Hub: at most"), (None, "inf bytes")])
+def test_a_large_or_unsized_repository_is_not_downloaded(tmp_path, monkeypatch, size, text):
+    hub = Hub(monkeypatch, tmp_path, {"config.json": 9, "denoiser.safetensors": size})
+    with pytest.raises(CheckpointError, match=text):
+        fetch("owner/name")
+    assert [call[0] for call in hub.calls] == ["info"]
+
+
+def test_without_an_answer_the_cache_will_do(tmp_path, monkeypatch):
+    hub = Hub(monkeypatch, tmp_path, {}, error=TimeoutError("no answer"), cached=True)
+    assert fetch("owner/name") == tmp_path
+    assert [call[0] for call in hub.calls] == ["info", "cache"]
+
+
+def test_without_answer_and_cache_the_answer_is_one_line(tmp_path, monkeypatch):
+    Hub(
+        monkeypatch,
+        tmp_path,
+        {},
+        error=OSError("404 Client Error.\n\nRepository not found.\nIf it is private, log in."),
+    )
+    with pytest.raises(CheckpointError, match="owner/name: .*404 Client Error. Repository not found.") as error:
+        fetch("owner/name")
+    assert message(error)
+
+
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
+    Hub(monkeypatch, tmp_path, {"config.json": 9})
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda **_: (_ for _ in ()).throw(OSError("reset\nby peer"))
+    )
+    with pytest.raises(CheckpointError, match="owner/name: the download from the Hub failed, try again: reset by peer"):
+        fetch("owner/name")

@@ -1,0 +1,1 @@
+"""Training: data, losses, one loop, and the scripts that make `weights/`."""

@@ -1,0 +1,179 @@
+"""What each stage minimises, and the law by which every step draws its frame and its latent size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from r2id.condition import one_hot
+from r2id.position import Positions, grid_positions, jitter, points, read_colours, relative_scale
+from r2id.resampler import R2IR
+from r2id.schedule import Schedule, noisy, target
+
+MARGIN_REACH = 2.0  # relative units from the centre that margin points cover: outputs of 1:4 to 4:1
+JITTERS = ("true", "published", "none")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one step draws: the frame as a canvas of pixels, and the latent's cells, both (height, width)."""
+
+    canvas: tuple[int, int]
+    cells: tuple[int, int]
+
+    @property
+    def aspect(self) -> float:
+        return self.canvas[1] / self.canvas[0]
+
+
+@dataclass(frozen=True)
+class Law:
+    """How a step draws its shape. Frames that are not square are the picture padded with the background colour."""
+
+    cells: tuple[int, int] = (4, 16)  # of a square frame's side, drawn log-uniformly: small latents are the hard ones
+    square: float = 0.5  # share of steps whose frame is square
+    widest: float = 16 / 9  # other frames are log-uniform between its inverse and it
+    skewed: float = 0.1  # share of steps whose cells are not (nearly) square
+
+    def draw(self, size: int, *, generator: torch.Generator) -> Shape:
+        """A shape for pictures of size × size pixels."""
+        u = torch.rand(5, generator=generator).tolist()
+        low, high = self.cells
+        side = low * ((high + 1) / low) ** u[0]
+        ratio = 1.0 if u[1] < self.square else self.widest ** (2 * u[2] - 1)
+        pad = round(size * (max(ratio, 1 / ratio) - 1) / 2)  # on both sides, so the picture stays on whole pixels
+        canvas = (size, size + 2 * pad) if ratio >= 1 else (size + 2 * pad, size)
+        aspect = canvas[1] / canvas[0]
+        skew = 1.5 ** (2 * u[4] - 1) if u[3] < self.skewed else 1.0
+        w, h = side * math.sqrt(aspect * skew), side / math.sqrt(aspect * skew)
+        shrink = min(1.0, (high + 0.99) / max(w, h))
+        return Shape(canvas, (max(1, int(h * shrink)), max(1, int(w * shrink))))
+
+
+def pad_to(image_BCHW: Tensor, canvas: tuple[int, int], background_C: Tensor) -> Tensor:
+    """Pictures centred on a canvas of the background colour."""
+    if image_BCHW.shape[2:] == canvas:
+        return image_BCHW
+    padded = background_C.view(-1, 1, 1).repeat(len(image_BCHW), 1, *canvas).view(len(image_BCHW), -1, *canvas)
+    top, left = ((c - s) // 2 for c, s in zip(canvas, image_BCHW.shape[2:], strict=True))
+    padded[:, :, top : top + image_BCHW.shape[2], left : left + image_BCHW.shape[3]] = image_BCHW
+    return padded
+
+
+class ResamplerLoss(nn.Module):
+    """Reconstruction at random points of the plane, from random pixels of the frame."""
+
+    def __init__(self, model: R2IR, *, background: tuple[float, ...], jitter: str, penalty: float, margin: float):
+        """jitter: "true" moves a point and reads the colour there, "published" keeps the old colour, "none".
+        penalty: weight of the mean square before tanh. margin: share of the points out that are drawn around the frame."""
+        super().__init__()
+        if jitter not in JITTERS:
+            raise ValueError(f"jitter {jitter!r}: must be one of {', '.join(JITTERS)}")
+        self.model, self.jitter, self.penalty, self.margin = model, jitter, penalty, margin
+        self.register_buffer("background", torch.tensor(background) * 2 - 1, persistent=False)
+
+    def forward(
+        self, image_BCHW: Tensor, shape: Shape, pixels_in: int, pixels_out: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pictures in [-1, 1]; pixels_in and pixels_out: how many random pixels, 0 for all. → loss, parts of it."""
+        canvas_BCHW = pad_to(image_BCHW, shape.canvas, self.background)
+        cells = grid_positions(shape.cells, shape.aspect)
+        colour_BNC, pixels = self.pixels(canvas_BCHW, shape, pixels_in, generator)
+        latent_BChw = self.model.encode(colour_BNC, pixels, cells)
+        colour_BNC, pixels = self.pixels(canvas_BCHW, shape, pixels_out, generator, self.margin)
+        decoded_BNC = self.model.decode(self.model.memory(torch.tanh(latent_BChw), cells), pixels)
+        error = F.mse_loss(decoded_BNC, colour_BNC)
+        return error + self.penalty * latent_BChw.square().mean(), {"mse": error.detach()}
+
+    def pixels(
+        self, canvas_BCHW: Tensor, shape: Shape, count: int, generator: torch.Generator, margin: float = 0.0
+    ) -> tuple[Tensor, Positions]:
+        """Colours (B, N, C) at `count` random pixels each (0: at all), jittered; the last `margin` of them anywhere in
+        the plane that an output from 1:4 to 4:1 can show."""
+        batch, channels = canvas_BCHW.shape[:2]
+        grid = grid_positions(shape.canvas, shape.aspect, sigma=self.model.config.footprint)
+        absolute_BN2 = grid.absolute.to(canvas_BCHW.device).expand(batch, -1, -1)
+        colour_BNC = canvas_BCHW.flatten(2).transpose(1, 2)
+        if self.jitter == "none" and count == 0 and not margin:
+            return colour_BNC, grid.to(canvas_BCHW.device)
+        if 0 < count < absolute_BN2.shape[1]:
+            order = torch.rand(absolute_BN2.shape[:2], generator=generator).topk(count, dim=1).indices
+            order = order[..., None].to(canvas_BCHW.device)
+            absolute_BN2 = absolute_BN2.gather(1, order.expand(-1, -1, 2))
+            colour_BNC = colour_BNC.gather(1, order.expand(-1, -1, channels))
+        if self.jitter != "none":
+            pitch = (1 / shape.canvas[1], 1 / shape.canvas[0])
+            absolute_BN2 = jitter(absolute_BN2, pitch, 0.5, generator)
+        if margin:
+            around_BN2 = self.around(batch, round(margin * absolute_BN2.shape[1]), shape.aspect, generator)
+            absolute_BN2 = torch.cat((absolute_BN2[:, : -around_BN2.shape[1]], around_BN2.to(absolute_BN2.device)), 1)
+        if self.jitter == "true" or margin:
+            colour_BNC = read_colours(canvas_BCHW, absolute_BN2, self.background)
+        return colour_BNC, points(absolute_BN2, shape.aspect)
+
+    @staticmethod
+    def around(batch: int, count: int, aspect: float, generator: torch.Generator) -> Tensor:
+        """Points (B, N, 2) of the cross that wide and tall outputs show of the frame's plane."""
+        absolute_BN2 = torch.rand(batch, count, 2, generator=generator) - 0.5
+        reach = 2 * MARGIN_REACH / absolute_BN2.new_tensor(relative_scale(aspect))
+        wide = torch.rand(batch, count, 1, generator=generator) < 0.5
+        return absolute_BN2 * torch.where(torch.cat((wide, ~wide), dim=-1), reach, 1.0)
+
+
+def encode(resampler: R2IR, canvas_BCHW: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Pictures in [-1, 1] that fill the frame → latents (B, c, h, w), from all their pixels."""
+    height, width = canvas_BCHW.shape[2:]
+    pixels = grid_positions((height, width), width / height, sigma=resampler.config.footprint)
+    colour_BNC = canvas_BCHW.flatten(2).transpose(1, 2)
+    device = canvas_BCHW.device
+    cells = grid_positions(cells, width / height).to(device)
+    return torch.tanh(resampler.encode(colour_BNC, pixels.to(device), cells))
+
+
+class DenoiserLoss(nn.Module):
+    """Plain mean square of the objective, on latents of whole pictures encoded by a frozen resampler."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        resampler: R2IR,
+        *,
+        schedule: Schedule,
+        background: tuple[float, ...],
+        latent_mean: tuple[float, ...],
+        latent_std: tuple[float, ...],
+        label_dropout: float,
+    ):
+        super().__init__()
+        self.model, self.schedule, self.label_dropout = model, schedule, label_dropout
+        self.resampler = resampler.requires_grad_(False).eval()
+        self.register_buffer("background", torch.tensor(background) * 2 - 1, persistent=False)
+        self.register_buffer("mean", torch.tensor(latent_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(latent_std).view(-1, 1, 1), persistent=False)
+
+    def forward(
+        self, image_BCHW: Tensor, label_B: Tensor, shape: Shape, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pictures in [-1, 1], labels (-1: none) → loss, parts of it. Times are stratified over the batch."""
+        batch, device = len(image_BCHW), image_BCHW.device
+        with torch.no_grad():
+            canvas_BCHW = pad_to(image_BCHW, shape.canvas, self.background)
+            x0_BChw = (encode(self.resampler, canvas_BCHW, shape.cells) - self.mean) / self.std
+        t_B = (torch.arange(batch) + torch.rand(batch, generator=generator, dtype=torch.float64)) / batch
+        alpha_bar_B = self.schedule.alpha_bar(t_B, cells=shape.cells)
+        noise_BChw = torch.randn(x0_BChw.shape, generator=generator).to(device)
+        dropped_B = (torch.rand(batch, generator=generator) < self.label_dropout).to(device)
+        tokens_BND = self.model.condition(one_hot(label_B, self.model.condition.labels, dropped_B=dropped_B))
+        output = self.model(
+            noisy(x0_BChw, noise_BChw, alpha_bar_B),
+            alpha_bar_B.to(device),
+            grid_positions(shape.cells, shape.aspect).to(device),
+            (tokens_BND,),
+        )
+        wanted_BChw = target(self.model.config.objective, x0_BChw, noise_BChw, alpha_bar_B)
+        error = F.mse_loss(output.prediction[0], wanted_BChw)
+        return error, {"mse": error.detach()}

@@ -1,0 +1,120 @@
+"""Stage 2: trains a denoiser on the latents of the run's resampler. `python train/train_denoiser.py --config
+train/configs/mnist_r2id.toml`; to resume, the same command."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from r2id.checkpoint import from_dict
+from r2id.denoisers import SYSTEMS
+from r2id.image import contact_sheet
+from r2id.resampler import R2IR, R2IRConfig
+from train.data import load_images
+from train.export import build_pipeline
+from train.loop import Run, generator
+from train.losses import DenoiserLoss, Law, encode, pad_to
+from train.recipe import DenoiserRecipe, arguments, read_recipe
+from train.state import load_state
+
+MEASURED = 2_000  # training images that the latents' mean and standard deviation are taken from
+SHEET = ((4, 4), (8, 8), (12, 12), (5, 8), (8, 5))  # latent sizes on the sample sheet, ten labels each
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(__doc__).parse_args(argv)
+    recipe = read_recipe(DenoiserRecipe, args.config)
+    root = Path(args.out or f"runs/{recipe.name}")
+    data = args.data or recipe.data
+    stage_1 = load_state(root / "resampler")
+    if stage_1 is None:
+        raise ValueError(f"{root / 'resampler'}: no trained resampler; run train/train_resampler.py first")
+    resampler = R2IR(from_dict(R2IRConfig, stage_1.about["model"], root / "resampler"))
+    resampler.load_state_dict(stage_1.part("ema"))
+    size = stage_1.about["recipe"]["training_size"]
+    train = load_images(data, "train", size=size, channels=resampler.config.channels)
+    if train.background is None and recipe.law.square < 1:
+        raise ValueError(f"{data}: no known background, so frames cannot be padded; set law.square = 1")
+    background = train.background or (0.0,) * resampler.config.channels
+    mean, std = latent_statistics(resampler.eval(), train.images[:MEASURED], recipe.law, background)
+    model_config = replace(recipe.model, latent_channels=resampler.config.latent_channels, labels=len(train.names))
+
+    torch.manual_seed(recipe.optimisation.seed)
+    loss = DenoiserLoss(
+        SYSTEMS[recipe.system][1](model_config),
+        resampler,
+        schedule=recipe.schedule,
+        background=background,
+        latent_mean=mean,
+        latent_std=std,
+        label_dropout=recipe.label_dropout,
+    )
+    about = {
+        "recipe": asdict(recipe),
+        "model": asdict(model_config),
+        "labels": train.names,
+        "latent_mean": mean,
+        "latent_std": std,
+        "images": len(train),
+        "resampler_step": stage_1.about["step"],
+    }
+    run = Run(loss, recipe.optimisation, count=len(train), folder=root / "denoiser", about=about)
+
+    def compute(loss, indices, phase, step):
+        generator_ = generator(recipe.optimisation.seed, step)
+        shape = recipe.law.draw(size, generator=generator_)
+        device = run.accelerator.device
+        return loss(train.images[indices].to(device), train.labels[indices].to(device), shape, generator_)
+
+    with tqdm(total=recipe.optimisation.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar:
+        for progress in run.train(compute):
+            bar.update()
+            if progress.metrics:
+                bar.set_postfix(mse=f"{progress.metrics['mse']:.4f}", images=f"{progress.metrics['images/s']}/s")
+            if progress.evaluation and run.accelerator.is_main_process:
+                run.log(progress.metrics)
+                pipeline = build_pipeline(stage_1, about, run.ema)
+                sheet(pipeline).save(root / "denoiser" / f"samples-{progress.step:06d}.png")
+            if progress.stopped:
+                bar.write(f"stopped at step {progress.step}, state saved; the same command goes on")
+
+
+@torch.no_grad()
+def latent_statistics(
+    resampler: R2IR, images: Tensor, law: Law, background: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of latents drawn by the law: one set for all sizes."""
+    rng = generator(0, 0)
+    background_C = torch.tensor(background) * 2 - 1
+    latents = []
+    for chunk in images.split(100):
+        shape = law.draw(images.shape[-1], generator=rng)
+        latents.append(
+            encode(resampler, pad_to(chunk, shape.canvas, background_C), shape.cells).transpose(0, 1).flatten(1)
+        )
+    every_CN = torch.cat(latents, dim=1)
+    return tuple(every_CN.mean(dim=1).tolist()), tuple(every_CN.std(dim=1).tolist())
+
+
+def sheet(pipeline):
+    """Ten labels at every size of SHEET, contained in 64 × 64."""
+    rows = []
+    labels = [i % max(1, len(pipeline.labels)) if pipeline.labels else None for i in range(10)]
+    for size in SHEET:
+        latent = pipeline.diffuse(labels, latent_size=size, seed=0)
+        rows += pipeline.resample(latent, size=(64, 64))
+    return contact_sheet(rows, columns=10)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,101 @@
+"""Stage 1: trains R2IR. `python train/train_resampler.py --config train/configs/mnist_resampler.toml`; to resume, the
+same command."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from r2id.image import contact_sheet
+from r2id.position import grid_positions
+from r2id.resampler import R2IR
+from train.data import load_images
+from train.loop import Run, generator
+from train.losses import ResamplerLoss, encode
+from train.recipe import ResamplerRecipe, arguments, read_recipe
+
+CHECKED = 500  # validation images that are reconstructed at every evaluation
+SIZES = (4, 6, 8, 10, 16)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(__doc__).parse_args(argv)
+    recipe = read_recipe(ResamplerRecipe, args.config)
+    folder = Path(args.out or f"runs/{recipe.name}") / "resampler"
+    data = args.data or recipe.data
+    train = load_images(data, "train", size=recipe.training_size)
+    held = load_images(data, "validation", size=recipe.training_size, limit=CHECKED)
+    recipe = replace(recipe, model=replace(recipe.model, channels=train.images.shape[1]))
+    if train.background is None and (recipe.margin or recipe.law.square < 1):
+        raise ValueError(f"{data}: no known background, so frames cannot be padded; set margin = 0, law.square = 1")
+
+    torch.manual_seed(recipe.optimisation.seed)
+    loss = ResamplerLoss(
+        R2IR(recipe.model),
+        background=train.background or (0.0,) * recipe.model.channels,
+        jitter=recipe.jitter,
+        penalty=recipe.penalty,
+        margin=recipe.margin,
+    )
+    about = {
+        "recipe": asdict(recipe),
+        "model": asdict(recipe.model),
+        "labels": train.names,
+        "background": train.background,
+        "images": len(train),
+    }
+    run = Run(loss, recipe.optimisation, count=len(train), folder=folder, about=about)
+
+    def compute(loss, indices, phase, step):
+        generator_ = generator(recipe.optimisation.seed, step)
+        shape = recipe.law.draw(recipe.training_size, generator=generator_)
+        images = train.images[indices].to(run.accelerator.device)
+        return loss(images, shape, phase.pixels_in, phase.pixels_out, generator_)
+
+    averaged = R2IR(recipe.model).eval()
+    with tqdm(total=recipe.optimisation.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar:
+        for progress in run.train(compute):
+            bar.update()
+            if progress.metrics:
+                bar.set_postfix(mse=f"{progress.metrics['mse']:.4f}", images=f"{progress.metrics['images/s']}/s")
+            if progress.evaluation and run.accelerator.is_main_process:
+                averaged.load_state_dict(run.ema)
+                figures, sheet = evaluate(averaged, held.images)
+                run.log(figures)
+                sheet.save(folder / f"samples-{progress.step:06d}.png")
+                bar.write(f"{progress.step}: " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()))
+            if progress.stopped:
+                bar.write(f"stopped at step {progress.step}, state saved; the same command goes on")
+
+
+@torch.no_grad()
+def evaluate(model: R2IR, images: Tensor):
+    """Mean square error on [-1, 1] at every latent size, latent statistics, and a sheet of reconstructions."""
+    figures, rows = {}, [*images[:10]]
+    pixels = grid_positions(tuple(images.shape[2:]), 1.0, sigma=model.config.footprint)
+    for n in SIZES:
+        latent = encode(model, images, (n, n))
+        cells = grid_positions((n, n), 1.0)
+        decoded = model.decode(model.memory(latent, cells), pixels).transpose(1, 2).view_as(images)
+        figures[f"mse {n}x{n}"] = F.mse_loss(decoded.clamp(-1, 1), images).item()
+        rows += decoded[:10].clamp(-1, 1)
+    flat = latent.transpose(0, 1).flatten(1)
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(flat))
+    figures["latent mean square"] = flat.square().mean().item()
+    figures["latent dimensions"] = (eigenvalues.sum() ** 2 / eigenvalues.square().sum()).item()
+    return figures, contact_sheet([(row + 1) / 2 for row in rows], columns=10)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
