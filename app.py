@@ -4,62 +4,49 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import html
 import os
 import secrets
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
-with contextlib.suppress(ImportError):
-    import spaces  # ZeroGPU: has to come before torch
+if ZERO_GPU := "SPACES_ZERO_GPU" in os.environ:  # lends its GPU for diffusing only, and to another process
+    import spaces  # has to come before torch
 import gradio as gr
 import torch
 from gradio.utils import get_upload_folder
+from gradio_client.utils import is_file_obj_with_meta
 
 from r2id import Latent, Pipeline
 from r2id.image import save_png, to_pil
 
-MAX_SIDE, MAX_CELLS, MAX_STEPS = 2048, 32, 100  # what a visitor may ask for; the package itself goes further
-OPENING_SIDE, PREVIEW_SIDE = 256, 96  # pixels
+SIDE, PREVIEW_SIDE, MAX_SIDE, MAX_STEPS = 256, 96, 2048, 100  # pixels, denoiser runs
 RATIOS = ["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9"]
 FITS = ["contain", "cover", "stretch"]
-RESAMPLER_DEVICE = "cpu" if os.environ.get("SPACES_ZERO_GPU") else None  # ZeroGPU lends its GPU for diffusing only
-WEIGHTS, DEVICE = Path(__file__).parent / "weights", "auto"  # main() may set others
-IDEA = """<h1>r2id</h1>Diffuse a picture once, in a small latent of any size.
-Then resample that latent to any resolution and aspect ratio, without diffusing again."""
-TRAIN = """<b>There are no weights yet.</b> Drop a folder with <code>config.json</code> and its <code>.safetensors</code>
-files into <code>%s</code> and load this page again, or train:<pre>
+MODELS: dict[str, Pipeline] = {}  # by name of the weights folder
+FAULTS: dict[str, str] = {}  # why the other folders cannot be used
+OPENING: dict[str, Latent] = {}  # what a visitor finds on the page, diffused once for all of them
+on_gpu = spaces.GPU(duration=60) if ZERO_GPU else lambda function: function
+TITLE = "<h1>r2id</h1>Diffuse a picture once, in a small latent; then resample that to any resolution and aspect ratio."
+NO_WEIGHTS = """<b>There are no weights yet.</b> Drop a folder of them into <code>weights/</code>, or train some:<pre>
 python train/train_resampler.py --config train/configs/mnist_resampler.toml
 python train/train_denoiser.py --config train/configs/mnist_r2id.toml
-python train/export.py DIR weights/mnist</pre>"""
+python train/export.py DIR weights/mnist</pre>Then start this page again."""
 CSS = """.gradio-container {max-width: 1560px !important; margin: 0 auto !important} #columns {align-items: flex-start}
-h1 {margin: 0 !important} h2 {margin: .2rem 0 -.3rem; font-size: 1.15rem} small {opacity: .65; font-weight: 400}
-.head input[type=number] {width: 4.2rem} .notice p {border-left: 4px solid var(--color-accent); padding-left: .9rem}
-.typed {padding-bottom: 0 !important} .typed .wrap {flex: 0 0 6.2rem} .typed .info-text {order: 3; width: 100%}
-.typed > .container {display: flex; flex-wrap: wrap; align-items: center; justify-content: space-between}
-.drawn .head {display: none !important} .drawn :is(.min_value, .max_value) {font-size: 0}
-.drawn span::after {font-size: .75rem; content: "1:4"} .drawn .max_value::after {content: "4:1"}
-#picture {border: 0; background: none; box-shadow: none} #show .wrap.default {display: none}
-#picture .image-container {container-type: size; width: 100%; height: auto; aspect-ratio: 1; max-height: 72vh}
-#picture.fullscreen .image-container {height: 100%; max-height: none} #picture .image-frame {width: auto; height: auto}
-#picture button:has(.image-frame) {display: grid; place-items: center; width: 100%; height: 100%}
-#picture img {width: min(100cqw, 100cqh * var(--ratio, 1)); height: auto; object-fit: fill; border-radius: 3px}
-dl {display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem} dt {opacity: .65} dd {margin: 0}
+h1 {margin: 0 !important} h2 {margin: .2rem 0 -.3rem; font-size: 1.15rem} small, dt {opacity: .65; font-weight: 400}
+dl {display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem} dd {margin: 0} .typed .info {order: 1}
+.notice {border-left: 4px solid var(--color-accent); padding-left: .9rem} .head input[type=number] {width: 4.2rem}
+.typed {padding-bottom: 0 !important} .typed .wrap {flex: 0 0 6.2rem} .drawn :is(.head, span) {display: none !important}
+.typed > .container {display: flex; flex-wrap: wrap; justify-content: space-between} .hard {image-rendering: pixelated}
+#picture {border: 0; background: none} #picture .image-container {height: auto; aspect-ratio: 1; max-height: 72vh}
+#picture :is(.image-container, button:has(img), .image-frame, img) {width: 100%; object-fit: contain}
+#picture :is(button:has(img), .image-frame, img) {height: 100%}
 @media (max-width: 700px) { #picture .image-container {max-height: 42vh} dl {font-size: .85rem} #resample {order: -1}
   #show {order: -2; position: sticky; top: 0; z-index: 5; background: var(--body-background-fill)} }"""
-HEAD = """<script>addEventListener("load", ({target: img}) => { if (!img.closest?.("#picture")) return;
-  img.style.setProperty("--ratio", img.naturalWidth / img.naturalHeight);  // and hard pixels when enlarged:
-  img.style.imageRendering = img.clientWidth * devicePixelRatio < img.naturalWidth ? "auto" : "pixelated"; }, true);
-</script>"""
-TO_TEXT = f"""v => {{ const r = (2 ** Math.abs(v)).toFixed(2), log = t => Math.log2(t.split(":")[0] / t.split(":")[1]);
-  return {RATIOS}.find(t => Math.abs(log(t) - v) < 0.01) ?? (v < 0 ? "1:" + r : r + ":1"); }}"""
+TO_TEXT = f"v => {RATIOS}.find(t => Math.abs(v - Math.log2(eval(t.replace(':', '/')))) < 0.01) ?? (2 ** v).toFixed(2)"
 TO_SLIDER = """t => { const [w, h] = String(t).split(":"); return Math.log2(w / (h ?? 1)) || 0; }"""
-# The bold weight by name: the semi-bold file that Gradio comes with lacks most letters.
-FONT = [gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"]
 
 
 class Slider(gr.Slider):
@@ -67,185 +54,207 @@ class Slider(gr.Slider):
         return self.value if payload is None else min(max(payload, self.minimum), self.maximum)
 
 
-@dataclass
-class Drawing:
-    """What one visitor has on the page. Changed in place, so that whoever works on an older request notices."""
-
-    model: str = ""
-    latent: Latent | None = None
-    made: dict = field(default_factory=dict)  # label, cells, steps, guidance, seed
-    step: int = 0  # of made["steps"]
-    resampled: int = 0  # times
-    asked: tuple = ()  # the newest request for a picture
-
-
-@functools.lru_cache(maxsize=16)
-def load(folder: Path, files: tuple) -> Pipeline | str:
-    """The pipeline in a folder, or one line that says why there is none. Changed `files` are loaded again."""
-    try:
-        return Pipeline.from_pretrained(folder, device=DEVICE, resampler_device=RESAMPLER_DEVICE)
-    except Exception as error:  # whatever is wrong with this folder, the others still work
-        return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def shelf() -> dict[str, Pipeline | str]:
-    """Name → pipeline or reason, for the folders in the weights folder, or for that one if it is a model itself."""
-    folders = [WEIGHTS] if (WEIGHTS / "config.json").exists() else sorted(WEIGHTS.glob("[!.]*/"))
-    return {f.name: load(f, tuple(sorted((p.name, p.lstat().st_ctime_ns) for p in f.glob("*")))) for f in folders}
-
-
-def pipeline(model: str) -> Pipeline:
-    if isinstance(found := shelf().get(model, "there is no such weights folder"), str):
-        raise ValueError(f"model {model!r}: {found}")
-    return found
-
-
 @contextlib.contextmanager
-def told_in_one_line() -> Iterator[None]:
+def using(model: str | None):
+    """The pipeline; what it or anything else objects to is told in one line."""
     try:
-        yield
-    except ValueError as error:
+        if model not in MODELS:
+            raise ValueError(f"model {model!r}: must be one of {', '.join(MODELS)}")
+        yield MODELS[model]
+    except (ValueError, ZeroDivisionError) as error:
         raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
 
 
 def sides(long: int, ratio: str) -> tuple[int, int]:
     """A long side and an aspect ratio, '16:9' or '1.78' → (height, width). Raises ValueError outside 1:4…4:1."""
-    width, _, height = str(ratio).partition(":")
-    with contextlib.suppress(ValueError, ZeroDivisionError):
-        if 1 / 4 <= (number := float(width) / float(height or 1)) <= 4:
-            return tuple(max(1, round(long * part)) for part in (min(1, 1 / number), min(1, number)))
-    raise ValueError(f"aspect ratio {ratio}: must be width:height from 1:4 to 4:1, like 16:9 or 1.78")
+    if not 1 / 4 <= (number := Fraction(str(ratio).replace(":", "/"))) <= 4:
+        raise ValueError(f"aspect ratio {ratio}: must be 1:4 … 4:1")
+    return max(1, round(long * min(1, 1 / number))), max(1, round(long * min(1, number)))
 
 
-def within(name: str, value: int | None, most: int) -> int | None:
-    """What is wrong in other ways, the package says."""
-    if isinstance(value, (int, float)) and value > most:
-        raise ValueError(f"{name} {value}: at most {most} here")
-    return value
-
-
-def denoise(model: str, label: str, cells: tuple[int, int], steps: int, guidance: float, seed: int) -> Iterator:
-    """The steps of one diffusion. Under ZeroGPU this runs in another process; its latents are on the CPU."""
-    options = dict(latent_size=cells, steps=within("steps", steps, MAX_STEPS), guidance=guidance, seed=seed)
-    yield from pipeline(model).diffuse_steps([label or None], **options)
-
-
-if "spaces" in globals():
-    denoise = spaces.GPU(duration=60)(denoise)
-
-
-def save(suffix: str, write) -> str:
-    """A file that `write` fills, where Gradio serves it and clears it away."""
-    os.makedirs(get_upload_folder(), exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix="r2id-", suffix=suffix, dir=get_upload_folder(), delete=False) as file:
-        write(file.name)
-    return file.name
+@on_gpu
+def denoise(model: str, label: str, cells: tuple[int, int], **how):
+    """The steps of one diffusion; how: steps, guidance, seed."""
+    yield from MODELS[model].diffuse_steps([label or None], latent_size=cells, **how)
 
 
 def show_diffusion(drawing, model, label, cells, shape, steps, guidance, seed, fresh, side, ratio, fit):
     """Every step as it comes: drawing, preview, facts, seed, Stop button."""
-    with told_in_one_line():
-        seed = secrets.randbelow(2**32) if fresh or seed is None else seed
-        made = dict(label=label, cells=sides(cells, shape), steps=steps, guidance=guidance, seed=seed)
+    with using(model) as pipe:
+        made = dict(label=label, cells=sides(cells, shape), steps=steps, guidance=guidance)
         height, width = sides(min(side, PREVIEW_SIDE), ratio)
-        for step in denoise(model, **made):
-            vars(drawing).update(model=model, latent=step.latent, made=made, step=step.index, resampled=0, asked=())
-            preview = pipeline(model).resample(step.latent, size=(height, width), fit=fit)[0]
+        for step in denoise(model, **made, seed=None if fresh else seed):
+            made["seed"] = step.latent.seeds[0]
+            vars(drawing).update(model=model, latent=step.latent, made=made, step=step.index, resampled=0, asked=None)
+            preview = to_pil(pipe.resample(step.latent, size=(height, width), fit=fit)[0])
             text = facts(drawing, f"preview, {width} × {height} pixels")
-            yield drawing, to_pil(preview), text, seed, gr.Button(interactive=True)
+            yield drawing, gr.Image(preview, elem_classes="hard"), text, made["seed"], gr.Button(interactive=True)
 
 
 def show_resampled(drawing, side, ratio, fit):
     """The latent at hand at any size: picture, file to download, facts. Of several requests the newest wins."""
-    request = (drawing.step, side, ratio, fit)
+    request, start = (drawing.step, side, ratio, fit), time.perf_counter()
     if drawing.latent is None or drawing.asked == request:
-        yield [gr.skip()] * 3  # a generator that yields nothing would empty the picture
-        return
-    with told_in_one_line():
-        (height, width), pipe, start = sides(side, ratio), pipeline(drawing.model), time.perf_counter()
-        image_CHW, told, drawing.asked = torch.empty(pipe.config.channels, height, width), start, request
+        return (yield [gr.skip()] * 3)  # a generator that yields nothing would empty the picture
+    with using(drawing.model) as pipe:
+        (height, width), drawing.asked = sides(side, ratio), request
+        image_CHW = torch.empty(pipe.config.channels, height, width)
         for (left, top, right, bottom), tile in pipe.resample_tiles(drawing.latent, size=(height, width), fit=fit):
             image_CHW[:, top:bottom, left:right] = tile[0]
             if drawing.asked is not request:
-                yield [gr.skip()] * 3
-                return
-            if time.perf_counter() - told > 0.5:
-                told, text = time.perf_counter(), f"{width} × {height} pixels, {bottom / height:.0%} resampled"
-                yield gr.skip(), gr.skip(), facts(drawing, text)
-        text = f"<b>{width} × {height} pixels</b>, {fit}, resampled in <b>{1000 * (time.perf_counter() - start):.0f} ms</b>"
-        drawing.resampled += 1
-        about = {"model": drawing.model, **drawing.made, "size": (height, width), "fit": fit}
-        file = save(f"-{width}x{height}.png", lambda path: save_png(image_CHW, path, about))
-        picture = gr.Image(file, alt_text=f"label {drawing.made['label'] or 'any'}, {width} by {height} pixels")
-        yield picture, gr.DownloadButton(value=file, interactive=True), facts(drawing, text)
+                return (yield [gr.skip()] * 3)
+            if width * height > 2**18:  # takes long enough to read this
+                yield (
+                    gr.skip(),
+                    gr.skip(),
+                    facts(drawing, f"{width} × {height} pixels, {bottom / height:.0%} resampled"),
+                )
+        took, drawing.resampled = 1000 * (time.perf_counter() - start), drawing.resampled + 1
+        file, alt = png(image_CHW, model=drawing.model, **drawing.made, fit=fit), f"{width} by {height} pixels"
+        picture = gr.Image(file, alt_text=alt, elem_classes="hard" if max(height, width) < 600 else "")
+        text = facts(drawing, f"<b>{width} × {height} pixels</b>, {fit}, resampled in <b>{took:.0f} ms</b>")
+        yield picture, gr.DownloadButton(value=file, interactive=True), text
 
 
-def facts(drawing: Drawing, picture: str) -> str:
+def facts(drawing: SimpleNamespace, picture: str) -> str:
     """Which latent is on the page and what was done with it, as HTML."""
-    made, model, (height, width) = drawing.made, html.escape(drawing.model), drawing.made["cells"]
-    label, done = html.escape(made["label"] or "any"), "" if drawing.step == made["steps"] else f"{drawing.step} of "
+    model, made, (height, width) = drawing.model, drawing.made, drawing.made["cells"]
+    steps = f"{drawing.step} of " * (drawing.step < made["steps"]) + f"{made['steps']} steps"
     return f"""<dl><dt>Picture<dd>{picture}
-        <dt>Latent<dd>label <b>{label}</b>, {width} × {height} cells, seed {made["seed"]}
-        <dt>Work<dd>diffused <b>1 ×</b> ({done}{made["steps"]} steps, guidance {made["guidance"]:g}), resampled
-        <b>{drawing.resampled} ×</b><dt>Model<dd>{model} on {pipeline(drawing.model).device}</dl>"""
+        <dt>Latent<dd>label <b>{html.escape(made["label"] or "any")}</b>, {width} × {height} cells, seed {made["seed"]}
+        <dt>Work<dd>diffused <b>1 ×</b> ({steps}, guidance {made["guidance"]:g}), resampled <b>{drawing.resampled} ×</b>
+        <dt>Model<dd>{html.escape(model)} on {MODELS[model].device}</dl>"""
 
 
-def notice() -> str:
-    """What is wrong in the weights folder and what to do, as HTML."""
-    faults = {name: reason for name, reason in shelf().items() if isinstance(reason, str)}
-    lines = [f"<b>{html.escape(name)}</b> cannot be used: {html.escape(reason)}" for name, reason in faults.items()]
-    return "".join(f"<p>{line}" for line in lines + [TRAIN % html.escape(str(WEIGHTS))] * (len(faults) == len(shelf())))
-
-
-@functools.lru_cache(maxsize=16)
-def opening_latent(model: str, pipe: Pipeline) -> tuple[Latent, dict]:
-    """What a visitor finds, and how it was made: diffused once for all visitors."""
-    start, label = pipe.config.defaults, (*pipe.labels[3:4], *pipe.labels, "")[0]
-    made = dict(label=label, cells=start.latent_size, steps=start.steps, guidance=start.guidance, seed=0)
-    *_, last = denoise(model, **made)
-    return last.latent, made
+def png(image_CHW: torch.Tensor, **about) -> str:
+    """A file that carries its parameters, where Gradio serves it and clears it away."""
+    file = f"{get_upload_folder()}/{secrets.token_hex(16)}.png"
+    save_png(image_CHW, file, {**about, "size": tuple(image_CHW.shape[1:])})
+    return file
 
 
 def opening(drawing, model):
-    """A latent to begin with, and controls as the model says. Finds folders that were dropped in meanwhile."""
-    models = [name for name, pipe in shelf().items() if isinstance(pipe, Pipeline)]
-    if not models:
-        return [drawing, notice(), *[gr.skip()] * 8]
-    model = model if model in models else models[0]
-    with told_in_one_line():
-        latent, made = opening_latent(model, pipe := pipeline(model))
-    vars(drawing).update(model=model, latent=latent, made=made, step=made["steps"], resampled=0, asked=())
-    low, high = pipe.config.trained_cells
-    cells = gr.Slider(low, min(max(high, low + 1), MAX_CELLS), value=max(made["cells"]))
-    label = gr.Dropdown([*pipe.labels, ("any", "")], value=made["label"])
-    shape = gr.Dropdown(
-        value="1:1", info="width : height, trained from {:.2f} to {:.2f}".format(*pipe.config.trained_aspects)
-    )
-    fit = pipe.config.fit if pipe.config.fit in FITS else "cover"
-    return (
-        drawing,
-        notice(),
-        gr.Dropdown(models, value=model),
-        label,
-        cells,
-        shape,
-        made["steps"],
-        made["guidance"],
-        0,
-        fit,
-    )
+    """A latent to begin with, and controls as its model says."""
+    if not MODELS:
+        return [gr.skip()] * 9
+    with using(model := model or next(iter(MODELS))) as pipe:
+        config, start, label = pipe.config, pipe.config.defaults, (*pipe.labels[3:4], *pipe.labels, "")[0]
+        made = dict(label=label, cells=start.latent_size, steps=start.steps, guidance=start.guidance, seed=0)
+        OPENING[model] = OPENING.get(model) or [*denoise(model, **made)][-1].latent
+    vars(drawing).update(model=model, latent=OPENING[model], made=made, step=start.steps, resampled=0, asked=None)
+    label = gr.Dropdown([*pipe.labels, ("any", "")], value=label)
+    cells = gr.Slider(*config.trained_cells, value=max(start.latent_size))
+    shape = gr.Dropdown(value="1:1", info="trained from {:.2f} to {:.2f}".format(*config.trained_aspects))
+    model, fit = gr.Dropdown([*MODELS], value=model), config.fit if config.fit in FITS else "cover"
+    return drawing, model, label, cells, shape, start.steps, start.guidance, 0, fit
 
 
 def diffuse(
-    label: str = "",
-    latent_height: int = 8,
-    latent_width: int = 8,
-    steps: int | None = None,
-    guidance: float | None = None,
-    seed: int | None = None,
-    model: str = "",
+    label: str, latent_height: int, latent_width: int, steps: int, guidance: float, seed: int, model: str
 ) -> tuple[gr.FileData, gr.FileData]:
-    """Diffuse one latent. Returns a picture of it (PNG) and the latent itself (safetensors), which /resample takes.
+    """Diffuse a latent of height x width cells: its picture (PNG), and the latent (safetensors) for /resample."""
+    with using(model) as pipe:
+        cells, how = (latent_height, latent_width), dict(steps=steps, guidance=guidance, seed=seed)
+        *_, last = denoise(model, label, cells, **how)
+        last.latent.save(file := f"{get_upload_folder()}/{secrets.token_hex(16)}.safetensors")
+        image_CHW = pipe.resample(last.latent, size=sides(SIDE, f"{latent_width}:{latent_height}"))[0]
+        picture = png(image_CHW, model=model, label=label, **how)
+        return gr.FileData(path=picture), gr.FileData(path=file)
 
-    label: a label of the model, empty for any. Latent sides in cells. None is the model's default, and a new seed.
-    """
+
+def resample(latent: gr.FileData, height: int, width: int, fit: str, model: str) -> gr.FileData:
+    """The picture (PNG), height x width pixels, of a latent that /diffuse returned; fit: contain, cover or stretch."""
+    with using(model) as pipe:
+        if not is_file_obj_with_meta(latent):  # those that are, Gradio has checked
+            raise ValueError("latent: must be a file that /diffuse returned")
+        drawn = Latent.load(latent["path"])
+        image_CHW = pipe.resample(drawn, size=(height, width), fit=fit)[0]
+        return gr.FileData(path=png(image_CHW, model=model, labels=drawn.labels, seeds=drawn.seeds, fit=fit))
+
+
+def ratio_control(title: str) -> gr.Dropdown:
+    """An aspect ratio: chosen, typed, or drawn on a logarithmic slider. The text is what counts."""
+    text = gr.Dropdown(RATIOS, value="1:1", allow_custom_value=True, label=title, elem_classes="typed")
+    slider = gr.Slider(-2, 2, value=0, step=0.02, label=title, show_label=False, elem_classes="drawn")
+    slider.input(None, slider, text, js=TO_TEXT)
+    text.change(None, text, slider, js=TO_SLIDER)
+    return text
+
+
+def build() -> gr.Blocks:
+    with gr.Blocks(title="r2id", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
+        lines = [html.escape(f"{name} cannot be used: {reason}") for name, reason in FAULTS.items()]
+        gr.HTML(TITLE + "".join(f"<p class=notice>{line}" for line in (lines if MODELS else [*lines, NO_WEIGHTS])))
+        # What a visitor has; later also model, made (how), step, resampled (times). Changed in place.
+        drawing = gr.State(SimpleNamespace(latent=None, asked=None))
+        with gr.Row(elem_id="columns"):
+            with gr.Column(scale=3, min_width=260):
+                gr.HTML("<h2>Draw <small>makes a latent</small></h2>")
+                with gr.Row():
+                    label, model = (gr.Dropdown(label=name, min_width=80) for name in ("Label", "Model"))
+                cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size, long side (cells)")
+                shape = ratio_control("Latent aspect ratio (width : height)")
+                steps = Slider(1, MAX_STEPS, value=20, step=1, precision=0, label="Steps (denoiser runs)")
+                guidance = Slider(0, 8, value=1.5, step=0.1, label="Guidance (×, 1 is none)")
+                with gr.Row():
+                    seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed", min_width=100)
+                    fresh = gr.Checkbox(True, label="new every time", min_width=100)
+                with gr.Row():
+                    draw = gr.Button("Diffuse", variant="primary", min_width=80)
+                    stop = gr.Button("Stop", min_width=80, interactive=False)
+            with gr.Column(scale=6, min_width=320, elem_id="show"):
+                picture = gr.Image(format="png", show_label=False, buttons=["fullscreen"], elem_id="picture")
+                text = gr.HTML()
+            with gr.Column(scale=3, min_width=260, elem_id="resample"):
+                gr.HTML("<h2>Resample <small>the same latent</small></h2>")
+                side = Slider(8, MAX_SIDE, value=SIDE, step=8, precision=0, label="Resolution, long side (pixels)")
+                ratio = ratio_control("Picture aspect ratio (width : height)")
+                fit = gr.Radio(FITS, value="contain", label="Fit")
+                file = gr.DownloadButton("Download PNG", interactive=False)
+        controls = [model, label, cells, shape, steps, guidance, seed]
+        quiet = dict(show_progress="hidden", api_visibility="private")
+        again = dict(fn=show_resampled, inputs=[drawing, side, ratio, fit], outputs=[picture, file, text], **quiet)
+        idle = dict(fn=lambda: gr.Button(interactive=False), outputs=stop, **quiet)
+        inputs, outputs = [drawing, *controls, fresh, side, ratio, fit], [drawing, picture, text, seed, stop]
+        run = draw.click(show_diffusion, inputs, outputs, concurrency_id="diffuse", **quiet)
+        run.then(**again).then(**idle)
+        stop.click(None, cancels=run).then(**again).then(**idle)
+        gr.on([side.change, ratio.change, fit.change], trigger_mode="always_last", **again)
+        outputs = [drawing, *controls, fit]
+        gr.on([page.load, model.input], opening, [drawing, model], outputs, cancels=run, **quiet).then(**again)
+        gr.api(diffuse, concurrency_id="diffuse")
+        gr.api(resample, concurrency_id="resample", concurrency_limit=2)
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="app.py", description=__doc__)
+    parser.error = lambda message: parser.exit(2, f"app.py: {message}\n")
+    weights = Path(__file__).resolve().parent / "weights"
+    parser.add_argument("--host", help="address to listen on, 0.0.0.0 for every network (default: this machine only)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    parser.add_argument("--weights", type=Path, default=weights, help="folder of weights folders")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    parser.add_argument("--share", action="store_true", help="also make a public link, through gradio.live")
+    args = parser.parse_args()
+    if args.weights != weights and not args.weights.is_dir():
+        parser.error(f"--weights {args.weights}: no such folder")
+    weights, devices = args.weights.resolve(), dict(device=args.device, resampler_device="cpu" if ZERO_GPU else None)
+    for folder in [weights] if (weights / "config.json").exists() else sorted(weights.glob("[!.]*/")):
+        try:
+            MODELS[folder.name] = Pipeline.from_pretrained(folder, **devices)
+        except Exception as error:  # whatever is wrong with this folder, the others still work
+            FAULTS[folder.name] = (str(error) or type(error).__name__).splitlines()[0]
+    os.makedirs(get_upload_folder(), exist_ok=True)
+    torch.set_num_threads(min(torch.get_num_threads(), 8))  # pictures are small: more threads wait for each other
+    look = dict(css=CSS, theme=gr.themes.Default(primary_hue="indigo", spacing_size="sm", font="system-ui"))
+    server = dict(server_name=args.host, server_port=args.port, share=args.share, max_file_size="16mb")
+    try:
+        page = build().queue(max_size=1000)  # events, of all visitors
+        page.launch(**look, **server, footer_links=["api"], run_history=False, ssr_mode=False, enable_monitoring=False)
+    except (OSError, ValueError, OverflowError) as error:
+        parser.error(str(error).splitlines()[0])
+
+
+if __name__ == "__main__":
+    main()

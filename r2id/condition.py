@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from reprlib import repr as brief
+import sys
 
 import torch
 from torch import Tensor, nn
+
+from r2id.limits import brief
 
 
 class LabelCondition(nn.Module):
@@ -47,7 +49,7 @@ def mixture(label, names: tuple[str, ...]) -> list[float]:
         return weights
     for key, weight in label.items():
         number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not number or not 0 <= weight < float("inf"):
+        if not number or not 0 <= weight <= sys.float_info.max:  # an int may be larger
             raise ValueError(f"weight {brief(weight)} of label {brief(key)}: must be a finite number, 0 or more")
         weights[index_of(key, names)] += float(weight)
     total = sum(weights)

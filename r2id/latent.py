@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r2id.checkpoint import load_tensors, save_tensors
-from r2id.limits import MAX_ASPECT, MAX_BATCH, check_cells, number
+from r2id.limits import MAX_ASPECT, MAX_BATCH, check_cells, number, row_seeds
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +48,15 @@ class Latent:
         tensors = load_tensors(path)
         try:
             tensor, aspect, about = (tensors.pop(key) for key in ("latent", "aspect", "about"))
-            about = json.loads(bytes(about.tolist()))
-            seeds, labels = (about[key] and tuple(about[key]) for key in ("seeds", "labels"))
-            latent = cls(tensor, float(aspect), seeds, labels)
-            if tensors or {len(v) for v in (seeds, labels) if v} - {len(tensor)}:
+            if tensors or about.ndim != 1 or about.dtype != torch.uint8:
                 raise ValueError
-            return check_latent(latent)
+            about = json.loads(about.numpy().tobytes())
+            seeds, labels = (None if about[key] is None else tuple(about[key]) for key in ("seeds", "labels"))
+            if seeds is not None:
+                row_seeds(seeds, len(tensor))
+            if labels is not None and [isinstance(v, str | dict | None) for v in labels] != [True] * len(tensor):
+                raise ValueError
+            return check_latent(cls(tensor, float(aspect), seeds, labels))
         except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
             reason = f" ({error})" if "latent" in str(error) else ""
             raise ValueError(f"{Path(path).name}: not a latent file{reason}; give one that Latent.save wrote") from None
@@ -64,6 +67,8 @@ def check_latent(latent: Latent, channels: int | None = None) -> Latent:
     if not isinstance(latent, Latent):
         raise ValueError(f"latent: must be a Latent, as diffuse and encode give, not {type(latent).__name__}")
     tensor = latent.tensor
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"latent tensor: must be a float32 tensor (B, C, h, w), not {type(tensor).__name__}")
     if tensor.ndim != 4 or tensor.dtype != torch.float32:
         raise ValueError(f"latent of shape {tuple(tensor.shape)}, {tensor.dtype}: must be float32 (B, C, h, w)")
     if channels is not None and tensor.shape[1] != channels:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 import secrets
-from reprlib import repr as brief
 
 MAX_SIDE = 8192  # pixels of an output
 MAX_PIXELS = 2**26  # of an output, and of an image to encode
@@ -14,6 +14,11 @@ MAX_BATCH = 64
 MAX_GUIDANCE = 100.0
 MAX_ASPECT = 64.0  # of a frame, and its inverse
 SEEDS = 2**32
+
+
+def brief(value) -> str:
+    """A bad value for an error message: short and on one line, whatever it is."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def whole(value, name: str, low: int, high: int) -> int:

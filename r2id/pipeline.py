@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from r2id.limits import (
     MAX_GUIDANCE,
     MAX_PIXELS,
     MAX_STEPS,
+    brief,
     check_cells,
     check_size,
     number,
@@ -107,6 +109,10 @@ class Pipeline:
     def __init__(
         self, config: PipelineConfig, resampler: R2IR, denoiser: nn.Module, *, device="auto", resampler_device=None
     ):
+        own, labels, channels = config.denoiser, len(config.labels), config.resampler.latent_channels
+        if (own.labels, own.latent_channels) != (labels, channels):
+            has = f"{own.labels} labels and {own.latent_channels} channels"
+            raise ValueError(f"denoiser of {has}: the configuration names {labels} and its resampler has {channels}")
         self.config = config
         self.device = _device(device)
         self.resampler_device = self.device if resampler_device is None else _device(resampler_device)
@@ -148,8 +154,7 @@ class Pipeline:
 
     def diffuse(self, labels, **options) -> Latent:
         """Labels → latents, one row each: the last step of `diffuse_steps`, which see for the options."""
-        *_, last = self.diffuse_steps(labels, **options)
-        return last.latent
+        return deque(self.diffuse_steps(labels, **options), maxlen=1).pop().latent
 
     def diffuse_steps(
         self,
@@ -182,6 +187,9 @@ class Pipeline:
         )
         steps = whole(defaults.steps if steps is None else steps, "steps", 1, MAX_STEPS)
         guidance = number(defaults.guidance if guidance is None else guidance, "guidance", -MAX_GUIDANCE, MAX_GUIDANCE)
+        if not isinstance(guidance_interval, (list, tuple)) or len(guidance_interval) != 2:
+            raise ValueError(f"guidance_interval {brief(guidance_interval)}: must be (low, high)")
+        guidance_interval = tuple(number(t, "guidance_interval", 0.0, 1.0) for t in guidance_interval)
         eta = number(eta, "eta", 0.0, 10.0)
         seeds = row_seeds(seed, len(rows))
         names = tuple(_named(row, config.labels) for row in weights)
@@ -197,7 +205,9 @@ class Pipeline:
         )
         times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         with torch.no_grad():
-            tokens = self.denoiser.condition(torch.tensor(weights, device=self.device).view(len(rows), -1))
+            tokens = self.denoiser.condition(
+                torch.tensor(weights, device=self.device).view(len(rows), len(config.labels))
+            )
         path = sample(
             self.denoiser,
             noise(),
@@ -239,7 +249,9 @@ class Pipeline:
         """The same in tiles of bounded memory, in reading order: ((left, top, right, bottom) in pixels, tile)."""
         height, width = check_size(size)
         latent = check_latent(latent, self.config.resampler.latent_channels)
-        window = window_of((height, width), aspect=latent.aspect, fit=fit or self.config.fit, region=region)
+        window = window_of(
+            (height, width), aspect=latent.aspect, fit=self.config.fit if fit is None else fit, region=region
+        )
         across, down = factors = oversampling(window, aspect=latent.aspect, training_size=self.config.training_size)
         window = window.finer(factors)
         pitch = training_pitch(latent.aspect, self.config.training_size)
@@ -269,10 +281,12 @@ class Pipeline:
 
     def _memory(self, latent: Latent) -> Memory:
         """What decoding shares between tiles, sizes and calls, kept for the last few latents."""
-        tensor, key = latent.tensor, (latent.tensor._version, latent.aspect)
+        tensor = latent.tensor
+        version = None if tensor.is_inference() else tensor._version  # None: changes would go unseen, never reused
+        key = (version, latent.aspect)
         self._memories = [entry for entry in self._memories if entry[0]() is not None]
         for reference, *known, memory in self._memories:
-            if reference() is tensor and tuple(known) == key:
+            if reference() is tensor and tuple(known) == key and version is not None:
                 return memory
         cells = grid_positions(latent.size, latent.aspect).to(self.resampler_device)
         memory = self.resampler.memory(tensor.to(self.resampler_device), cells)
@@ -313,7 +327,7 @@ class Pipeline:
             image = torch.stack(images)
         if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim not in (3, 4):
             raise ValueError("image: must be a float tensor (B, C, H, W) in [0, 1], a PIL image or a list of them")
-        image_BCHW = image.float().reshape(-1, *image.shape[-3:])
+        image_BCHW = image.float() if image.ndim == 4 else image.float()[None]
         batch, *_, height, width = image_BCHW.shape
         if image_BCHW.shape[1] != channels or not 1 <= batch <= MAX_BATCH or not 1 <= height * width <= MAX_PIXELS:
             limits = f"(1…{MAX_BATCH}, {channels}, H, W) of at most {MAX_PIXELS:,} pixels"

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r2id.limits import brief
+
 FITS = ("contain", "cover", "stretch", "published")
 FULL = (0.0, 0.0, 1.0, 1.0)
 MIN_REGION = 2.0**-20
@@ -105,7 +107,7 @@ def window_of(
     region outside [0, 1] or narrower than 2⁻²⁰.
     """
     if fit not in FITS:
-        raise ValueError(f"fit {fit!r}: must be one of {', '.join(FITS)}")
+        raise ValueError(f"fit {brief(fit)}: must be one of {', '.join(FITS)}")
     left, top, right, bottom = check_region(region)
     width, height = size[1] / (right - left), size[0] / (bottom - top)
     frame_width, frame_height = width, height
@@ -118,14 +120,18 @@ def window_of(
 
 
 def check_region(region) -> tuple[float, float, float, float]:
-    """`region` as four floats. ValueError unless 0 ≤ left < right ≤ 1 and 0 ≤ top < bottom ≤ 1, each 2⁻²⁰ wide or more."""
+    """`region` as floats. ValueError unless 0 ≤ left < right ≤ 1 and 0 ≤ top < bottom ≤ 1, each 2⁻²⁰ wide or more."""
     try:
+        if isinstance(region, str):
+            raise TypeError
         left, top, right, bottom = (float(v) for v in region)
-    except (TypeError, ValueError):
-        raise ValueError(f"region {region!r}: give four numbers, left, top, right, bottom") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"region {brief(region)}: give four numbers, left, top, right, bottom") from None
     inside = 0 <= left < right <= 1 and 0 <= top < bottom <= 1  # False for NaN too
     if not inside or min(right - left, bottom - top) < MIN_REGION:
-        raise ValueError(f"region {tuple(region)}: needs 0 <= left < right <= 1, top and bottom alike, 2^-20 or wider")
+        raise ValueError(
+            f"region {(left, top, right, bottom)}: needs 0 <= left < right <= 1, top and bottom alike, 2^-20 or wider"
+        )
     return left, top, right, bottom
 
 

@@ -166,10 +166,10 @@ def local_coefficients(colour_BNC: Tensor, pixels: Positions, cells: tuple[int, 
     """Lapped Fourier coefficients (B, M, 81·C) of scattered colours: Σ w·colour·b / Σ w per cell, w bilinear."""
     (x, _), (y, _) = pixels.axes()
     spread_y, spread_x = (dense_lap(v, n) for v, n in zip((y, x), cells, strict=True))
-    if pixels.grid is None:  # (B, N, cells, 9) each
-        y_BMN, x_BNM = spread_y.flatten(2).transpose(1, 2), spread_x.flatten(2)
+    if pixels.grid is None:  # (…, N, cells, 9) each
+        y_BMN, x_BNM = spread_y.flatten(-2).transpose(-1, -2), spread_x.flatten(-2)
         sums = torch.stack([(y_BMN * colour[:, None]) @ x_BNM for colour in colour_BNC.unbind(-1)], dim=-1)
-        weights = spread_y[..., 0].transpose(1, 2) @ spread_x[..., 0]
+        weights = spread_y[..., 0].transpose(-1, -2) @ spread_x[..., 0]
     else:  # a grid separates: (H, cells, 9) and (W, cells, 9)
         y_HM, x_WM = spread_y.flatten(0, 1).flatten(1), spread_x.flatten(0, 1).flatten(1)
         sums = torch.einsum("hm,bhwc,wn->bmnc", y_HM, colour_BNC.unflatten(1, pixels.grid), x_WM)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .limits import brief
 from .schedule import check_objective, noise_from, x0_from
 
 SAMPLERS = ("ddim", "dpm++")
@@ -99,7 +100,7 @@ def sample(
     """
     check_objective(objective)
     if sampler not in SAMPLERS:
-        raise ValueError(f"sampler {sampler!r} is unknown: choose one of {', '.join(SAMPLERS)}")
+        raise ValueError(f"sampler {brief(sampler)} is unknown: choose one of {', '.join(SAMPLERS)}")
     if eta != 0 and sampler == "dpm++":
         raise ValueError(f"eta {eta:g} with dpm++: it adds no noise; set eta to 0 or use the ddim sampler")
     _check_eta(eta, row_noise)

@@ -78,9 +78,6 @@ class Progress:
     stopped: bool = False  # by SIGTERM or SIGINT; the state is saved
 
 
-Batch = Callable[[int], Tensor]
-
-
 class Run:
     """A model in training: its loss module, optimiser, averaged weights and place on disk."""
 
@@ -110,40 +107,45 @@ class Run:
         return indices[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def train(self, compute: Callable[[nn.Module, Tensor, Phase, int], tuple[Tensor, dict]]) -> Iterator[Progress]:
-        """compute(loss module, indices, phase, step) → loss, metrics. Yields after every step."""
-        stop = StopSignal()
+        """compute(loss module, indices, phase, step) → loss, metrics. Yields after every step.
+
+        Raises FloatingPointError for a loss that is not finite.
+        """
         saved, read, began = time.monotonic(), self.step, time.monotonic()
-        while self.step < self.optimisation.steps:
-            phase, rate = self.optimisation.at(self.step)
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            torch.manual_seed(mix(self.optimisation.seed, self.step))  # dropout
-            loss, metrics = compute(self.loss, self.batch(self.step), phase, self.step)
-            if not math.isfinite(loss.item()):
-                raise RuntimeError(f"step {self.step}: the loss is {loss.item()}; the last state on disk is good")
-            self.accelerator.backward(loss)
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimisation.clip)
-            self.optimiser.step()
-            self.optimiser.zero_grad()
-            self.step += 1
-            self.average()
-            shown = {}
-            if self.step % 25 == 0:
-                speed = (self.step - read) * self.optimisation.batch / (time.monotonic() - began)
-                read, began = self.step, time.monotonic()
-                shown = {key: value.item() for key, value in metrics.items()}
-                shown |= {"rate": rate, "gradient": float(norm), "images/s": round(speed, 1)}
-                self.accelerator.log(shown, step=self.step)
-            last = self.step == self.optimisation.steps
-            if last or stop.asked or time.monotonic() - saved > self.optimisation.save_every:
-                self.save()
-                saved = time.monotonic()
-            evaluation = last or self.step % self.optimisation.evaluate_every == 0
-            yield Progress(self.step, self.optimisation.steps, shown, evaluation, stop.asked)
-            if evaluation:
-                read, began = self.step, time.monotonic()
-            if stop.asked:
-                return
+        with StopSignal() as stop:
+            while self.step < self.optimisation.steps:
+                phase, rate = self.optimisation.at(self.step)
+                for group in self.optimiser.param_groups:
+                    group["lr"] = rate
+                torch.manual_seed(mix(self.optimisation.seed, self.step))  # dropout
+                loss, metrics = compute(self.loss, self.batch(self.step), phase, self.step)
+                if not math.isfinite(loss.item()):
+                    remedy = "the last state on disk is good, go on from it with a lower rate"
+                    raise FloatingPointError(f"step {self.step}: the loss is {loss.item()}; {remedy}")
+                self.accelerator.backward(loss)
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimisation.clip)
+                self.optimiser.step()
+                self.optimiser.zero_grad()
+                self.step += 1
+                self.average()
+                shown = {}
+                if self.step % 25 == 0:
+                    speed = (self.step - read) * self.optimisation.batch / (time.monotonic() - began)
+                    read, began = self.step, time.monotonic()
+                    shown = {key: value.item() for key, value in metrics.items()}
+                    shown |= {"rate": rate, "gradient": float(norm), "images/s": round(speed, 1)}
+                    self.accelerator.log(shown, step=self.step)
+                last = self.step == self.optimisation.steps
+                stopped = stop.asked  # read once: who is asked later, while the caller evaluates, saves a step later
+                if last or stopped or time.monotonic() - saved > self.optimisation.save_every:
+                    self.save()
+                    saved = time.monotonic()
+                evaluation = last or self.step % self.optimisation.evaluate_every == 0
+                yield Progress(self.step, self.optimisation.steps, shown, evaluation, stopped)
+                if evaluation:
+                    read, began = self.step, time.monotonic()
+                if stopped:
+                    return
 
     @torch.no_grad()
     def average(self) -> None:
@@ -185,12 +187,18 @@ class Run:
 
 
 class StopSignal:
-    """Asked to stop (SIGTERM, SIGINT): the loop saves and ends at the end of its step."""
+    """Asked to stop (SIGTERM, SIGINT): the loop saves and ends at the end of its step. Handlers hold within `with`."""
 
     def __init__(self):
         self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.ask)
+
+    def __enter__(self) -> StopSignal:
+        self.previous = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def ask(self, *_) -> None:
         self.asked = True

@@ -39,6 +39,12 @@ class Law:
     widest: float = 16 / 9  # other frames are log-uniform between its inverse and it
     skewed: float = 0.1  # share of steps whose cells are not (nearly) square
 
+    def __post_init__(self):
+        if not 1 <= self.cells[0] <= self.cells[1]:
+            raise ValueError(f"cells {self.cells}: must be (fewest, most), 1 or more")
+        if self.widest < 1:
+            raise ValueError(f"widest {self.widest}: must be 1 or more, width / height")
+
     def draw(self, size: int, *, generator: torch.Generator) -> Shape:
         """A shape for pictures of size × size pixels."""
         u = torch.rand(5, generator=generator).tolist()
@@ -58,7 +64,7 @@ def pad_to(image_BCHW: Tensor, canvas: tuple[int, int], background_C: Tensor) ->
     """Pictures centred on a canvas of the background colour."""
     if image_BCHW.shape[2:] == canvas:
         return image_BCHW
-    padded = background_C.view(-1, 1, 1).repeat(len(image_BCHW), 1, *canvas).view(len(image_BCHW), -1, *canvas)
+    padded = background_C.view(-1, 1, 1).repeat(len(image_BCHW), 1, *canvas)
     top, left = ((c - s) // 2 for c, s in zip(canvas, image_BCHW.shape[2:], strict=True))
     padded[:, :, top : top + image_BCHW.shape[2], left : left + image_BCHW.shape[3]] = image_BCHW
     return padded
@@ -69,10 +75,12 @@ class ResamplerLoss(nn.Module):
 
     def __init__(self, model: R2IR, *, background: tuple[float, ...], jitter: str, penalty: float, margin: float):
         """jitter: "true" moves a point and reads the colour there, "published" keeps the old colour, "none".
-        penalty: weight of the mean square before tanh. margin: share of the points out that are drawn around the frame."""
+        penalty: weight of the mean square before tanh. margin: share of the points out drawn around the frame."""
         super().__init__()
         if jitter not in JITTERS:
             raise ValueError(f"jitter {jitter!r}: must be one of {', '.join(JITTERS)}")
+        if margin and jitter == "published":
+            raise ValueError(f"margin {margin}: must be 0 with the published jitter, which keeps a pixel's old colour")
         self.model, self.jitter, self.penalty, self.margin = model, jitter, penalty, margin
         self.register_buffer("background", torch.tensor(background) * 2 - 1, persistent=False)
 
@@ -110,7 +118,8 @@ class ResamplerLoss(nn.Module):
             absolute_BN2 = jitter(absolute_BN2, pitch, 0.5, generator)
         if margin:
             around_BN2 = self.around(batch, round(margin * absolute_BN2.shape[1]), shape.aspect, generator)
-            absolute_BN2 = torch.cat((absolute_BN2[:, : -around_BN2.shape[1]], around_BN2.to(absolute_BN2.device)), 1)
+            kept = absolute_BN2.shape[1] - around_BN2.shape[1]
+            absolute_BN2 = torch.cat((absolute_BN2[:, :kept], around_BN2.to(absolute_BN2.device)), dim=1)
         if self.jitter == "true" or margin:
             colour_BNC = read_colours(canvas_BCHW, absolute_BN2, self.background)
         return colour_BNC, points(absolute_BN2, shape.aspect)

@@ -13,8 +13,11 @@ else:
     import tomli as tomllib
 
 from r2id.checkpoint import from_dict
+from r2id.denoisers import SYSTEMS
 from r2id.denoisers.r2id import R2IDConfig
+from r2id.pipeline import Defaults
 from r2id.resampler import R2IRConfig
+from r2id.sampler import SAMPLERS
 from r2id.schedule import Schedule
 from train.loop import Optimisation
 from train.losses import Law
@@ -43,6 +46,13 @@ class DenoiserRecipe:
     law: Law = field(default_factory=Law)
     schedule: Schedule = field(default_factory=Schedule)
     model: R2IDConfig = field(default_factory=R2IDConfig)
+    defaults: Defaults = field(default_factory=Defaults)  # of sampling, exported with the weights
+
+    def __post_init__(self):
+        if self.system not in SYSTEMS:
+            raise ValueError(f"system {self.system!r}: must be one of {', '.join(SYSTEMS)}")
+        if self.defaults.sampler not in SAMPLERS:
+            raise ValueError(f"defaults.sampler {self.defaults.sampler!r}: must be one of {', '.join(SAMPLERS)}")
 
 
 def read_recipe(kind: type, path: str | Path):
@@ -51,7 +61,7 @@ def read_recipe(kind: type, path: str | Path):
         values = tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); train/configs/ has the recipes") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML ({error})") from None
     return from_dict(kind, values, path)
 

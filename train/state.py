@@ -42,7 +42,7 @@ def save_state(folder: Path, state: State) -> Path:
         flush(path)
     temporary.rename(final)
     flush(folder)
-    for old in states(folder)[:-KEEP]:
+    for old in [path for path in states(folder) if path <= final][:-KEEP]:  # later ones were damaged
         shutil.rmtree(old)
     return final
 

@@ -116,5 +116,5 @@ def sheet(pipeline):
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

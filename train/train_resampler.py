@@ -23,6 +23,7 @@ from train.losses import ResamplerLoss, encode
 from train.recipe import ResamplerRecipe, arguments, read_recipe
 
 CHECKED = 500  # validation images that are reconstructed at every evaluation
+CHUNK = 100  # of them at once, to bound memory
 SIZES = (4, 6, 8, 10, 16)
 
 
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         images = train.images[indices].to(run.accelerator.device)
         return loss(images, shape, phase.pixels_in, phase.pixels_out, generator_)
 
-    averaged = R2IR(recipe.model).eval()
+    averaged = R2IR(recipe.model).eval().to(run.accelerator.device)
     with tqdm(total=recipe.optimisation.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar:
         for progress in run.train(compute):
             bar.update()
@@ -79,15 +80,20 @@ def main(argv: list[str] | None = None) -> None:
 @torch.no_grad()
 def evaluate(model: R2IR, images: Tensor):
     """Mean square error on [-1, 1] at every latent size, latent statistics, and a sheet of reconstructions."""
+    device = next(model.parameters()).device
     figures, rows = {}, [*images[:10]]
-    pixels = grid_positions(tuple(images.shape[2:]), 1.0, sigma=model.config.footprint)
+    pixels = grid_positions(tuple(images.shape[2:]), 1.0, sigma=model.config.footprint).to(device)
     for n in SIZES:
-        latent = encode(model, images, (n, n))
-        cells = grid_positions((n, n), 1.0)
-        decoded = model.decode(model.memory(latent, cells), pixels).transpose(1, 2).view_as(images)
-        figures[f"mse {n}x{n}"] = F.mse_loss(decoded.clamp(-1, 1), images).item()
-        rows += decoded[:10].clamp(-1, 1)
-    flat = latent.transpose(0, 1).flatten(1)
+        cells = grid_positions((n, n), 1.0).to(device)
+        latents, decoded = [], []
+        for chunk in images.to(device).split(CHUNK):
+            latents.append(encode(model, chunk, (n, n)))
+            colour_BNC = model.decode(model.memory(latents[-1], cells), pixels)
+            decoded.append(colour_BNC.transpose(1, 2).reshape_as(chunk).clamp(-1, 1).cpu())
+        decoded = torch.cat(decoded)
+        figures[f"mse {n}x{n}"] = F.mse_loss(decoded, images).item()
+        rows += decoded[:10]
+    flat = torch.cat(latents).transpose(0, 1).flatten(1)
     eigenvalues = torch.linalg.eigvalsh(torch.cov(flat))
     figures["latent mean square"] = flat.square().mean().item()
     figures["latent dimensions"] = (eigenvalues.sum() ** 2 / eigenvalues.square().sum()).item()
@@ -97,5 +103,5 @@ def evaluate(model: R2IR, images: Tensor):
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -1,0 +1,119 @@
+"""A whole report from a tiny model and 64 digits; every latent is diffused once; bad input is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from digits import digit_bytes
+from PIL import Image
+
+datasets = pytest.importorskip("datasets", reason="pip install -r train/requirements.txt")
+
+from r2id.pipeline import Pipeline  # noqa: E402
+from train import evaluate  # noqa: E402
+from train.evaluate import Protocol, Table, main  # noqa: E402
+
+PROTOCOL = Protocol(
+    generated=20, cells=((4, 4), (6, 9)), generated_cells=((4, 4), (5, 5)), outputs=(4, 8, 16), consistency=5
+)
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(evaluate, "SHEET_SIDE", 16)
+    monkeypatch.setattr(evaluate, "SHEET_SIZES", (4, 16))
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """64 digits in an image folder, 32 of them for training."""
+    for number, pixels in enumerate(digit_bytes()):
+        place = tmp_path / "data" / ("train" if number < 32 else "test") / str(number % 10)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{number:02}.png")
+    return str(tmp_path / "data")
+
+
+def test_whole_report(tiny_weights, folder, tmp_path, capsys):
+    main([str(tiny_weights), "--data", folder, "--out", str(tmp_path / "out")], PROTOCOL)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    first = {name: report[name][0].get("rows") for name in evaluate.SECTIONS}
+
+    assert [row["latent"] for row in first["reconstruction"]] == ["4×4", "6×9"]
+    assert all(row["MSE on [-1, 1]"] > 0.05 for row in first["reconstruction"])  # the weights are random
+    assert [row["output"] for row in first["consistency"]] == [16, 32, 64]
+    assert all(row["ceiling: real images enlarged bicubically"] > 25 for row in first["consistency"])
+    assert [row["latent"] for row in first["accuracy"]] == ["4×4", "5×5", "32 real images"]
+    assert first["accuracy"][2]["output 8"] > 0.5 > first["accuracy"][0]["output 8"]
+    ways = [(row["ratio"], row["way"], row["latent"], round(row["frame"], 3)) for row in first["aspects"]]
+    tall = [
+        ("9:16", "resampled", "4×4", 1),
+        ("9:16", "diffused", "7×4", 0.562),
+        ("9:16", "as the page does", "4×2", 0.5),
+    ]
+    wide = [("16:9", "resampled", "4×4", 1), ("16:9", "diffused", "4×7", 1.778), ("16:9", "as the page does", "2×4", 2)]
+    assert ways == tall + wide
+    assert [row["count"] for row in first["fidelity"]] == [20] * 5
+    floor, *_, generated = first["fidelity"]
+    assert floor["Fréchet distance"] < generated["Fréchet distance"] and floor["accuracy"] > generated["accuracy"]
+
+    names = [item["file"] for item in report["sheets"]]
+    assert names == ["one_latent.png", "labels.png", "latents.png", "aspect_9x16.png", "aspect_16x9.png"]
+    with Image.open(tmp_path / "out" / "labels.png") as labels:
+        assert labels.size == (10 * 18 + 2, evaluate.SHEET_SEEDS * 18 + 2)
+    written, printed = (tmp_path / "out" / "report.md").read_text(), capsys.readouterr().out
+    for item in report["reconstruction"] + report["sheets"]:
+        assert item["title"] in written and item["title"] in printed
+
+
+def test_every_latent_is_diffused_once(tiny_weights, folder, tmp_path, monkeypatch):
+    calls, diffuse = [], Pipeline.diffuse
+
+    def counted(self, labels, **options):
+        calls.append((options["latent_size"], options["seed"], labels[:3]))
+        return diffuse(self, labels, **options)
+
+    monkeypatch.setattr(Pipeline, "diffuse", counted)
+    more = ["--generated", "70", "--only", "accuracy,aspects,fidelity", "--out", str(tmp_path)]
+    main([str(tiny_weights), "--data", folder, *more], PROTOCOL)
+    sizes = [(4, 4), (5, 5), (7, 4), (4, 2), (4, 7), (2, 4)]
+    assert calls == [(size, *batch) for size in sizes for batch in ((0, [0, 1, 2]), (64, [4, 5, 6]))]
+
+
+def test_only_some_sections_on_the_validation_split(tiny_weights, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main([str(tiny_weights), "--data", folder, "--split", "validation", "--only", "reconstruction"], PROTOCOL)
+    report = json.loads((tmp_path / "runs" / "evaluation" / "tiny" / "report.json").read_text())
+    assert report["setting"]["real images"] == 3
+    assert set(report) == {"setting", "protocol", "reconstruction"}
+
+
+def test_table_as_markdown():
+    table = Table("Digits", {"latent": "{}", "accuracy": "{:.1%}"}, [("4×4", 0.987)])
+    assert table.markdown() == "Digits\n\n| latent | accuracy |\n| --- | --- |\n| 4×4 | 98.7% |"
+    assert table.plain() == {"title": "Digits", "rows": [{"latent": "4×4", "accuracy": 0.987}]}
+
+
+def test_bad_input_is_named(tiny_weights, folder, tmp_path):
+    def run(*more, weights=tiny_weights, data=folder):
+        main([str(weights), "--data", data, "--out", str(tmp_path / "out"), *more], PROTOCOL)
+
+    with pytest.raises(ValueError, match="--only beauty: must be of reconstruction, consistency"):
+        run("--only", "beauty,accuracy")
+    with pytest.raises(ValueError, match="generated 19: must be 20 or more"):
+        run("--generated", "19")
+    with pytest.raises(ValueError, match="limit 0"):
+        run("--count", "0")
+    with pytest.raises(ValueError, match="no such folder"):
+        run(data=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="weights/missing"):
+        run(weights="weights/missing")
+    with pytest.raises(ValueError, match="none.safetensors: no such file"):
+        run("--classifier", "none.safetensors")
+    (tmp_path / "data" / "train" / "9").rename(tmp_path / "data" / "train" / "nine")
+    with pytest.raises(ValueError, match="labels 0, 1, .*: the model's are 0, 1"):
+        run()
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from r2id.layers import ATTENTIONS, AdaLN, Attention, Block, FeedForward
+
+
+@pytest.fixture(params=ATTENTIONS)
+def attention(request) -> Attention:
+    torch.manual_seed(0)
+    return Attention(8, heads=2, attention=request.param)
+
+
+def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_attention_is_a_normalised_sum_of_values(attention):
+    query_BND, context_BMD = tokens(3, 5, 8), tokens(3, 4, 8, seed=1)
+    key_BMD, value_BMD = attention.key_value(context_BMD).chunk(2, dim=-1)
+    mixed = []
+    for head in (slice(0, 4), slice(4, 8)):
+        query = attention.query_norm(attention.query(query_BND)[..., head])
+        key = attention.key_norm(key_BMD[..., head])
+        if attention.attention == "softmax":
+            scores_BNM = (query @ key.transpose(1, 2) / 4**0.5).exp()
+        else:
+            scores_BNM = (F.elu(query) + 1) @ (F.elu(key) + 1).transpose(1, 2)
+        mixed.append(scores_BNM / scores_BNM.sum(-1, keepdim=True) @ value_BMD[..., head])
+    torch.testing.assert_close(attention(query_BND, attention.memory(context_BMD)), attention.out(torch.cat(mixed, -1)))
+
+
+def test_memory_serves_any_queries_and_is_not_changed(attention):
+    memory = attention.memory(tokens(2, 4, 8, seed=1))
+    before = [part.clone() for part in memory]
+    query = tokens(2, 6, 8)
+    whole = attention(query, memory)
+    torch.testing.assert_close(torch.cat((attention(query[:, :1], memory), attention(query[:, 1:], memory)), 1), whole)
+    assert all(torch.equal(a, b) for a, b in zip(before, memory, strict=True))
+
+
+def test_a_query_does_not_depend_on_the_others(attention):
+    memory, query = attention.memory(tokens(2, 4, 8, seed=1)), tokens(2, 6, 8)
+    other = torch.cat((query[:, :1], tokens(2, 3, 8, seed=2) * 100), 1)
+    torch.testing.assert_close(attention(other, memory)[:, 0], attention(query, memory)[:, 0])
+
+
+def test_the_order_of_the_context_does_not_matter(attention):
+    query, context = tokens(2, 3, 8), tokens(2, 4, 8, seed=1)
+    turned = attention(query, attention.memory(context.flip(1)))
+    torch.testing.assert_close(turned, attention(query, attention.memory(context)))
+
+
+def test_linear_memory_does_not_grow_with_the_context():
+    attention = Attention(8, heads=2, attention="linear")
+    few, many = (attention.memory(tokens(1, n, 8)) for n in (2, 50))
+    assert [part.shape for part in few] == [part.shape for part in many]
+
+
+@pytest.mark.parametrize("options", [{"heads": 3}, {"heads": 2, "attention": "flash"}])
+def test_attention_that_cannot_be_built_is_refused(options):
+    with pytest.raises(ValueError, match="must be"):
+        Attention(8, **options)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_adaln_starts_as_plain_layer_norm(gated):
+    normed, gate = AdaLN(8, 4, gated=gated)(tokens(2, 3, 8), tokens(2, 4))
+    torch.testing.assert_close(normed, F.layer_norm(tokens(2, 3, 8), (8,)))
+    assert torch.equal(gate, torch.zeros(2, 1, 8)) if gated else gate == 1.0
+
+
+def test_adaln_modulates_every_row_by_its_own_vector():
+    adaln = AdaLN(8, 4)
+    torch.nn.init.normal_(adaln.modulation.weight)
+    x, vector = tokens(2, 3, 8), tokens(2, 4)
+    normed, gate = adaln(x, vector)
+    shift, scale, expected_gate = adaln.modulation(F.silu(vector))[:, None].chunk(3, -1)
+    torch.testing.assert_close(normed, F.layer_norm(x, (8,)) * (1 + scale) + shift)
+    torch.testing.assert_close(gate, expected_gate)
+    torch.testing.assert_close(adaln(x[1:], vector[1:])[0], normed[1:])
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    feed, x = FeedForward(8, expansion=2, dropout=0.5), tokens(1, 3, 8)
+    assert not torch.equal(feed(x), feed(x))
+    assert torch.equal(feed.eval()(x), feed(x))
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+@pytest.mark.parametrize("crossing, selfing", [(True, False), (False, True), (True, True), (False, False)])
+def test_a_block_adds_its_parts_to_the_residual(kind, crossing, selfing):
+    torch.manual_seed(0)
+    block = Block(8, heads=2, expansion=2, crossing=crossing, selfing=selfing, attention=kind)
+    x, context = tokens(2, 3, 8), tokens(2, 4, 8, seed=1)
+    expected = x
+    if crossing:
+        expected = expected + block.cross(block.cross_norm(expected), block.cross.memory(context))
+    if selfing:
+        normed = block.self_norm(expected)
+        expected = expected + block.self_attention(normed, block.self_attention.memory(normed))
+    expected = expected + block.feed(block.feed_norm(expected))
+    torch.testing.assert_close(block(x, block.cross.memory(context) if crossing else None), expected)
+    assert block(x[:, :0], block.cross.memory(context) if crossing else None).shape == (2, 0, 8) or selfing

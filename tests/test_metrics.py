@@ -1,0 +1,82 @@
+"""Figures have their known values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from train.metrics import (
+    bring_to,
+    central_square,
+    diversity,
+    frame_size,
+    frechet,
+    margin_square,
+    mean_square,
+    psnr,
+    within_class_variance,
+)
+
+
+def test_mean_square_weighs_batches_by_size_and_psnr_is_of_the_mean():
+    pairs = [(torch.zeros(3, 1, 2, 2), torch.full((3, 1, 2, 2), 0.1)), (torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))]
+    assert mean_square(pairs) == pytest.approx(0.0075)
+    assert psnr(0.01) == pytest.approx(20)
+    assert psnr(0) == 120  # finite, so that a report stays JSON
+
+
+def test_frechet_of_gaussians_and_of_a_copy():
+    rng = torch.Generator().manual_seed(0)
+    normal = torch.randn(5000, 3, generator=rng, dtype=torch.float64)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(normal.T.cov()))
+    normal = (normal - normal.mean(dim=0)) @ whiten.T  # mean 0 and covariance 1 exactly
+    assert frechet(normal, normal) == pytest.approx(0, abs=1e-9)
+    assert frechet(normal, normal + torch.tensor([1.0, 2.0, 0.0])) == pytest.approx(5)
+    assert frechet(normal, normal * torch.tensor([1.0, 3.0, 0.5])) == pytest.approx(4 + 0.25)  # Σ (σ - σ')²
+    flat = normal * torch.tensor([1.0, 1.0, 0.0])  # a feature that never fires
+    assert frechet(flat, normal) == pytest.approx(1)
+    other = normal @ torch.randn(3, 3, generator=rng, dtype=torch.float64) + 1
+    assert frechet(normal, other) == pytest.approx(frechet(other, normal))
+    with pytest.raises(ValueError, match="1 and 5000 images: a covariance needs at least 2"):
+        frechet(normal[:1], normal)
+
+
+def test_diversity():
+    labels = torch.arange(40) % 4
+    features = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)) + 10 * labels[:, None]
+    assert diversity(features, labels, features, labels) == pytest.approx(1)
+    centres = 10.0 * labels[:, None]
+    assert diversity(centres + (features - centres) / 2, labels, features, labels) == pytest.approx(0.25, rel=0.2)
+    assert within_class_variance(torch.tensor([[0.0], [2.0], [5.0], [9.0]]), torch.tensor([0, 0, 1, -1])) == 2
+    with pytest.raises(ValueError, match="3 images: no class has 2"):
+        within_class_variance(features[:3], labels[:3])
+
+
+def test_margins_are_what_the_central_square_leaves():
+    image = torch.full((2, 1, 4, 8), 0.2)
+    image[..., 2:6] = 1
+    assert torch.equal(central_square(image), torch.ones(2, 1, 4, 4))
+    assert torch.equal(central_square(image.mT), torch.ones(2, 1, 4, 4))
+    assert margin_square(image, torch.tensor([0.2])) == pytest.approx(0, abs=1e-12)
+    assert margin_square(image, torch.tensor([0.0])) == pytest.approx(0.04)
+    assert margin_square(central_square(image), torch.tensor([0.0])) == 0
+
+
+@pytest.mark.parametrize("aspect", (1, 9 / 16, 16 / 9, 4 / 5, 0.5, 3))
+def test_frame_size_shows_the_whole_frame_around_a_whole_square(aspect):
+    height, width = frame_size(aspect, 32)
+    assert min(height, width) == 32 and (height - width) % 2 == 0
+    long = 32 * max(aspect, 1 / aspect)
+    assert long <= max(height, width) + 1e-3 < long + 2
+    assert (width >= height) == (aspect >= 1)
+
+
+def test_real_images_at_other_sizes():
+    image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(bring_to(image, 8), image)
+    assert torch.allclose(bring_to(image, 2)[0, 0, 0, 0], image[0, 0, :4, :4].mean())
+    large = bring_to(image, 32)
+    assert large.shape == (1, 1, 32, 32) and image.min() <= large.min() and large.max() <= image.max()
+    assert math.isclose(large.mean(), image.mean(), rel_tol=0.05)

@@ -1,0 +1,658 @@
+from __future__ import annotations
+
+import gc
+import json
+import math
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+
+from r2id import R2ID, R2IR, Latent, Pipeline, limits, pipeline
+from r2id.image import to_pil
+from r2id.position import FITS
+
+SIZES = ((8, 8), (16, 10), (3, 21))
+LATENT = {"latent_size": (3, 4), "steps": 3}
+
+
+def close(a: torch.Tensor, b: torch.Tensor):
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def refused(call) -> str:
+    """The message of the one-line ValueError that `call` raises."""
+    with pytest.raises(ValueError) as caught:
+        call()
+    message = str(caught.value)
+    assert 10 < len(message) < 500 and len(message.splitlines()) == 1, message
+    return message
+
+
+@pytest.fixture(scope="module")
+def latent(tiny) -> Latent:
+    return tiny.diffuse([3, None], seed=1, **LATENT)
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.rand(2, 1, 8, 10, generator=torch.Generator().manual_seed(0))
+
+
+# diffuse
+
+
+def test_a_batch_item_equals_the_label_alone(tiny):
+    labels = [3, {"1": 1, 7: 3}, None]
+    for options in ({}, {"sampler": "ddim", "eta": 0.7}, {"guidance": 1.0}):
+        batch = tiny.diffuse(labels, seed=10, **LATENT, **options)
+        for i, label in enumerate(labels):
+            alone = tiny.diffuse([label], seed=10 + i, **LATENT, **options)
+            close(alone.tensor, batch.tensor[i : i + 1])
+            assert alone.seeds == (batch.seeds[i],) == (10 + i,)
+
+
+def test_the_seed_alone_decides(tiny):
+    first, again, other = (tiny.diffuse([3], seed=seed, **LATENT) for seed in (5, 5, 6))
+    assert torch.equal(first.tensor, again.tensor) and not torch.allclose(first.tensor, other.tensor)
+    torch.manual_seed(123)  # nothing is drawn from the global generator
+    assert torch.equal(tiny.diffuse([3], seed=5, **LATENT).tensor, first.tensor)
+
+
+def test_a_list_gives_each_row_its_seed(tiny):
+    listed = tiny.diffuse([3, 3, 3], seed=[7, 2, 7], **LATENT)
+    assert listed.seeds == (7, 2, 7)
+    close(listed.tensor[0], listed.tensor[2])
+    close(listed.tensor[1:2], tiny.diffuse([3], seed=2, **LATENT).tensor)
+
+
+def test_seeds_wrap_around(tiny):
+    wrapped = tiny.diffuse([3, 3], seed=2**32 - 1, **LATENT)
+    assert wrapped.seeds == (2**32 - 1, 0)
+    close(wrapped.tensor[1:], tiny.diffuse([3], seed=0, **LATENT).tensor)
+
+
+def test_a_drawn_seed_is_reported(tiny):
+    drawn = tiny.diffuse([3, 3], **LATENT)
+    assert drawn.seeds[1] == (drawn.seeds[0] + 1) % 2**32
+    close(tiny.diffuse([3, 3], seed=drawn.seeds[0], **LATENT).tensor, drawn.tensor)
+    assert tiny.diffuse([3], **LATENT).seeds != tiny.diffuse([3], **LATENT).seeds
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_last_step_is_the_result(tiny, steps):
+    options = {"latent_size": (3, 4), "steps": steps, "seed": 0}
+    path = list(tiny.diffuse_steps([3, 4], **options))
+    assert [(s.index, s.steps) for s in path] == [(i + 1, steps) for i in range(steps)]
+    result = tiny.diffuse([3, 4], **options)
+    assert torch.equal(path[-1].latent.tensor, result.tensor)
+    assert all(s.latent.tensor.abs().max() <= 1 and s.latent.seeds == result.seeds for s in path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (6, 4)])
+def test_any_latent_size_and_its_frame(tiny, size):
+    latent = tiny.diffuse([0], latent_size=size, steps=2, seed=0)
+    assert latent.size == size and latent.tensor.shape == (1, 3, *size) and latent.tensor.dtype == torch.float32
+    assert latent.aspect == size[1] / size[0]
+    framed = tiny.diffuse([0], latent_size=size, steps=2, seed=0, aspect=1.5)
+    alone = size == (1, 1)  # a single cell is at the centre of any frame
+    assert framed.aspect == 1.5 and torch.allclose(framed.tensor, latent.tensor) == alone
+
+
+def test_nothing_said_means_the_config(tiny):
+    said = tiny.diffuse([3], latent_size=(4, 4), steps=4, guidance=1.5, sampler="dpm++", seed=0)
+    assert torch.equal(tiny.diffuse([3], seed=0).tensor, said.tensor)
+    assert torch.equal(tiny.diffuse(3, seed=0).tensor, said.tensor)  # one label is a list of one
+
+
+def test_guidance_zero_is_null_and_one_is_the_condition(tiny):
+    null = tiny.diffuse([None], seed=0, guidance=1.0, **LATENT).tensor
+    plain = tiny.diffuse([3], seed=0, guidance=1.0, **LATENT).tensor
+    close(tiny.diffuse([3], seed=0, guidance=0.0, **LATENT).tensor, null)
+    close(tiny.diffuse([None], seed=0, guidance=4.0, **LATENT).tensor, null)
+    close(tiny.diffuse([3], seed=0, guidance=4.0, guidance_interval=(0.0, 0.1), **LATENT).tensor, plain)
+    assert not torch.allclose(null, plain)
+    assert not torch.allclose(tiny.diffuse([3], seed=0, guidance=4.0, **LATENT).tensor, plain)
+
+
+def test_samplers_differ_and_eta_adds_noise(tiny):
+    results = [  # with zero terminal SNR the first two steps and the last of both are the same
+        tiny.diffuse([3], latent_size=(3, 4), steps=5, seed=0, sampler=sampler, eta=eta).tensor
+        for sampler, eta in (("dpm++", 0.0), ("ddim", 0.0), ("ddim", 1.0))
+    ]
+    assert not torch.allclose(results[0], results[1]) and not torch.allclose(results[1], results[2])
+
+
+def test_names_indices_and_mixtures_are_labels(tiny):
+    assert tiny.labels == [str(i) for i in range(10)]
+    latents = tiny.diffuse([3, "3", {"3": 2}, {3: 1, "5": 1}, {"5": 4, "3": 4.0}], seed=[0] * 5, **LATENT)
+    assert latents.labels == ("3", "3", "3", {"3": 0.5, "5": 0.5}, {"3": 0.5, "5": 0.5})
+    for same in ((0, 1), (0, 2), (3, 4)):
+        close(*latents.tensor[list(same)])
+    assert not torch.allclose(latents.tensor[0], latents.tensor[3])
+    assert tiny.diffuse([None], seed=0, **LATENT).labels == (None,)
+
+
+def test_a_model_without_labels_diffuses(tiny):
+    config = replace(tiny.config, labels=(), denoiser=replace(tiny.config.denoiser, labels=0))
+    unlabelled = Pipeline(config, R2IR(config.resampler), R2ID(config.denoiser), device="cpu")
+    assert unlabelled.diffuse([None, None], seed=0, **LATENT).tensor.shape == (2, 3, 3, 4)
+    assert "no labels" in refused(lambda: unlabelled.diffuse([0]))
+
+
+# resample
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", SIZES)
+def test_an_image_of_any_size(tiny, latent, size, fit):
+    image = tiny.resample(latent, size=size, fit=fit)
+    assert image.shape == (2, 1, *size) and image.dtype == torch.float32 and image.device.type == "cpu"
+    assert image.isfinite().all() and image.min() >= 0 and image.max() <= 1 and image.std() > 0
+    assert torch.equal(image, tiny.resample(latent, size=list(size), fit=fit))
+
+
+@pytest.mark.parametrize("budget", [1, 7, 60])
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", SIZES)
+def test_tiles_equal_the_whole_and_come_in_reading_order(tiny, latent, size, fit, budget, monkeypatch):
+    region = (0.1, 0.2, 0.9, 0.7)
+    whole = tiny.resample(latent, size=size, fit=fit, region=region)
+    monkeypatch.setattr(pipeline, "TILE_POINTS", {"cpu": budget, "other": budget})
+    boxes, covered = [], torch.zeros(size)
+    for (left, top, right, bottom), tile in tiny.resample_tiles(latent, size=size, fit=fit, region=region):
+        boxes.append((top, left))
+        covered[top:bottom, left:right] += 1
+        close(tile, whole[:, :, top:bottom, left:right])
+    assert len(boxes) > 1 and boxes == sorted(boxes) and torch.equal(covered, torch.ones(size))
+    close(tiny.resample(latent, size=size, fit=fit, region=region), whole)
+
+
+def test_tiles_stay_within_the_budget(tiny, latent, monkeypatch):
+    monkeypatch.setattr(pipeline, "TILE_POINTS", {"cpu": 200, "other": 200})
+    decode, points = R2IR.decode, []
+    monkeypatch.setattr(R2IR, "decode", lambda *args: points.append(decode(*args)) or points[-1])
+    tiny.resample(latent, size=(5, 40))
+    assert max(colour_BNC.shape[:2].numel() for colour_BNC in points) <= 200
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [(16, 32), (64, 24), (8, 8)])
+def test_a_region_is_the_crop(tiny, latent, size, fit):
+    whole = tiny.resample(latent, size=size, fit=fit)
+    height, width = size
+    part = tiny.resample(latent, size=(height // 2, width // 4), fit=fit, region=(0.5, 0.25, 0.75, 0.75))
+    close(part, whole[:, :, height // 4 : height * 3 // 4, width // 2 : width * 3 // 4])
+
+
+@pytest.mark.parametrize(
+    "size, part", [((16, 10), (slice(3, 13), slice(None))), ((8, 24), (slice(None), slice(8, 16)))]
+)
+def test_the_centre_of_contain_is_the_square_picture(tiny, size, part):
+    latent = tiny.diffuse([3], latent_size=(4, 4), steps=2, seed=0)
+    side = min(size)
+    square = tiny.resample(latent, size=(side, side), fit="contain")
+    close(tiny.resample(latent, size=size, fit="contain")[:, :, part[0], part[1]], square)
+
+
+def test_fits_agree_on_the_shape_of_the_frame(tiny, latent):
+    pictures = [tiny.resample(latent, size=(9, 12), fit=fit) for fit in ("contain", "cover", "stretch", None)]
+    for picture in pictures[1:]:
+        close(picture, pictures[0])
+    assert not torch.allclose(*(tiny.resample(latent, size=(9, 9), fit=fit) for fit in ("contain", "cover")), atol=1e-3)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("region", [(0, 0, 1, 1), (0.25, 0.25, 0.75, 0.75)])
+def test_a_coarse_picture_is_the_mean_of_a_dense_one(tiny, fit, region):
+    latent = tiny.diffuse([3], latent_size=(4, 4), steps=2, seed=0)
+    options = {"fit": fit, "region": region}
+    dense = tiny.resample(latent, size=(8, 8), **options)
+    side = 4 if region[0] else 8  # fewest pixels that are as dense as the training images
+    for small in (1, 2, side):
+        expected = F.avg_pool2d(tiny.resample(latent, size=(side, side), **options), side // small)
+        close(tiny.resample(latent, size=(small, small), **options), expected)
+    assert region[0] == 0 or not torch.allclose(F.avg_pool2d(dense, 2), tiny.resample(latent, size=(4, 4), **options))
+
+
+def test_a_pixel_is_a_value_of_one_function_whatever_the_size(tiny, latent):
+    coarse, fine = (tiny.resample(latent, size=(9 * k, 12 * k)) for k in (1, 3))
+    close(fine[:, :, 1::3, 1::3], coarse)  # the middle of three pixels has the same centre
+
+
+def test_a_row_alone_equals_the_row_in_the_batch(tiny, latent):
+    whole = tiny.resample(latent, size=(6, 11))
+    for i in range(2):
+        close(tiny.resample(latent[i], size=(6, 11)), whole[i : i + 1])
+
+
+def test_the_largest_zoom_is_finite(tiny, latent):
+    region = (0.5, 0.5, 0.5 + 2.0**-20, 0.5 + 2.0**-20)
+    assert tiny.resample(latent, size=(8, 8), region=region).isfinite().all()
+
+
+# memory
+
+
+@pytest.fixture
+def memories(monkeypatch):
+    """Weak references to every memory that is made."""
+    made, memory = [], R2IR.memory
+
+    def counted(*args):
+        result = memory(*args)
+        made.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(R2IR, "memory", counted)
+    return made
+
+
+def test_memory_is_made_once_for_a_latent(tiny, memories):
+    latent = tiny.encode(torch.rand(1, 1, 8, 8), latent_size=(2, 2))
+    for size in SIZES:
+        tiny.resample(latent, size=size)
+    assert len(memories) == 1
+    tiny.resample(replace(latent, aspect=2.0), size=(8, 8))  # the same cells, another frame
+    assert len(memories) == 2
+
+
+def test_memory_dies_with_its_latent(tiny, latent, memories):
+    mortal = tiny.encode(torch.rand(1, 1, 8, 8), latent_size=(2, 2))
+    tiny.resample(mortal, size=(8, 8))
+    tensor = weakref.ref(mortal.tensor)
+    del mortal
+    gc.collect()
+    assert tensor() is None  # the pipeline does not keep it
+    tiny.resample(latent, size=(8, 8))
+    assert memories[0]() is None
+
+
+def test_only_the_last_few_memories_are_kept(tiny, memories):
+    latents = [tiny.encode(torch.rand(1, 1, 8, 8), latent_size=(2, 2)) for _ in range(pipeline.CACHED + 2)]
+    for latent in latents:
+        tiny.resample(latent, size=(8, 8))
+    gc.collect()
+    assert sum(memory() is not None for memory in memories) == pipeline.CACHED
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_changed_latent_is_not_stale(tiny, inference):
+    with torch.inference_mode(inference):
+        latent = tiny.encode(torch.rand(2, 1, 8, 8), latent_size=(2, 2))
+        before = tiny.resample(latent, size=(8, 8))
+        latent.tensor[0] *= -0.5
+        after, fresh = tiny.resample(latent, size=(8, 8)), Latent(latent.tensor.clone(), latent.aspect)
+        assert torch.equal(after, tiny.resample(fresh, size=(8, 8))) and not torch.allclose(after, before)
+    assert torch.equal(tiny.resample(latent, size=(8, 8)), after)
+
+
+# encode
+
+
+def test_encode_takes_tensors_and_pictures(tiny, image):
+    expected = tiny.encode((image * 255).round() / 255, latent_size=(3, 4))
+    assert expected.tensor.shape == (2, 3, 3, 4) and expected.aspect == 10 / 8
+    assert expected.tensor.abs().max() < 1 and expected.seeds is None and expected.labels is None
+    pictures = [to_pil(i) for i in image]
+    close(tiny.encode(pictures, latent_size=(3, 4)).tensor, expected.tensor)
+    for i, picture in enumerate(pictures):
+        for one in (picture, picture.convert("RGB"), picture.convert("RGBA"), to_pil(image[i]).convert("CMYK")):
+            close(tiny.encode(one, latent_size=(3, 4)).tensor, expected.tensor[i : i + 1])
+        close(tiny.encode((image[i] * 255).round() / 255, latent_size=(3, 4)).tensor, expected.tensor[i : i + 1])
+
+
+def test_a_transparent_picture_is_background(tiny):
+    clear, black = Image.new("LA", (8, 8), (255, 0)), torch.zeros(1, 8, 8)
+    close(tiny.encode(clear).tensor, tiny.encode(black).tensor)
+    assert tiny.encode(black).size == tiny.config.defaults.latent_size
+
+
+@pytest.mark.parametrize("factor", [2, 5])
+def test_a_large_image_is_its_area_mean(tiny, image, factor):
+    large = image.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    large = large + (torch.rand(large.shape) - 0.5) * 1e-3
+    reduced = F.avg_pool2d(large.clamp(0, 1), factor)
+    latent = tiny.encode(large.clamp(0, 1), latent_size=(3, 4))
+    assert latent.aspect == 10 / 8
+    close(latent.tensor, tiny.encode(reduced, latent_size=(3, 4)).tensor)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (8, 31), (100, 7)])
+def test_images_of_any_shape_encode(tiny, size):
+    latent = tiny.encode(torch.rand(1, *size), latent_size=(2, 3))
+    assert latent.aspect == size[1] / size[0] and latent.tensor.isfinite().all()
+    assert tiny.resample(latent, size=(8, 8)).isfinite().all()
+
+
+def test_what_is_given_is_not_changed(tiny, image, latent):
+    before = image.clone(), latent.tensor.clone()
+    tiny.encode(image)
+    tiny.resample(latent, size=(8, 8))
+    assert torch.equal(image, before[0]) and torch.equal(latent.tensor, before[1])
+
+
+# files
+
+
+def test_a_saved_pipeline_is_the_same(tiny, tiny_weights, latent):
+    assert sorted(p.name for p in tiny_weights.iterdir()) == [
+        "config.json",
+        "denoiser.safetensors",
+        "resampler.safetensors",
+    ]
+    loaded = Pipeline.from_pretrained(tiny_weights, device="cpu", resampler_device="cpu")
+    assert loaded.config == tiny.config
+    again = loaded.diffuse([3, None], seed=1, **LATENT)
+    assert torch.equal(again.tensor, latent.tensor) and again.labels == latent.labels
+    assert torch.equal(loaded.resample(again, size=(9, 7)), tiny.resample(latent, size=(9, 7)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"system": "other"},
+        {"fit": "crop"},
+        {"latent_mean": [0.0]},
+        {"latent_std": [0.5, 0.0, 0.3]},
+        {"background": []},
+        {"channels": 3},
+        {"labels": ["0", "1"]},
+        {"training_size": "8"},
+        {"surprise": 1},
+        {"denoiser": {"width": 16, "surprise": 1}},
+        {"denoiser": 5},
+        {"schedule": {"name": "other"}},
+    ],
+)
+def test_a_bad_config_is_refused(tiny_weights, tmp_path, change):
+    for file in tiny_weights.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    refused(lambda: Pipeline.from_pretrained(tmp_path, device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "denoiser.safetensors", "resampler.safetensors"])
+def test_a_missing_file_is_named(tiny_weights, tmp_path, name):
+    for file in tiny_weights.iterdir():
+        if file.name != name:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert name in refused(lambda: Pipeline.from_pretrained(tmp_path, device="cpu"))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abc", "", None, 99, [1]])
+def test_a_device_that_is_not_there_is_refused(tiny_weights, device):
+    assert "device" in refused(lambda: Pipeline.from_pretrained(tiny_weights, device=device))
+
+
+@pytest.mark.parametrize("path", ["weights/none", "./none", "/none", "none", "", "a/b/c"])
+def test_a_model_that_is_not_there_is_refused(path):
+    assert "no such folder" in refused(lambda: Pipeline.from_pretrained(path))
+
+
+def test_a_latent_survives_its_file(tiny, tmp_path):
+    mixed = tiny.diffuse([3, None, {1: 1, 2: 3}], seed=2**32 - 1, aspect=math.pi, **LATENT)
+    encoded = tiny.encode(torch.rand(2, 1, 7, 9))
+    for latent in (mixed, encoded, mixed[1]):
+        latent.save(tmp_path / "latent.safetensors")
+        loaded = Latent.load(tmp_path / "latent.safetensors")
+        assert torch.equal(loaded.tensor, latent.tensor)
+        assert (loaded.aspect, loaded.seeds, loaded.labels) == (latent.aspect, latent.seeds, latent.labels)
+
+
+def test_rows_of_a_latent(tiny):
+    latent = tiny.diffuse([3, None, "5"], seed=4, **LATENT)
+    assert len(latent) == 3 and latent.size == (3, 4)
+    for i in (1, -2):
+        row = latent[i]
+        assert torch.equal(row.tensor, latent.tensor[1:2])
+        assert (row.aspect, row.seeds, row.labels) == (latent.aspect, (5,), (None,))
+    assert [row.labels for row in latent] == [("3",), (None,), ("5",)]
+    with pytest.raises(IndexError):
+        latent[3]
+
+
+def about(**values) -> torch.Tensor:
+    return torch.tensor(list(json.dumps({"seeds": None, "labels": None} | values).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"latent": None},
+        {"aspect": None},
+        {"about": None},
+        {"more": torch.zeros(1)},
+        {"latent": torch.zeros(3, 4, 4)},
+        {"latent": torch.zeros(())},
+        {"latent": torch.zeros(0, 3, 4, 4)},
+        {"latent": torch.zeros(1, 0, 4, 4)},
+        {"latent": torch.zeros(1, 3, 0, 4)},
+        {"latent": torch.zeros(65, 1, 1, 1)},
+        {"latent": torch.zeros(1, 1, 65, 64)},
+        {"latent": torch.zeros(1, 3, 4, 4, dtype=torch.float64)},
+        {"latent": torch.full((1, 3, 4, 4), 2.0)},
+        {"aspect": torch.tensor(0.0)},
+        {"aspect": torch.tensor(-1.0)},
+        {"aspect": torch.tensor(1e9)},
+        {"aspect": torch.ones(2)},
+        {"about": torch.zeros(0, dtype=torch.uint8)},
+        {"about": torch.tensor(5, dtype=torch.uint8)},
+        {"about": torch.tensor(2**62)},
+        {"about": torch.ones(5)},
+        {"about": torch.tensor([255, 254], dtype=torch.uint8)},
+        {"about": torch.tensor(list(b"[]"), dtype=torch.uint8)},
+        {"about": torch.tensor(list(b"{}"), dtype=torch.uint8)},
+        {"about": torch.tensor(list(b"[" * 100_000), dtype=torch.uint8)},
+        {"about": about(seeds=[])},
+        {"about": about(seeds=[1, 2])},
+        {"about": about(seeds=5)},
+        {"about": about(seeds="5")},
+        {"about": about(seeds=[-1])},
+        {"about": about(seeds=[2**32])},
+        {"about": about(seeds=[1.5])},
+        {"about": about(labels=[])},
+        {"about": about(labels=["1", "2"])},
+        {"about": about(labels=[[1]])},
+        {"about": about(labels=[7])},
+        {"about": about(labels=True)},
+    ],
+)
+def test_a_malformed_latent_file_is_refused(tmp_path, change):
+    good = {"latent": torch.zeros(1, 3, 4, 4), "aspect": torch.tensor(1.0), "about": about()}
+    path = tmp_path / "latent.safetensors"
+    save_file(good, path)
+    assert len(Latent.load(path)) == 1
+    save_file({key: tensor for key, tensor in (good | change).items() if tensor is not None}, path)
+    assert "latent.safetensors" in refused(lambda: Latent.load(path))
+
+
+@pytest.mark.parametrize("data", [None, b"", b"x" * 100, b"\x80\x04pickle", b"\x89PNG\r\n\x1a\n" + b"0" * 50])
+def test_what_is_no_latent_file_is_refused(tmp_path, data):
+    path = tmp_path / "latent.safetensors"
+    if data is not None:
+        path.write_bytes(data)
+    refused(lambda: Latent.load(path))
+    refused(lambda: Latent.load(tmp_path))
+
+
+def test_a_truncated_latent_file_is_refused(tiny, latent, tmp_path):
+    path = Path(tmp_path / "latent.safetensors")
+    latent.save(path)
+    data = path.read_bytes()
+    for cut in (4, 20, len(data) - 1):
+        path.write_bytes(data[:cut])
+        refused(lambda: Latent.load(path))
+
+
+# bad input
+
+NOT_A_SIDE = (0, -1, 1e9, 10**9, 10**400, math.nan, math.inf, "64", None, True, [64], 64.5, 64.0, 1j, np.float32(8))
+NOT_A_PAIR = (None, 64, "64", "ab", (), (8,), (8, 8, 8), {8: 8, 9: 9}, np.zeros((3, 1)), torch.zeros(2), math.nan)
+BAD_SIZES = [*NOT_A_PAIR, *((side, 8) for side in NOT_A_SIDE), *((8, side) for side in NOT_A_SIDE)]
+BAD_NUMBERS = (math.nan, math.inf, -math.inf, "1", True, [1.0], 1j, 10**400, np.zeros((3, 1)))
+
+
+@pytest.mark.parametrize("size", [*BAD_SIZES, (8193, 1)])
+def test_a_bad_size_is_refused(tiny, latent, size):
+    for call in (tiny.resample, tiny.resample_tiles):  # at once, before the first tile
+        assert refused(lambda call=call: call(latent, size=size)).startswith("size ")
+
+
+def test_too_many_pixels_are_refused(tiny, latent, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_PIXELS", 100)
+    tiny.resample(latent, size=(10, 10))
+    assert "101 pixels, at most 100" in refused(lambda: tiny.resample(latent, size=(1, 101)))
+
+
+@pytest.mark.parametrize("size", [size for size in BAD_SIZES if size is not None] + [(65, 64), (4097, 1)])
+def test_a_bad_latent_size_is_refused(tiny, size):
+    for call in (tiny.diffuse, tiny.diffuse_steps):
+        assert refused(lambda call=call: call([3], latent_size=size)).startswith("latent_size ")
+    assert refused(lambda: tiny.encode(torch.zeros(1, 8, 8), latent_size=size)).startswith("latent_size ")
+
+
+def test_a_latent_size_off_the_stride_is_refused(tiny):
+    strided = Pipeline(replace(tiny.config, stride=2), tiny.resampler, tiny.denoiser, device="cpu")
+    assert "multiples of 2" in refused(lambda: strided.diffuse([3], latent_size=(4, 3)))
+
+
+@pytest.mark.parametrize(
+    "region",
+    [None, 1, "0011", (0, 0, 1), (0, 0, 1, 2), (0.5, 0, 0.5, 1), (math.nan, 0, 1, 1), (0, 0, 1e-9, 1), (0, 0, "x", 1)],
+)
+def test_a_bad_region_is_refused(tiny, latent, region):
+    for call in (tiny.resample, tiny.resample_tiles):
+        assert refused(lambda call=call: call(latent, size=(8, 8), region=region)).startswith("region ")
+
+
+@pytest.mark.parametrize("fit", ["", "crop", 0, False, ["contain"], "Contain", "x" * 1000])
+def test_a_bad_fit_is_refused(tiny, latent, fit):
+    assert refused(lambda: tiny.resample(latent, size=(8, 8), fit=fit)).startswith("fit ")
+
+
+BAD_OPTIONS = {
+    "steps": [0, -1, 1001, 2.5, "20", True, [4], *BAD_NUMBERS],
+    "guidance": [1e3, -1e3, "2", *BAD_NUMBERS],
+    "guidance_interval": [
+        0.5,
+        (0.5,),
+        (0.8, 0.2),
+        (-0.1, 1),
+        (0, 1.1),
+        (0, math.nan),
+        ("0", 1),
+        "01",
+        (0, None),
+        (0, 1, 2),
+    ],
+    "eta": [-0.1, 11, None, *BAD_NUMBERS],
+    "sampler": ["", "euler", 1, ["ddim"], "DDIM", "x" * 1000],
+    "seed": [-1, 2**32, 1.5, "1", True, [], [1, 2], [-1], [None], [1.0], {1}, math.nan, 10**400],
+    "aspect": [0, -1, 65, 1 / 65, "1", *BAD_NUMBERS],
+}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in BAD_OPTIONS.items() for value in values])
+def test_a_bad_option_is_refused_before_the_first_step(tiny, name, value):
+    options = {"sampler": "ddim"} | {name: value}
+    assert name in refused(lambda: tiny.diffuse_steps([3], **options))
+
+
+def test_eta_with_a_sampler_that_adds_no_noise_is_refused(tiny):
+    assert "eta" in refused(lambda: tiny.diffuse_steps([3], eta=0.5, sampler="dpm++"))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [],
+        (),
+        [10],
+        [-1],
+        ["ten"],
+        "ten",
+        [True],
+        [1.0],
+        [[1]],
+        {},
+        [{}],
+        [{"1": -1}],
+        [{"1": math.nan}],
+        [{"1": 0}],
+        [{"ten": 1}],
+        [3] * 65,
+        {3},
+        np.zeros((3, 1)),
+        "x\n" * 1000,
+    ],
+)
+def test_bad_labels_are_refused(tiny, labels):
+    refused(lambda: tiny.diffuse_steps(labels))
+
+
+@pytest.mark.parametrize(
+    "latent",
+    [
+        None,
+        torch.zeros(1, 3, 4, 4),
+        Latent("tensor", 1.0),
+        Latent(None, 1.0),
+        Latent(torch.zeros(3, 4, 4), 1.0),
+        Latent(torch.zeros(1, 2, 4, 4), 1.0),
+        Latent(torch.zeros(0, 3, 4, 4), 1.0),
+        Latent(torch.zeros(65, 3, 4, 4), 1.0),
+        Latent(torch.zeros(1, 3, 4, 0), 1.0),
+        Latent(torch.zeros(1, 3, 65, 64), 1.0),
+        Latent(torch.zeros(1, 3, 4, 4).double(), 1.0),
+        Latent(torch.zeros(1, 3, 4, 4).int(), 1.0),
+        Latent(torch.full((1, 3, 4, 4), 1.1), 1.0),
+        Latent(torch.full((1, 3, 4, 4), math.nan), 1.0),
+        *(Latent(torch.zeros(1, 3, 4, 4), aspect) for aspect in (0, -1.0, None, "1", math.nan, math.inf, 1e3)),
+    ],
+)
+def test_a_bad_latent_is_refused(tiny, latent):
+    for call in (tiny.resample, tiny.resample_tiles):
+        assert refused(lambda call=call: call(latent, size=(8, 8))).startswith("latent")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        None,
+        "image.png",
+        [],
+        [torch.zeros(1, 8, 8)],
+        np.zeros((1, 8, 8), np.float32),
+        torch.zeros(8, 8),
+        torch.zeros(1, 1, 1, 8, 8),
+        torch.zeros(3, 8, 8),
+        torch.zeros(1, 0, 8),
+        torch.zeros(2, 1, 8, 0),
+        torch.zeros(0, 1, 8, 8),
+        torch.zeros(65, 1, 8, 8),
+        torch.zeros(1, 8, 8, dtype=torch.uint8),
+        torch.zeros(1, 8, 8, dtype=torch.complex64),
+        torch.full((1, 8, 8), math.nan),
+        torch.full((1, 8, 8), math.inf),
+        torch.full((1, 8, 8), 1.1),
+        torch.full((1, 8, 8), -1.0),
+        torch.zeros(1, 1, 100),
+        torch.zeros(1, 1, 1).expand(1, 8193, 8193),
+        Image.new("L", (100, 1)),
+        Image.new("L", (0, 5)),
+        [Image.new("L", (8, 8)), Image.new("L", (8, 9))],
+        [Image.new("L", (8, 8))] * 65,
+        [Image.new("L", (8, 8)), torch.zeros(1, 8, 8)],
+    ],
+)
+def test_a_bad_image_is_refused(tiny, image):
+    assert refused(lambda: tiny.encode(image)).startswith("image")

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from r2id.position import Positions, grid_positions, points
+from r2id.resampler import BASIS, R2IR, R2IRConfig, dense_lap, lap, local_coefficients, read_local
+
+TINY = R2IRConfig(channels=2, latent_channels=3, width=16, heads=2, octaves=(-2, 3))
+VARIANTS = {
+    "softmax": TINY,
+    "linear": replace(TINY, attention="linear"),
+    "published": replace(TINY, local=False, cell_blocks=0, attention="linear"),
+    "deep": replace(TINY, encoder_blocks=3, decoder_blocks=2, cell_blocks=2),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request) -> R2IR:
+    torch.manual_seed(0)
+    return R2IR(VARIANTS[request.param]).eval().requires_grad_(False)
+
+
+def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def as_points(grid: Positions, rows: int | None = None, order: torch.Tensor | slice = slice(None)) -> Positions:
+    """The same points without their grid: (N, 2), or (rows, N, 2)."""
+    both = (p[order] if rows is None else p[order].expand(rows, -1, -1) for p in (grid.absolute, grid.relative))
+    return Positions(*both, None, grid.spread, grid.framed)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_lap_weights_sum_to_one_everywhere(count):
+    weights = dense_lap(torch.linspace(-0.8, 0.8, 201), count)[..., 0]
+    torch.testing.assert_close(weights.sum(-1), torch.ones(201))
+    assert weights.min() >= 0 and (weights > 0).sum(-1).max() <= 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_laps_are_continuous_across_centres_and_borders(count):
+    places = (torch.arange(2 * count + 1) / (2 * count) - 0.5).double()
+    before, after = (dense_lap(places + step, count) for step in (-1e-7, 1e-7))
+    assert (before - after).abs().max() < 1e-5 * count
+
+
+def test_a_cell_owns_its_centre():
+    index, basis = lap(grid_positions((1, 4), 4.0).absolute[:, 0], 4)
+    assert index[:, 0].tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(basis[:, 0], torch.tensor([1.0] + [0.0] * 4 + [1.0] * 4).expand(4, -1))
+    assert basis[:, 1].abs().max() == 0
+
+
+def test_the_constant_coefficient_is_the_weighted_mean_of_the_colours():
+    grid = grid_positions((8, 8), 1.0)
+    coefficients = local_coefficients(torch.tensor([0.3, -0.7]).expand(2, 64, 2), grid, (3, 4))
+    assert coefficients.shape == (2, 12, BASIS**2 * 2)
+    torch.testing.assert_close(coefficients[..., :2], torch.tensor([0.3, -0.7]).expand(2, 12, 2))
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (3, 4), (10, 2)])
+def test_coefficients_of_a_grid_equal_those_of_its_points(cells):
+    grid, colours = grid_positions((6, 5), 5 / 6), uniform(2, 30, 2)
+    expected = local_coefficients(colours, grid, cells)
+    torch.testing.assert_close(local_coefficients(colours, as_points(grid, 2), cells), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(local_coefficients(colours, as_points(grid), cells), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_cell_that_no_pixel_reached_has_zero_coefficients():
+    left = points(torch.stack((uniform(40) * 0.2 - 0.3, uniform(40, seed=1) / 2), -1)[None], 1.0)  # x below -0.1
+    coefficients = local_coefficients(uniform(1, 40, 2), left, (4, 4)).unflatten(1, (4, 4))
+    assert coefficients.isfinite().all()
+    assert coefficients[:, :, 3].abs().max() == 0 < coefficients[:, :, 0].abs().max()
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (3, 4)])
+def test_reading_a_grid_equals_reading_its_points(cells):
+    local, grid = uniform(2, *cells, BASIS**2 + 3), grid_positions((6, 5), 5 / 6)
+    expected = read_local(local, grid).flatten(1, 2)
+    torch.testing.assert_close(read_local(local, as_points(grid)), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(read_local(local, as_points(grid, 2)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_beyond_the_frame_the_nearest_edge_is_read():
+    local = uniform(1, 3, 4, BASIS**2 + 3)
+    outside, edge = torch.tensor([[[2.0, 0.1], [-0.9, 7.0]]]), torch.tensor([[[0.5, 0.1], [-0.5, 0.5]]])
+    assert torch.equal(read_local(local, points(outside, 1.0)), read_local(local, points(edge, 1.0)))
+
+
+def test_tokens_are_interpolated_bilinearly():
+    local = uniform(1, 4, 4, BASIS**2 + 3)
+    read = read_local(local, grid_positions((7, 9), 1.0))[..., BASIS**2 :]
+    expected = torch.nn.functional.interpolate(local[..., BASIS**2 :].permute(0, 3, 1, 2), (7, 9), mode="bilinear")
+    torch.testing.assert_close(read, expected.permute(0, 2, 3, 1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (2, 3), (7, 4)])
+@pytest.mark.parametrize("pixels", [(1, 1), (5, 9)])
+def test_any_pixels_become_any_cells_and_back(model, cells, pixels):
+    cell, pixel = grid_positions(cells, 1.5), grid_positions(pixels, 1.5, sigma=0.5)
+    latent = model.encode(uniform(2, pixels[0] * pixels[1], 2), pixel, cell).tanh()
+    colours = model.decode(model.memory(latent, cell), pixel)
+    assert latent.shape == (2, 3, *cells) and colours.shape == (2, pixels[0] * pixels[1], 2)
+    assert latent.isfinite().all() and colours.isfinite().all()
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+def test_encoding_a_grid_equals_encoding_its_points(model, sigma):
+    grid, cells, colours = grid_positions((6, 5), 5 / 6, sigma=sigma), grid_positions((3, 2), 5 / 6), uniform(2, 30, 2)
+    expected = model.encode(colours, grid, cells)
+    for pixels in (as_points(grid), as_points(grid, 2)):
+        torch.testing.assert_close(model.encode(colours, pixels, cells), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_encoding_does_not_depend_on_the_order_of_pixels(model):
+    grid, cells, colours = grid_positions((6, 5), 1.0), grid_positions((3, 2), 1.0), uniform(2, 30, 2)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    turned = model.encode(colours[:, order], as_points(grid, 2, order), cells)
+    torch.testing.assert_close(turned, model.encode(colours, grid, cells), atol=1e-5, rtol=1e-4)
+
+
+def test_a_subset_of_pixels_encodes(model):
+    grid, cells = grid_positions((6, 5), 1.0), grid_positions((4, 4), 1.0)
+    for count in (1, 7):
+        latent = model.encode(uniform(2, count, 2), as_points(grid, 2, slice(count)), cells)
+        assert latent.shape == (2, 3, 4, 4) and latent.isfinite().all()
+
+
+def test_rows_of_a_batch_do_not_see_each_other(model):
+    grid, cells, colours = grid_positions((6, 5), 1.0), grid_positions((3, 2), 1.0), uniform(3, 30, 2)
+    latent = model.encode(colours, grid, cells)
+    torch.testing.assert_close(model.encode(colours[1:2], grid, cells), latent[1:2], atol=1e-5, rtol=1e-4)
+    decoded = model.decode(model.memory(latent, cells), grid)
+    alone = model.decode(model.memory(latent[1:2], cells), grid)
+    torch.testing.assert_close(alone, decoded[1:2], atol=1e-5, rtol=1e-4)
+
+
+def test_a_decoded_point_depends_on_itself_only(model):
+    cells, grid = grid_positions((3, 4), 4 / 3), grid_positions((6, 8), 4 / 3, sigma=0.5)
+    memory = model.memory(uniform(2, 3, 3, 4), cells)
+    whole = model.decode(memory, grid)
+    for order in (slice(10, 11), slice(0, 20), torch.tensor([47, 3, 3, 12])):
+        part = model.decode(memory, as_points(grid, None, order))
+        torch.testing.assert_close(part, whole[:, order], atol=1e-5, rtol=1e-4)
+
+
+def test_one_memory_serves_every_size(model):
+    cells = grid_positions((3, 4), 4 / 3)
+    memory, fresh = (model.memory(uniform(2, 3, 3, 4), cells) for _ in range(2))
+    for size in ((3, 5), (8, 8)):
+        model.decode(memory, grid_positions(size, 4 / 3))
+    assert torch.equal(
+        model.decode(memory, grid_positions((4, 4), 1.0)), model.decode(fresh, grid_positions((4, 4), 1.0))
+    )
+
+
+def test_points_without_a_place_in_the_frame_skip_the_local_path():
+    torch.manual_seed(0)
+    model = R2IR(TINY).eval().requires_grad_(False)
+    grid, cells = grid_positions((4, 4), 1.0), grid_positions((2, 2), 1.0)
+    memory = model.memory(uniform(1, 3, 2, 2), cells)
+    unframed = model.decode(memory, replace(grid, framed=False))
+    assert not torch.allclose(unframed, model.decode(memory, grid))
+    changed = replace(memory, local_BhwF=memory.local_BhwF + 1)
+    assert torch.equal(model.decode(changed, replace(grid, framed=False)), unframed)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_parameter_is_trained(name):
+    torch.manual_seed(0)
+    model = R2IR(VARIANTS[name])
+    grid, cells = grid_positions((5, 5), 1.0), grid_positions((2, 3), 1.0)
+    latent = model.encode(uniform(2, 25, 2), grid, cells).tanh()
+    model.decode(model.memory(latent, cells), grid).square().sum().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_the_published_size():
+    config = R2IRConfig(
+        width=192,
+        heads=6,
+        latent_channels=64,
+        encoder_blocks=4,
+        decoder_blocks=4,
+        cell_blocks=0,
+        cell_expansion=4,
+        pixel_expansion=4,
+        attention="linear",
+        local=False,
+        octaves=(-6, 9),
+    )
+    with torch.device("meta"):
+        assert sum(p.numel() for p in R2IR(config).parameters()) == pytest.approx(3.67e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channels": 0},
+        {"width": 0},
+        {"heads": -1},
+        {"cell_blocks": 3},
+        {"cell_blocks": -1},
+        {"octaves": (3, 2)},
+        {"width": 97},
+        {"attention": "flash"},
+    ],
+)
+def test_a_bad_config_is_refused(options):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} .*must be"):
+        R2IR(R2IRConfig(**options))

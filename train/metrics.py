@@ -1,0 +1,82 @@
+"""Figures of pictures, as pure functions: errors, distances of feature sets, shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mean_square(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Batches (a, b) of one shape each → the mean over all their values of (a - b)²."""
+    total, count = 0.0, 0
+    for a, b in pairs:
+        total += (a.double() - b.double()).square().sum().item()
+        count += a.numel()
+    return total / count
+
+
+def psnr(mse: float) -> float:
+    """Mean square error of values in [0, 1] → dB; at most 120, where float32 ends."""
+    return -10 * math.log10(max(mse, 1e-12))
+
+
+def frechet(features_ND: Tensor, others_MD: Tensor) -> float:
+    """Squared Fréchet distance of the Gaussians with the mean and covariance of each set (Heusel et al. 2017)."""
+    if min(len(features_ND), len(others_MD)) < 2:
+        raise ValueError(f"{len(features_ND)} and {len(others_MD)} images: a covariance needs at least 2 of each")
+    a_ND, b_MD = features_ND.double(), others_MD.double()
+    a_DD, b_DD = a_ND.T.cov(), b_MD.T.cov()
+    values_D, vectors_DD = torch.linalg.eigh(a_DD)
+    root_DD = vectors_DD * values_D.clamp(min=0).sqrt() @ vectors_DD.T
+    # tr((AB)^½) of the symmetric A^½BA^½, whose eigenvalues are those of AB
+    cross = torch.linalg.eigvalsh(root_DD @ b_DD @ root_DD).clamp(min=0).sqrt().sum()
+    apart = (a_ND.mean(dim=0) - b_MD.mean(dim=0)).square().sum()
+    return max(0.0, (apart + a_DD.trace() + b_DD.trace() - 2 * cross).item())
+
+
+def within_class_variance(features_ND: Tensor, labels_N: Tensor) -> float:
+    """Variance summed over the features, averaged over the classes that have two images or more."""
+    classes = [features_ND[labels_N == label].double() for label in labels_N.unique() if label >= 0]
+    variances = [rows.var(dim=0).sum().item() for rows in classes if len(rows) > 1]
+    if not variances:
+        raise ValueError(f"{len(labels_N)} images: no class has 2 of them; take more")
+    return sum(variances) / len(variances)
+
+
+def diversity(features_ND: Tensor, labels_N: Tensor, real_MD: Tensor, real_labels_M: Tensor) -> float:
+    """Within-class variance against that of real images: 1 is ideal, less is sameness."""
+    return within_class_variance(features_ND, labels_N) / within_class_variance(real_MD, real_labels_M)
+
+
+def central_square(images_BCHW: Tensor) -> Tensor:
+    """The middle of each image, its short side wide."""
+    height, width = images_BCHW.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return images_BCHW[:, :, top : top + side, left : left + side]
+
+
+def margin_square(images_BCHW: Tensor, background_C: Tensor) -> float:
+    """Mean square against the background of what lies beside the central square; 0 for square images."""
+    square_BCHW = (images_BCHW - background_C.view(-1, 1, 1)).double().square()
+    inner_BCHW = central_square(square_BCHW)
+    beside = square_BCHW.numel() - inner_BCHW.numel()
+    return (square_BCHW.sum() - inner_BCHW.sum()).clamp(min=0).item() / max(1, beside)
+
+
+def bring_to(images_BCHW: Tensor, side: int) -> Tensor:
+    """Real images at an output size as a resampler would make them: area-reduced, or enlarged bicubically."""
+    if side <= images_BCHW.shape[-1]:
+        return F.interpolate(images_BCHW, size=(side, side), mode="area")
+    low, high = images_BCHW.aminmax()
+    return F.interpolate(images_BCHW, size=(side, side), mode="bicubic").clamp(low, high)
+
+
+def frame_size(aspect: float, short: int) -> tuple[int, int]:
+    """(height, width) that holds a frame of this aspect and has a central square of `short` whole pixels."""
+    long = short + 2 * math.ceil(short * (max(aspect, 1 / aspect) - 1) / 2 - 1e-6)
+    return (short, long) if aspect >= 1 else (long, short)
