@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from r2id import R2ID, R2IR, Latent, Pipeline, limits, pipeline
 from r2id.image import to_pil
-from r2id.position import FITS
+from r2id.position import FITS, footprint, grid_positions, training_pitch
 
 SIZES = ((8, 8), (16, 10), (3, 21))
 LATENT = {"latent_size": (3, 4), "steps": 3}
@@ -224,6 +224,19 @@ def test_a_coarse_picture_is_the_mean_of_a_dense_one(tiny, fit, region):
 def test_a_pixel_is_a_value_of_one_function_whatever_the_size(tiny, latent):
     coarse, fine = (tiny.resample(latent, size=(9 * k, 12 * k)) for k in (1, 3))
     close(fine[:, :, 1::3, 1::3], coarse)  # the middle of three pixels has the same centre
+
+
+def test_features_average_over_a_training_pixel_at_every_size(tiny, image):
+    aspect, cells = 10 / 8, grid_positions((3, 4), 10 / 8)
+    spread = footprint(aspect, training_pitch(aspect, 8), tiny.config.resampler.footprint)
+    given = replace(grid_positions((8, 10), aspect), spread=spread)
+    tensor = tiny.resampler.encode((image * 2 - 1).flatten(2).transpose(1, 2), given, cells).tanh()
+    latent = tiny.encode(image, latent_size=(3, 4))
+    close(latent.tensor, tensor)
+    for size in ((8, 10), (16, 20)):
+        asked = replace(grid_positions(size, aspect), spread=spread)
+        colour_BNC = tiny.resampler.decode(tiny.resampler.memory(tensor, cells), asked).clamp(-1, 1)
+        close(tiny.resample(latent, size=size).flatten(2), (colour_BNC.transpose(1, 2) + 1) / 2)
 
 
 def test_a_row_alone_equals_the_row_in_the_batch(tiny, latent):

@@ -215,11 +215,12 @@ def test_a_bad_region_is_refused(region):
         window_of((4, 4), aspect=1.0, fit="contain", region=region)
 
 
-def test_the_narrowest_region_still_tells_its_pixels_apart():
-    region = (0.5, 0.5, 0.5 + 2.0**-20, 0.5 + 2.0**-20)
-    window = window_of((8, 8), aspect=1.0, fit="contain", region=region)
-    absolute = window.positions(range(8), range(8)).absolute
-    assert len(absolute.unique(dim=0)) == 64
+def test_the_deepest_zoom_is_as_exact_as_float32():
+    region = (0.7, 0.7, 0.7 + 2.0**-20, 0.7 + 2.0**-20)
+    window = window_of((64, 64), aspect=1.0, fit="contain", region=region)
+    x_W = window.positions(range(1), range(64)).absolute[:, 0]
+    exact_W = 0.2 + (torch.arange(64).double() + 0.5) / 64 * 2.0**-20
+    assert (x_W - exact_W).abs().max() <= 2.0**-26 / 2 * 1.01  # half of what separates floats there, and pixels
 
 
 @pytest.mark.parametrize("fit", ["", "crop", None, 1])

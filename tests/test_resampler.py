@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,20 @@ def test_a_cell_owns_its_centre():
     assert index[:, 0].tolist() == [0, 1, 2, 3]
     torch.testing.assert_close(basis[:, 0], torch.tensor([1.0] + [0.0] * 4 + [1.0] * 4).expand(4, -1))
     assert basis[:, 1].abs().max() == 0
+
+
+def test_the_basis_is_fourier_in_quarter_turns_a_cell():
+    index, basis = lap(torch.tensor([-0.15]), 2)  # in cells: 0.2 from the first centre, -0.8 from the second
+    turns = math.pi / 2 * torch.arange(1, 5)
+    for i, (offset, weight) in enumerate([(0.2, 0.8), (-0.8, 0.2)]):
+        expected = torch.cat((torch.ones(1), (turns * offset).sin(), (turns * offset).cos())) * weight
+        torch.testing.assert_close(basis[0, i], expected, atol=1e-6, rtol=1e-5)
+    assert index.tolist() == [[0, 1]]
+
+
+def test_one_pixel_is_enough_for_its_four_cells():
+    coefficients = local_coefficients(torch.tensor([[[0.3]]]), points(torch.tensor([[[0.1, 0.1]]]), 1.0), (2, 2))
+    torch.testing.assert_close(coefficients[..., 0], torch.full((1, 4), 0.3))
 
 
 def test_the_constant_coefficient_is_the_weighted_mean_of_the_colours():

@@ -22,12 +22,14 @@ from train.state import State, load_state, save_state
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: the rate falls along a cosine from rate[0] to rate[1]. Pixels, 0 for all, are R2IR's."""
+    """A stretch of training: the rate falls along a cosine from rate[0] to rate[1]. Pixels (0: all) and
+    consistency are R2IR's: see `ResamplerLoss`."""
 
     steps: int
     rate: tuple[float, float]
     pixels_in: int = 0
     pixels_out: int = 0
+    consistency: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from r2id.resampler import R2IR
 from r2id.schedule import Schedule, noisy, target
 
 MARGIN_REACH = 2.0  # relative units from the centre that margin points cover: outputs of 1:4 to 4:1
+WHOLE = 32  # pixels whose centre is compared with their mean, each step and picture
 JITTERS = ("true", "published", "none")
 
 
@@ -73,7 +74,15 @@ def pad_to(image_BCHW: Tensor, canvas: tuple[int, int], background_C: Tensor) ->
 class ResamplerLoss(nn.Module):
     """Reconstruction at random points of the plane, from random pixels of the frame."""
 
-    def __init__(self, model: R2IR, *, background: tuple[float, ...], jitter: str, penalty: float, margin: float):
+    def __init__(
+        self,
+        model: R2IR,
+        *,
+        background: tuple[float, ...],
+        jitter: str,
+        penalty: float,
+        margin: float,
+    ):
         """jitter: "true" moves a point and reads the colour there, "published" keeps the old colour, "none".
         penalty: weight of the mean square before tanh. margin: share of the points out drawn around the frame."""
         super().__init__()
@@ -85,17 +94,38 @@ class ResamplerLoss(nn.Module):
         self.register_buffer("background", torch.tensor(background) * 2 - 1, persistent=False)
 
     def forward(
-        self, image_BCHW: Tensor, shape: Shape, pixels_in: int, pixels_out: int, generator: torch.Generator
+        self,
+        image_BCHW: Tensor,
+        shape: Shape,
+        pixels_in: int,
+        pixels_out: int,
+        generator: torch.Generator,
+        *,
+        consistency: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures in [-1, 1]; pixels_in and pixels_out: how many random pixels, 0 for all. → loss, parts of it."""
+        """Pictures in [-1, 1] → loss, parts of it. pixels_in and pixels_out: how many random pixels, 0 for all.
+
+        consistency: weight of the mean square between a pixel's centre and the mean over the pixel, which is what
+        outputs of different sizes disagree by.
+        """
         canvas_BCHW = pad_to(image_BCHW, shape.canvas, self.background)
         cells = grid_positions(shape.cells, shape.aspect)
         colour_BNC, pixels = self.pixels(canvas_BCHW, shape, pixels_in, generator)
         latent_BChw = self.model.encode(colour_BNC, pixels, cells)
         colour_BNC, pixels = self.pixels(canvas_BCHW, shape, pixels_out, generator, self.margin)
+        if consistency:
+            whole_BN2 = self.whole_pixels(len(canvas_BCHW), shape, generator).to(canvas_BCHW.device)
+            whole_BNC = read_colours(canvas_BCHW, whole_BN2, self.background)
+            colour_BNC = torch.cat((colour_BNC, whole_BNC), dim=1)
+            absolute_BN2 = pixels.absolute.expand(len(canvas_BCHW), -1, -1)
+            pixels = points(torch.cat((absolute_BN2, whole_BN2), dim=1), shape.aspect)
         decoded_BNC = self.model.decode(self.model.memory(torch.tanh(latent_BChw), cells), pixels)
         error = F.mse_loss(decoded_BNC, colour_BNC)
-        return error + self.penalty * latent_BChw.square().mean(), {"mse": error.detach()}
+        loss, metrics = error + self.penalty * latent_BChw.square().mean(), {"mse": error.detach()}
+        if consistency:
+            disagreement = inconsistency(decoded_BNC[:, -whole_BN2.shape[1] :])
+            loss, metrics["inconsistency"] = loss + consistency * disagreement, disagreement.detach()
+        return loss, metrics
 
     def pixels(
         self, canvas_BCHW: Tensor, shape: Shape, count: int, generator: torch.Generator, margin: float = 0.0
@@ -125,12 +155,28 @@ class ResamplerLoss(nn.Module):
         return colour_BNC, points(absolute_BN2, shape.aspect)
 
     @staticmethod
+    def whole_pixels(batch: int, shape: Shape, generator: torch.Generator) -> Tensor:
+        """Points (B, 5·WHOLE, 2): of each of WHOLE random pixels its centre, then its four Gauss points, whose mean is
+        the mean over the pixel of anything up to a cubic."""
+        sides = torch.tensor(shape.canvas[::-1])
+        corner_BW12 = (torch.rand(batch, WHOLE, 1, 2, generator=generator) * sides).floor()
+        gauss = 0.5 / math.sqrt(3)
+        offsets = torch.tensor([(0.0, 0.0), *((x, y) for x in (-gauss, gauss) for y in (-gauss, gauss))])
+        return ((corner_BW12 + 0.5 + offsets) / sides - 0.5).flatten(1, 2)
+
+    @staticmethod
     def around(batch: int, count: int, aspect: float, generator: torch.Generator) -> Tensor:
         """Points (B, N, 2) of the cross that wide and tall outputs show of the frame's plane."""
         absolute_BN2 = torch.rand(batch, count, 2, generator=generator) - 0.5
         reach = 2 * MARGIN_REACH / absolute_BN2.new_tensor(relative_scale(aspect))
         wide = torch.rand(batch, count, 1, generator=generator) < 0.5
         return absolute_BN2 * torch.where(torch.cat((wide, ~wide), dim=-1), reach, 1.0)
+
+
+def inconsistency(decoded_BNC: Tensor) -> Tensor:
+    """Colours at `whole_pixels` → mean square between centre and mean of a pixel."""
+    centre, *gauss = decoded_BNC.unflatten(1, (-1, 5)).unbind(2)
+    return F.mse_loss(sum(gauss) / len(gauss), centre)
 
 
 def encode(resampler: R2IR, canvas_BCHW: Tensor, cells: tuple[int, int]) -> Tensor:

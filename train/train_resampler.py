@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         generator_ = generator(recipe.optimisation.seed, step)
         shape = recipe.law.draw(recipe.training_size, generator=generator_)
         images = train.images[indices].to(run.accelerator.device)
-        return loss(images, shape, phase.pixels_in, phase.pixels_out, generator_)
+        return loss(images, shape, phase.pixels_in, phase.pixels_out, generator_, consistency=phase.consistency)
 
     averaged = R2IR(recipe.model).eval().to(run.accelerator.device)
     with tqdm(total=recipe.optimisation.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar:
