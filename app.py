@@ -27,21 +27,21 @@ FAULTS: list[str] = []  # why other folders cannot be used, as HTML
 OPENING: dict[str, Latent] = {}  # what a visitor finds on the page, diffused once for all of them
 on_gpu = spaces.GPU(duration=60) if ZERO_GPU else lambda function: function
 TITLE = "<h1>r2id</h1>Diffuse a picture once, in a small latent; then resample that to any resolution and aspect ratio."
-NO_WEIGHTS = """<b>There are no weights yet.</b> Drop a folder of them into <code>weights/</code>, or train some:<pre>
-python train/train_resampler.py --config train/configs/mnist_resampler.toml
-python train/train_denoiser.py --config train/configs/mnist_r2id.toml
-python train/export.py DIR weights/mnist</pre>Then start this page again."""
-THEME = gr.themes.Default(primary_hue="indigo", spacing_size="sm", font=gr.themes.LocalFont("IBM Plex Sans"))
-CSS = """.gradio-container {max-width: 1560px !important; margin: 0 auto !important; overflow: clip !important}
+NO_WEIGHTS = """<b>There are no weights yet.</b> Drop a folder of them into <code>weights/</code>, or train some:<br>
+<code>python train/train_resampler.py --config train/configs/mnist_resampler.toml</code><br>
+<code>python train/train_denoiser.py --config train/configs/mnist_r2id.toml</code><br>
+<code>python train/export.py runs/mnist weights/mnist</code><br>Then start this page again."""
+THEME = gr.themes.Default(primary_hue="indigo", spacing_size="sm", font=["system-ui", "sans-serif"])
+CSS = """.gradio-container {width: min(100%, 1560px) !important; margin: 0 auto !important; overflow: clip !important}
 h1 {margin: 0 !important} h2 {margin: .2rem 0 -.3rem; font-size: 1.15rem} small, dt {opacity: .65; font-weight: 400}
 dl {display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem} dd {margin: 0} .head input {width: 4.2rem}
-.notice {border-left: 4px solid var(--color-accent); padding-left: .9rem} .hard {image-rendering: pixelated}
-.drawn :is(.head, span) {display: none !important} .typed {padding-bottom: 0 !important} #columns {align-items: start}
-.typed > .container {display: flex; flex-wrap: wrap} .typed .wrap {flex: 0 0 6.2rem; margin-left: auto}
+.notice {border-left: 4px solid var(--color-accent); padding-left: .9rem; margin: .5rem 0} #columns {align-items: start}
+.drawn :is(.head, span) {display: none} .typed {padding-bottom: 0} .hard {image-rendering: pixelated}
+.typed > .container {display: grid; grid-template-columns: 1fr 6.2rem} .typed .wrap {grid-area: 1 / 2 / span 2}
 #picture :is(.image-container, button:has(img), .image-frame, img) {width: 100%; height: 100%; object-fit: contain}
 #picture {border: 0; background: none} #picture .image-container {height: auto; aspect-ratio: 1; max-height: 72vh}
-@media (max-width: 700px) { #picture .image-container {max-height: 36vh} dl {font-size: .85rem} #resample {order: -1}
-  #show {order: -2; position: sticky; top: 0; z-index: 5; background: var(--body-background-fill)} }"""
+@media (max-width: 700px) { #picture .image-container {max-height: 32vh} dl {font-size: .8rem} #resample {order: -1}
+  #show {order: -2; position: sticky; top: 0; z-index: 99; background: var(--body-background-fill)} }"""
 LOG = "Math.log2(t.split(':').reduce((w, h) => w / h))"  # of '16:9' or '1.78'
 TO_TEXT = f"v => {RATIOS}.find(t => Math.abs(v - {LOG}) < 0.01) ?? (2 ** v).toFixed(2)"
 
@@ -112,12 +112,12 @@ def show_resampled(drawing, side, ratio, fit):
 
 def facts(drawing: dict, picture: str) -> str:
     """Which latent is on the page and what was done with it, as HTML."""
-    made, (height, width) = drawing["made"], drawing["made"]["cells"]
+    (height, width), made, times = drawing["made"]["cells"], drawing["made"], drawing["resampled"]
     steps = f"{drawing['step']} of " * (drawing["step"] < made["steps"]) + f"{made['steps']} steps"
     return f"""<dl><dt>Picture<dd>{picture}
         <dt>Latent<dd>label <b>{html.escape(made["label"] or "any")}</b>, {width} × {height} cells, seed {made["seed"]}
-        <dt>Work<dd>diffused <b>1 ×</b> ({steps}, guidance {made["guidance"]:g} ×), resampled <b>{drawing["resampled"]}
-        ×</b><dt>Model<dd>{html.escape(made["model"])} on {MODELS[made["model"]].device}</dl>"""
+        <dt>Work<dd>diffused <b>1 ×</b> ({steps}, guidance {made["guidance"]:g}&nbsp;×), resampled <b>{times} ×</b>
+        <dt>Model<dd>{html.escape(made["model"])} on {MODELS[made["model"]].device}</dl>"""
 
 
 def png(image_CHW: torch.Tensor, **about) -> str:
@@ -174,7 +174,7 @@ def ratio_control(title: str) -> gr.Dropdown:
 
 def build() -> gr.Blocks:
     with gr.Blocks(title="r2id", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
-        gr.HTML(TITLE + "".join(f"<p class=notice>{line}" for line in FAULTS + [NO_WEIGHTS] * (not MODELS)))
+        gr.HTML(TITLE + "".join(f"<div class=notice>{line}</div>" for line in FAULTS + [NO_WEIGHTS] * (not MODELS)))
         # What a visitor has; later also made (how) and resampled (times). Changed in place, so that old work sees it.
         drawing = gr.State({"latent": None, "asked": None, "step": 0})
         with gr.Row(elem_id="columns"):
@@ -183,7 +183,7 @@ def build() -> gr.Blocks:
                 with gr.Row():
                     label, model = (gr.Dropdown(label=name, min_width=80) for name in ("Label", "Model"))
                 cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size, long side (cells)")
-                shape = ratio_control("Latent ratio (width : height)")
+                shape = ratio_control("Latent ratio (w : h)")
                 steps = Slider(1, MAX_STEPS, value=20, step=1, precision=0, label="Steps (denoiser runs)")
                 guidance = Slider(0, 8, value=1.5, step=0.1, label="Guidance (×, 1 is none)")
                 with gr.Row():
@@ -198,8 +198,8 @@ def build() -> gr.Blocks:
             with gr.Column(scale=3, min_width=260, elem_id="resample"):
                 gr.HTML("<h2>Resample <small>the same latent</small></h2>")
                 side = Slider(8, MAX_SIDE, value=SIDE, step=8, precision=0, label="Resolution, long side (pixels)")
-                ratio = ratio_control("Picture ratio (width : height)")
-                fit = gr.Radio(["contain", "cover", "stretch"], value="contain", label="Fit")
+                ratio = ratio_control("Picture ratio (w : h)")
+                fit = gr.Radio(["contain", "cover", "stretch"], label="Fit", info="go on beyond the edge, cut, or pull")
                 file = gr.DownloadButton("Download PNG", interactive=False)
         controls = [model, label, cells, shape, steps, guidance, seed]
         quiet = dict(show_progress="hidden", api_visibility="private")

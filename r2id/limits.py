@@ -7,7 +7,7 @@ import reprlib
 import secrets
 
 MAX_SIDE = 8192  # pixels of an output
-MAX_PIXELS = 2**26  # of an output, and of an image to encode
+MAX_PIXELS = 2**26  # of all outputs of a call together, and of images to encode
 MAX_CELLS = 4096  # of a latent
 MAX_STEPS = 1000
 MAX_BATCH = 64
@@ -44,10 +44,11 @@ def pair(value, name: str, high: int) -> tuple[int, int]:
     return tuple(whole(v, f"{name} {brief(tuple(value))}: {side}", 1, high) for side, v in sides)
 
 
-def check_size(size) -> tuple[int, int]:
+def check_size(size, *, images: int = 1) -> tuple[int, int]:
     height, width = pair(size, "size", MAX_SIDE)
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"size {height} x {width}: {height * width:,} pixels, at most {MAX_PIXELS:,}")
+    if images * height * width > MAX_PIXELS:
+        total = f"{images} x {height * width:,} pixels, at most {MAX_PIXELS:,} together"
+        raise ValueError(f"size {height} x {width}: {total}")
     return height, width
 
 

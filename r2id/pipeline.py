@@ -46,6 +46,7 @@ from r2id.schedule import Schedule
 
 FORMAT = 1
 TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory, fits a CPU's cache
+MAX_POINTS = 2**17  # decoded at once where a single pixel is the mean of many
 CACHED = 4  # latents whose memory is kept
 
 
@@ -247,8 +248,8 @@ class Pipeline:
         self, latent: Latent, *, size: tuple[int, int], fit: str | None = None, region=FULL
     ) -> Iterator[tuple[tuple[int, int, int, int], Tensor]]:
         """The same in tiles of bounded memory, in reading order: ((left, top, right, bottom) in pixels, tile)."""
-        height, width = check_size(size)
         latent = check_latent(latent, self.config.resampler.latent_channels)
+        height, width = check_size(size, images=len(latent))
         window = window_of(
             (height, width), aspect=latent.aspect, fit=self.config.fit if fit is None else fit, region=region
         )
@@ -257,6 +258,9 @@ class Pipeline:
         pitch = training_pitch(latent.aspect, self.config.training_size)
         spread = footprint(latent.aspect, pitch, self.config.resampler.footprint)
 
+        if len(latent) * across * down > MAX_POINTS:
+            points = f"{len(latent)} x {across * down:,} points decoded a pixel, at most {MAX_POINTS:,}"
+            raise ValueError(f"size {height} x {width}: {points}; ask for a larger size or fewer rows")
         budget = TILE_POINTS["cpu" if self.resampler_device.type == "cpu" else "other"] // (len(latent) * across * down)
         columns = min(width, max(1, budget))
         rows = min(height, max(1, budget // columns))

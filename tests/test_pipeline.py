@@ -521,9 +521,17 @@ def test_a_bad_size_is_refused(tiny, latent, size):
 
 
 def test_too_many_pixels_are_refused(tiny, latent, monkeypatch):
-    monkeypatch.setattr(limits, "MAX_PIXELS", 100)
+    rows = len(latent)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 100 * rows)
     tiny.resample(latent, size=(10, 10))
-    assert "101 pixels, at most 100" in refused(lambda: tiny.resample(latent, size=(1, 101)))
+    message = refused(lambda: tiny.resample(latent, size=(1, 101)))
+    assert f"{rows} x 101 pixels, at most {100 * rows} together" in message
+
+
+def test_a_pixel_that_is_the_mean_of_too_many_points_is_refused(tiny):
+    wide = Latent(torch.zeros(1, 3, 4, 4), 64.0)
+    assert "ask for a larger size" in refused(lambda: tiny.resample(wide, size=(1, 1)))
+    assert tiny.resample(wide, size=(4, 256)).shape == (1, 1, 4, 256)
 
 
 @pytest.mark.parametrize("size", [size for size in BAD_SIZES if size is not None] + [(65, 64), (4097, 1)])

@@ -109,18 +109,21 @@ class Run:
         return indices[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def train(self, compute: Callable[[nn.Module, Tensor, Phase, int], tuple[Tensor, dict]]) -> Iterator[Progress]:
-        """compute(loss module, indices, phase, step) → loss, metrics. Yields after every step.
+        """compute(loss module, indices, phase, step) → loss, metrics, of all indices or the first `metrics["images"]`.
+        Yields after every step.
 
         Raises FloatingPointError for a loss that is not finite.
         """
-        saved, read, began = time.monotonic(), self.step, time.monotonic()
+        saved, seen, began = time.monotonic(), 0, time.monotonic()
         with StopSignal() as stop:
             while self.step < self.optimisation.steps:
                 phase, rate = self.optimisation.at(self.step)
                 for group in self.optimiser.param_groups:
                     group["lr"] = rate
                 torch.manual_seed(mix(self.optimisation.seed, self.step))  # dropout
-                loss, metrics = compute(self.loss, self.batch(self.step), phase, self.step)
+                indices = self.batch(self.step)
+                loss, metrics = compute(self.loss, indices, phase, self.step)
+                seen += metrics.pop("images", len(indices)) * self.accelerator.num_processes
                 if not math.isfinite(loss.item()):
                     remedy = "the last state on disk is good, go on from it with a lower rate"
                     raise FloatingPointError(f"step {self.step}: the loss is {loss.item()}; {remedy}")
@@ -132,8 +135,8 @@ class Run:
                 self.average()
                 shown = {}
                 if self.step % 25 == 0:
-                    speed = (self.step - read) * self.optimisation.batch / (time.monotonic() - began)
-                    read, began = self.step, time.monotonic()
+                    speed = seen / (time.monotonic() - began)
+                    seen, began = 0, time.monotonic()
                     shown = {key: value.item() for key, value in metrics.items()}
                     shown |= {"rate": rate, "gradient": float(norm), "images/s": round(speed, 1)}
                     self.accelerator.log(shown, step=self.step)
@@ -145,7 +148,7 @@ class Run:
                 evaluation = last or self.step % self.optimisation.evaluate_every == 0
                 yield Progress(self.step, self.optimisation.steps, shown, evaluation, stopped)
                 if evaluation:
-                    read, began = self.step, time.monotonic()
+                    seen, began = 0, time.monotonic()
                 if stopped:
                     return
 

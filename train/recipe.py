@@ -43,6 +43,7 @@ class DenoiserRecipe:
     data: str = "ylecun/mnist"
     system: str = "r2id"
     label_dropout: float = 0.12
+    cells_a_step: int = 6144  # large latents take fewer images a step than `batch`, so that they cost no more
     law: Law = field(default_factory=Law)
     schedule: Schedule = field(default_factory=Schedule)
     model: R2IDConfig = field(default_factory=R2IDConfig)

@@ -71,7 +71,10 @@ def main(argv: list[str] | None = None) -> None:
         generator_ = generator(recipe.optimisation.seed, step)
         shape = recipe.law.draw(size, generator=generator_)
         device = run.accelerator.device
-        return loss(train.images[indices].to(device), train.labels[indices].to(device), shape, generator_)
+        count = max(1, recipe.cells_a_step // (shape.cells[0] * shape.cells[1] * run.accelerator.num_processes))
+        indices = indices[:count]
+        value, metrics = loss(train.images[indices].to(device), train.labels[indices].to(device), shape, generator_)
+        return value, metrics | {"images": len(indices)}
 
     with tqdm(total=recipe.optimisation.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar:
         for progress in run.train(compute):
