@@ -1,13 +1,11 @@
-"""A page that diffuses a latent once and resamples it to any size and shape: python app.py --help"""
+"""A page that diffuses a latent once and resamples it to any size and shape."""
 
-from __future__ import annotations
-
+# Annotations are not postponed here: gr.api reads the return types of its functions as they are.
 import argparse
 import contextlib
 import html
 import os
 import time
-from fractions import Fraction
 from pathlib import Path
 
 if ZERO_GPU := "SPACES_ZERO_GPU" in os.environ:  # lends its GPU for diffusing only, and to another process
@@ -39,7 +37,7 @@ dl {display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem} dd 
 .drawn :is(.head, span) {display: none} .typed {padding-bottom: 0} .hard {image-rendering: pixelated}
 .typed > .container {display: grid; grid-template-columns: 1fr 6.2rem} .typed .wrap {grid-area: 1 / 2 / span 2}
 #picture :is(.image-container, button:has(img), .image-frame, img) {width: 100%; height: 100%; object-fit: contain}
-#picture {border: 0; background: none} #picture .image-container {height: auto; aspect-ratio: 1; max-height: 72vh}
+#picture {border: 0; background: #8883} #picture .image-container {height: auto; aspect-ratio: 1; max-height: 72vh}
 @media (max-width: 700px) { #picture .image-container {max-height: 32vh} dl {font-size: .8rem} #resample {order: -1}
   #show {order: -2; position: sticky; top: 0; z-index: 99; background: var(--body-background-fill)} }"""
 LOG = "Math.log2(t.split(':').reduce((w, h) => w / h))"  # of '16:9' or '1.78'
@@ -64,7 +62,8 @@ def using(model: str | None):
 
 def sides(long: int, ratio: str) -> tuple[int, int]:
     """A long side and an aspect ratio, '16:9' or '1.78' → (height, width). Raises ValueError outside 1:4…4:1."""
-    if not 1 / 4 <= (number := Fraction(str(ratio).replace(":", "/"))) <= 4:
+    width, _, height = str(ratio).partition(":")
+    if not 1 / 4 <= (number := float(width) / float(height or 1)) <= 4:
         raise ValueError(f"aspect ratio {ratio}: must be 1:4 … 4:1")
     return max(1, round(long * min(1, 1 / number))), max(1, round(long * min(1, number)))
 
@@ -89,7 +88,7 @@ def show_diffusion(drawing, model, label, cells, shape, steps, guidance, seed, f
 
 
 def show_resampled(drawing, side, ratio, fit):
-    """The latent at hand at any size: picture, file to download, facts. Of several requests the newest wins."""
+    """The latent at hand at any size: picture, file, facts. Requests share `drawing`, so older ones see newer ones."""
     request, start, made = (drawing["step"], side, ratio, fit), time.perf_counter(), drawing.get("made")
     if drawing["latent"] is None or drawing["asked"] == request:
         return (yield [gr.skip()] * 3)  # a generator that yields nothing would empty the picture
@@ -135,21 +134,22 @@ def opening(drawing, model):
         OPENING[model] = OPENING.get(model) or [*denoise(**made)][-1].latent
     drawing.update(latent=OPENING[model], made=made, step=how.steps, resampled=0, asked=None)
     label = gr.Dropdown([*pipe.labels, ("any", "")], value=label)
-    cells = gr.Slider(*config.trained_cells, value=max(how.latent_size))
+    low, high = config.trained_cells
+    cells = gr.Slider(low, max(high, low + 1), value=max(how.latent_size))  # a slider needs two positions
     shape = gr.Dropdown(value="1:1", info="trained from {:.2f} to {:.2f}".format(*config.trained_aspects))
     model, fit = gr.Dropdown([*MODELS], value=model), config.fit.replace("published", "cover")
     return drawing, model, label, cells, shape, how.steps, how.guidance, 0, fit
 
 
 def diffuse(
-    label: str, latent_height: int, latent_width: int, steps: int, guidance: float, seed: int, model: str
+    label: str, latent_height: int, latent_width: int, steps: int, guidance: float, seed: int | None, model: str
 ) -> tuple[gr.FileData, gr.FileData]:
     """Diffuse a latent of height x width cells: its picture (PNG), and the latent (safetensors) for /resample."""
     with using(model) as pipe:
         *_, last = denoise(model, label, (latent_height, latent_width), steps=steps, guidance=guidance, seed=seed)
         last.latent.save(file := f"{get_upload_folder()}/latent-{os.urandom(8).hex()}.safetensors")
         image_CHW = pipe.resample(last.latent, size=sides(SIDE, f"{latent_width}:{latent_height}"))[0]
-        picture = png(image_CHW, model=model, label=label, steps=steps, guidance=guidance, seed=seed)
+        picture = png(image_CHW, model=model, label=label, steps=steps, guidance=guidance, seed=last.latent.seeds[0])
         return gr.FileData(path=picture), gr.FileData(path=file)
 
 
@@ -168,15 +168,14 @@ def ratio_control(title: str) -> gr.Dropdown:
     text = gr.Dropdown(RATIOS, value="1:1", allow_custom_value=True, label=title, elem_classes="typed")
     slider = gr.Slider(-2, 2, value=0, step=0.02, label=title, show_label=False, elem_classes="drawn")
     slider.input(None, slider, text, js=TO_TEXT)
-    text.change(None, text, slider, js=f"t => {LOG} || 0")
+    text.input(None, text, slider, js=f"t => {LOG} || 0")
     return text
 
 
 def build() -> gr.Blocks:
     with gr.Blocks(title="r2id", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
         gr.HTML(TITLE + "".join(f"<div class=notice>{line}</div>" for line in FAULTS + [NO_WEIGHTS] * (not MODELS)))
-        # What a visitor has; later also made (how) and resampled (times). Changed in place, so that old work sees it.
-        drawing = gr.State({"latent": None, "asked": None, "step": 0})
+        drawing = gr.State({"latent": None, "asked": None, "step": 0})  # a visitor's; later also made, resampled
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=3, min_width=260):
                 gr.HTML("<h2>Draw <small>makes a latent</small></h2>")
@@ -203,17 +202,18 @@ def build() -> gr.Blocks:
                 file = gr.DownloadButton("Download PNG", interactive=False)
         controls = [model, label, cells, shape, steps, guidance, seed]
         quiet = dict(show_progress="hidden", api_visibility="private")
-        again = dict(fn=show_resampled, inputs=[drawing, side, ratio, fit], outputs=[picture, file, text], **quiet)
+        inputs, outputs = [drawing, side, ratio, fit], [picture, file, text]
+        again = dict(fn=show_resampled, inputs=inputs, outputs=outputs, concurrency_id="resample", **quiet)
         idle = dict(fn=lambda: gr.Button(interactive=False), outputs=stop, **quiet)
         inputs, outputs = [drawing, *controls, fresh, side, ratio, fit], [drawing, picture, text, seed, stop]
-        run = draw.click(show_diffusion, inputs, outputs, concurrency_id="diffuse", **quiet)
+        run = draw.click(show_diffusion, inputs, outputs, concurrency_id="diffuse", concurrency_limit=1, **quiet)
         run.then(**again).then(**idle)
         stop.click(None, cancels=run).then(**again).then(**idle)
         gr.on([side.change, ratio.change, fit.change], trigger_mode="always_last", **again)
         start = [page.load, model.input] if MODELS else [model.input]
         gr.on(start, opening, [drawing, model], [drawing, *controls, fit], cancels=run, **quiet).then(**again)
-        gr.api(diffuse, concurrency_id="diffuse")
-        gr.api(resample, concurrency_id="resample", concurrency_limit=2)
+        gr.api(diffuse, concurrency_id="diffuse", concurrency_limit=1)
+        gr.api(resample, concurrency_id="resample")
     return page
 
 
@@ -229,7 +229,7 @@ def main() -> None:
     if args.weights != parser.get_default("weights") and not args.weights.is_dir():
         parser.error(f"--weights {args.weights}: no such folder")
     weights, devices = args.weights.resolve(), dict(device=args.device, resampler_device="cpu" if ZERO_GPU else None)
-    for folder in [weights] if (weights / "config.json").exists() else sorted(weights.glob("[!.]*/")):
+    for folder in sorted({p.parent for p in [*weights.glob("config.json"), *weights.glob("[!.]*/*")]}):
         try:
             MODELS[folder.name] = Pipeline.from_pretrained(folder, **devices)
         except Exception as error:  # whatever is wrong with this folder, the others still work
@@ -239,7 +239,7 @@ def main() -> None:
     server = dict(server_name=args.host, server_port=args.port, share=args.share, max_file_size="16mb", ssr_mode=False)
     try:
         torch.empty(0, device="cpu" if args.device == "auto" else args.device)
-        page = build().queue(max_size=1000)  # events, of all visitors
+        page = build().queue(max_size=1000, default_concurrency_limit=2)  # max_size: events, of all visitors
         page.launch(**server, theme=THEME, css=CSS, footer_links=["api"], run_history=False, enable_monitoring=False)
     except (AssertionError, OSError, OverflowError, RuntimeError, ValueError) as error:
         parser.error(str(error).splitlines()[0])

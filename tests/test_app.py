@@ -16,6 +16,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+import app
 from r2id import Latent
 from r2id.image import read_parameters
 
@@ -129,6 +130,17 @@ def test_one_diffusion_serves_every_size(visit):
     assert seed in after and "resampled 1 ×" not in after
 
 
+def test_visitors_do_not_share_a_latent(visit, browser, url):
+    visit.shows("seed 0 .*resampled 1 ×")
+    other = Visit(browser, url)
+    other.shows("seed 0 .*resampled 1 ×")
+    other.page.get_by_role("button", name="Diffuse").click()
+    other.shows(r"seed [1-9].*resampled 1 ×")
+    other.page.close()
+    visit.page.get_by_label("cover").check()
+    visit.shows("cover, .*seed 0 .*resampled 2 ×")
+
+
 def test_sizes_and_ratios_can_be_typed_and_the_last_one_wins(visit):
     visit.shows("resampled 1 ×")
     number = visit.page.get_by_label("number input for Resolution")
@@ -140,13 +152,11 @@ def test_sizes_and_ratios_can_be_typed_and_the_last_one_wins(visit):
     visit.page.get_by_label("range slider for Picture ratio").focus()
     for _ in range(9):
         visit.page.keyboard.press("ArrowRight")
-    visit.natural(77, 120)
-    assert visit.page.get_by_role("combobox", name="Picture ratio").input_value() == "0.64"
-    number.fill("99999")
+    visit.natural(76, 120)
+    assert visit.page.get_by_role("combobox", name="Picture ratio").input_value() == "0.63"
     number.fill("64")
-    visit.natural(41, 64)
     visit.page.get_by_label("stretch").check()
-    visit.shows("41 × 64 pixels, stretch")
+    visit.shows("40 × 64 pixels, stretch")
     visit.type("Picture ratio (w : h)", "7:1")
     assert "7:1: must be 1:4 … 4:1" in visit.page.inner_text(".toast-body")
     visit.type("Picture ratio (w : h)", "2")
@@ -253,14 +263,32 @@ def test_bad_requests_to_resample_are_answered_in_one_line(client, tmp_path):
         assert words in str(told.value) and "\n" not in str(told.value)
 
 
-def test_bad_options_end_in_one_line():
+def test_bad_options_end_in_one_line(monkeypatch, capsys, tmp_path):
+    for bad in [["--port", "x"], ["--weights", "absent"], ["--device", "abacus"], ["--colour"]]:
+        monkeypatch.setattr(sys, "argv", ["app.py", "--weights", str(tmp_path), *bad])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        told = capsys.readouterr().err
+        assert ended.value.code == 2 and told.startswith("app.py: ") and told.count("\n") == 1, told
+
+
+def test_a_port_in_use_ends_in_one_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        options = [["--port", "x"], ["--port", port], ["--weights", "absent"], ["--device", "abacus"], ["--colour"]]
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        runs = [subprocess.Popen([sys.executable, "app.py", *o], **pipes) for o in options]
-        for option, run in zip(options, runs, strict=True):
-            _, told = run.communicate(timeout=120)
-            assert run.returncode == 2 and told.count("\n") == 1 and option[-1] in told, (option, told)
+        command = [sys.executable, "app.py", "--weights", str(tmp_path), "--port", port]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and port in ended.stderr, ended.stderr
+
+
+@pytest.mark.parametrize("ratio, size", [("1:1", (64, 64)), ("16:9", (36, 64)), ("9:16", (64, 36)), ("0.25", (64, 16))])
+def test_a_ratio_is_width_to_height_and_the_long_side_stays(ratio, size):
+    assert app.sides(64, ratio) == size
+    assert max(app.sides(1, ratio)) == min(app.sides(1, ratio)) == 1
+
+
+@pytest.mark.parametrize("ratio", ["5:1", "0.2", "-1", "inf", "wide"])
+def test_other_ratios_are_refused(ratio):
+    with pytest.raises(ValueError):
+        app.sides(64, ratio)
