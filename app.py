@@ -1,7 +1,6 @@
 """A page that diffuses a latent once and resamples it to any size and shape."""
 
-# Annotations are not postponed here: gr.api reads the return types of its functions as they are.
-import argparse
+import argparse  # annotations are not postponed in this file: gr.api reads the return types as they are
 import contextlib
 import html
 import os
@@ -25,10 +24,10 @@ FAULTS: list[str] = []  # why other folders cannot be used, as HTML
 OPENING: dict[str, Latent] = {}  # what a visitor finds on the page, diffused once for all of them
 on_gpu = spaces.GPU(duration=60) if ZERO_GPU else lambda function: function
 TITLE = "<h1>r2id</h1>Diffuse a picture once, in a small latent; then resample that to any resolution and aspect ratio."
-NO_WEIGHTS = """<b>There are no weights yet.</b> Drop a folder of them into <code>weights/</code>, or train some:<br>
-<code>python train/train_resampler.py --config train/configs/mnist_resampler.toml</code><br>
-<code>python train/train_denoiser.py --config train/configs/mnist_r2id.toml</code><br>
-<code>python train/export.py runs/mnist weights/mnist</code><br>Then start this page again."""
+NO_WEIGHTS = """<b>There are no weights yet.</b> Drop a folder of them into weights/, or train some; then start again.
+<pre>python train/train_resampler.py --config train/configs/mnist_resampler.toml
+python train/train_denoiser.py --config train/configs/mnist_r2id.toml
+python train/export.py runs/mnist weights/mnist</pre>"""
 THEME = gr.themes.Default(primary_hue="indigo", spacing_size="sm", font=["system-ui", "sans-serif"])
 CSS = """.gradio-container {width: min(100%, 1560px) !important; margin: 0 auto !important; overflow: clip !important}
 h1 {margin: 0 !important} h2 {margin: .2rem 0 -.3rem; font-size: 1.15rem} small, dt {opacity: .65; font-weight: 400}
@@ -60,25 +59,26 @@ def using(model: str | None):
         raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
 
 
-def sides(long: int, ratio: str) -> tuple[int, int]:
-    """A long side and an aspect ratio, '16:9' or '1.78' → (height, width). Raises ValueError outside 1:4…4:1."""
+def sides(long: int, ratio: str) -> tuple[tuple[int, int], float]:
+    """A long side and '16:9' or '1.78' → (height, width), and the exact ratio. Raises ValueError outside 1:4…4:1."""
     width, _, height = str(ratio).partition(":")
-    if not 1 / 4 <= (number := float(width) / float(height or 1)) <= 4:
+    if not 1 / 4 <= (aspect := float(width) / float(height or 1)) <= 4:
         raise ValueError(f"aspect ratio {ratio}: must be 1:4 … 4:1")
-    return max(1, round(long * min(1, 1 / number))), max(1, round(long * min(1, number)))
+    return (max(1, round(long * min(1, 1 / aspect))), max(1, round(long * min(1, aspect)))), aspect
 
 
 @on_gpu
 def denoise(model: str, label: str, cells: tuple[int, int], **how):
-    """The steps of one diffusion; how: steps, guidance, seed."""
+    """The steps of one diffusion; how: aspect, steps, guidance, seed."""
     yield from MODELS[model].diffuse_steps([label or None], latent_size=cells, **how)
 
 
 def show_diffusion(drawing, model, label, cells, shape, steps, guidance, seed, fresh, side, ratio, fit):
     """Every step as it comes: drawing, preview, facts, seed, Stop button."""
     with using(model) as pipe:
-        made = dict(model=model, label=label, cells=sides(cells, shape), steps=steps, guidance=guidance)
-        height, width = sides(min(side, PREVIEW_SIDE), ratio)
+        cells, aspect = sides(cells, shape)  # of the frame: whole cells may only come near it
+        made = dict(model=model, label=label, cells=cells, aspect=aspect, steps=steps, guidance=guidance)
+        (height, width), _ = sides(min(side, PREVIEW_SIDE), ratio)
         for step in denoise(**made, seed=None if fresh else seed):
             made["seed"] = step.latent.seeds[0]
             drawing.update(latent=step.latent, made=made, step=step.index, resampled=0, asked=None)
@@ -93,7 +93,7 @@ def show_resampled(drawing, side, ratio, fit):
     if drawing["latent"] is None or drawing["asked"] == request:
         return (yield [gr.skip()] * 3)  # a generator that yields nothing would empty the picture
     with using(made["model"]) as pipe:
-        (height, width), drawing["asked"] = sides(side, ratio), request
+        ((height, width), _), drawing["asked"] = sides(side, ratio), request
         image_CHW = torch.empty(pipe.config.channels, height, width)
         for (left, top, right, bottom), tile in pipe.resample_tiles(drawing["latent"], size=(height, width), fit=fit):
             image_CHW[:, top:bottom, left:right] = tile[0]
@@ -141,26 +141,26 @@ def opening(drawing, model):
     return drawing, model, label, cells, shape, how.steps, how.guidance, 0, fit
 
 
-def diffuse(
-    label: str, latent_height: int, latent_width: int, steps: int, guidance: float, seed: int | None, model: str
-) -> tuple[gr.FileData, gr.FileData]:
+def diffuse(label: str, latent_height: int = 8, latent_width: int = 8, steps: int | None = None,
+            guidance: float | None = None, seed: int | None = None, model: str = "mnist",
+            ) -> tuple[gr.FileData, gr.FileData]:  # fmt: skip
     """Diffuse a latent of height x width cells: its picture (PNG), and the latent (safetensors) for /resample."""
     with using(model) as pipe:
         *_, last = denoise(model, label, (latent_height, latent_width), steps=steps, guidance=guidance, seed=seed)
         last.latent.save(file := f"{get_upload_folder()}/latent-{os.urandom(8).hex()}.safetensors")
-        image_CHW = pipe.resample(last.latent, size=sides(SIDE, f"{latent_width}:{latent_height}"))[0]
+        image_CHW = pipe.resample(last.latent, size=sides(SIDE, f"{latent_width}:{latent_height}")[0])[0]
         picture = png(image_CHW, model=model, label=label, steps=steps, guidance=guidance, seed=last.latent.seeds[0])
         return gr.FileData(path=picture), gr.FileData(path=file)
 
 
-def resample(latent: gr.FileData, height: int, width: int, fit: str, model: str) -> gr.FileData:
+def resample(latent: gr.FileData, height: int, width: int, fit: str = "contain", model: str = "mnist") -> gr.FileData:
     """The picture (PNG), height x width pixels, of a latent that /diffuse returned; fit: contain, cover or stretch."""
     with using(model) as pipe:
         if not is_file_obj_with_meta(latent):  # those that are, Gradio has checked
             raise ValueError("latent: must be a file that /diffuse returned")
         drawn = Latent.load(latent["path"])
-        image_CHW = pipe.resample(drawn, size=(height, width), fit=fit)[0]
-        return gr.FileData(path=png(image_CHW, model=model, labels=drawn.labels, seeds=drawn.seeds, fit=fit))
+        image_BCHW = pipe.resample(drawn, size=(height, width), fit=fit)
+        return gr.FileData(path=png(image_BCHW[0], model=model, labels=drawn.labels, seeds=drawn.seeds, fit=fit))
 
 
 def ratio_control(title: str) -> gr.Dropdown:

@@ -133,15 +133,12 @@ class Evaluation:
         device = next(self.judge.parameters()).device
         return torch.cat([self.judge.features(part.to(device)).cpu() for part in images_NCHW.split(1000)])
 
-    def frames(self, ratio: tuple[int, int]) -> list[tuple[tuple[int, int], float | None]]:
-        """What is diffused at a ratio, as (cells, aspect): the default's cells on the short side of an exact frame,
-        and the page's way, the default's cells on the long side of the frame that follows from the cells."""
+    def frames(self, ratio: tuple[int, int]) -> list[tuple[int, int]]:
+        """The cells that are diffused at a ratio: the default's number on the short side, and on the long side."""
         stride, wide, side = self.pipe.config.stride, ratio[0] / ratio[1], max(self.base)
-        pairs = []
-        for bound, aspect in ((max, wide), (min, None)):
-            h, w = (max(1, round(side * bound(1, v) / stride)) * stride for v in (1 / wide, wide))
-            pairs.append(((h, w), aspect))
-        return pairs
+        return [
+            tuple(max(1, round(side * bound(1, v) / stride)) * stride for v in (1 / wide, wide)) for bound in (max, min)
+        ]
 
 
 def name(size: Sequence[int]) -> str:
@@ -201,11 +198,7 @@ def aspects(e: Evaluation) -> Iterator[Table]:
     for ratio in e.protocol.ratios:
         wide = ratio[0] / ratio[1]
         ways = [("resampled", e.base, e.generated(e.base), frame_size(wide, e.size))]
-        for cells, aspect in e.frames(ratio):
-            latents = e.generated(cells, aspect)
-            ways.append(
-                ("diffused" if aspect else "as the page does", cells, latents, frame_size(latents[0].aspect, e.size))
-            )
+        ways += [("diffused", cells, e.generated(cells, wide), ways[0][3]) for cells in e.frames(ratio)]
         for way, cells, latents, size in ways:
             what = progress(latents, f"resample {name(size)}")
             pictures = torch.cat([e.pipe.resample(latent, size=size, fit="contain") for latent in what])
