@@ -173,7 +173,7 @@ def consistency(e: Evaluation) -> Iterator[Table]:
         parts = ((real + 1) / 2).split(MAX_BATCH)
         ceiling = psnr(mean_square((bring_to(bring_to(part, side), e.size), part) for part in parts))
         rows.append((side, figure, ceiling))
-    columns = {"output": "{}", "PSNR (dB)": "{:.2f}", "ceiling: real images enlarged bicubically": "{:.2f}"}
+    columns = {"output": "{}", "PSNR (dB)": "{:.2f}", "real images enlarged bicubically": "{:.2f}"}
     title = f"Decoded larger and area-reduced, against decoded at {e.size}: {len(real)} images, latent {name(e.base)}"
     yield Table(title, columns, rows)
 
@@ -251,12 +251,13 @@ def sheets(e: Evaluation) -> Iterator[Sheet]:
     yield Sheet("latents", title, contact_sheet(pictures, len(labels)))
 
     for ratio in e.protocol.ratios:
-        size = frame_size(ratio[0] / ratio[1], side // 2)
+        wide = ratio[0] / ratio[1]
+        size = frame_size(wide, side // 2)
         pictures = []
-        for cells, aspect in [(e.base, None), *e.frames(ratio)]:
+        for cells, aspect in [(e.base, None), *((cells, wide) for cells in e.frames(ratio))]:
             latent = pipe.diffuse(labels, latent_size=cells, aspect=aspect, seed=0)
             pictures += pipe.resample(latent, size=size, fit="contain")
-        rows = ", ".join(name(cells) for cells, _ in e.frames(ratio))
+        rows = ", ".join(map(name, e.frames(ratio)))
         title = f"{ratio[0]}:{ratio[1]}: resampled from {name(e.base)}, then diffused at {rows}"
         yield Sheet(f"aspect_{ratio[0]}x{ratio[1]}", title, contact_sheet(pictures, len(labels)))
 
