@@ -15,6 +15,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from playwright import sync_api
 
 import app
 from r2id import Latent
@@ -62,7 +63,6 @@ def browser():
     if not Path(CHROMIUM).exists():
         absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         absent("no browser here: apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     with sync_api.sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
 

@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from digits import digits
 
-pytest.importorskip("datasets", reason="pip install -r train/requirements.txt")
-
-from r2id.checkpoint import CheckpointError, save_module  # noqa: E402
-from train.classifier import FEATURES, Classifier, accuracy, augment, fit, load_classifier, to_classifier_size  # noqa: E402
-from train.data import ImageSet  # noqa: E402
+from r2id.checkpoint import CheckpointError, save_module
+from train.classifier import FEATURES, Classifier, accuracy, augment, fit, load_classifier, to_classifier_size
+from train.data import ImageSet
 
 COMMITTED = Path(__file__).parents[1] / "train" / "classifiers" / "mnist.safetensors"
 

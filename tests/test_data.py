@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from digits import digit_bytes, digits
 from PIL import Image as PILImage
 
-datasets = pytest.importorskip("datasets", reason="pip install -r train/requirements.txt")
-
-from train.data import VALIDATION, border_colour, load_images  # noqa: E402
+from train.data import VALIDATION, border_colour, load_images
 
 
 @pytest.fixture(autouse=True)

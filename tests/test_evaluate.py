@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pytest
 from digits import digit_bytes
 from PIL import Image
 
-datasets = pytest.importorskip("datasets", reason="pip install -r train/requirements.txt")
-
-from r2id.pipeline import Pipeline  # noqa: E402
-from train import evaluate  # noqa: E402
-from train.evaluate import Protocol, Table, main  # noqa: E402
+from r2id.pipeline import Pipeline
+from train import evaluate
+from train.evaluate import Protocol, Table, main
 
 PROTOCOL = Protocol(
     generated=20, cells=((4, 4), (6, 9)), generated_cells=((4, 4), (5, 5)), outputs=(4, 8, 16), consistency=5

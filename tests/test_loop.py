@@ -13,11 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("accelerate", reason="pip install -r train/requirements.txt")
-pytest.importorskip("tensorboard", reason="pip install -r train/requirements.txt")
-
-from train.loop import Optimisation, Phase, Progress, Run, generator  # noqa: E402
-from train.state import load_state, states  # noqa: E402
+from train.loop import Optimisation, Phase, Progress, Run, generator
+from train.state import load_state, states
 
 COUNT = 10  # rows of data: with a batch of 4 two batches an epoch
 SMALL = Optimisation(

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("accelerate", reason="pip install -r train/requirements.txt")
-
-from r2id import R2ID, R2IR  # noqa: E402
-from r2id.pipeline import Defaults  # noqa: E402
-from train.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe  # noqa: E402
+from r2id import R2ID, R2IR
+from r2id.pipeline import Defaults
+from train.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 
 CONFIGS = Path(__file__).parents[1] / "train" / "configs"
 EPOCH = 55_000  # training images

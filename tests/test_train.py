@@ -10,20 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from digits import digit_bytes, digits
 from PIL import Image
 
-for module in ("accelerate", "datasets", "tensorboard"):
-    pytest.importorskip(module, reason="pip install -r train/requirements.txt")
-
-import datasets  # noqa: E402
-
-from r2id import Pipeline  # noqa: E402
-from train import export, train_denoiser, train_resampler  # noqa: E402
-from train.loop import generator  # noqa: E402
-from train.state import load_state, save_state, states  # noqa: E402
+from r2id import Pipeline
+from train import export, train_denoiser, train_resampler
+from train.loop import generator
+from train.state import load_state, save_state, states
 
 ROOT = Path(__file__).parents[1]
 
