@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -43,7 +44,7 @@ class Protocol:
 
     generated: int = 1000
     cells: tuple[tuple[int, int], ...] = ((4, 4), (6, 6), (8, 8), (10, 10), (12, 12), (16, 16), (6, 9), (9, 6))
-    generated_cells: tuple[tuple[int, int], ...] = ((4, 4), (8, 8), (10, 10), (16, 16))
+    generated_cells: tuple[tuple[int, int], ...] = ((4, 4), (8, 8), (10, 10))
     outputs: tuple[int, ...] = (16, 32, 128)
     ratios: tuple[tuple[int, int], ...] = ((9, 16), (16, 9))
     enlargements: tuple[int, ...] = (2, 4, 8)  # of the training size
@@ -238,6 +239,8 @@ def sheets(e: Evaluation) -> Iterator[Sheet]:
     shapes = [(s, s) for s in SHEET_SIZES]
     shapes += [tuple(max(1, round(side * min(1, v))) for v in (h / w, w / h)) for w, h in SHEET_RATIOS]
     pictures = [pipe.resample(one, size=shape)[0] for shape in progress(shapes, "sheets")]
+    square = len(SHEET_SIZES)  # shown equally large, with hard pixels
+    pictures[:square] = [F.interpolate(p[None], size=side, mode="nearest-exact")[0] for p in pictures[:square]]
     yield Sheet("one_latent", "One latent at many sizes and aspect ratios", contact_sheet(pictures, len(SHEET_SIZES)))
 
     many = pipe.diffuse(labels * SHEET_SEEDS, latent_size=e.base, seed=0)
