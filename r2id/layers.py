@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r2id.schedule import log_snr
+
+NOISE_FREQUENCIES = 16  # sin and cos of log-SNR, periods from 6 to 400
 ATTENTIONS = ("softmax", "linear")
 
 
@@ -57,6 +62,19 @@ class FeedForward(nn.Sequential):
     def __init__(self, width: int, *, expansion: int, dropout: float = 0.0):
         hidden = expansion * width
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width), nn.Dropout(dropout))
+
+
+class NoiseEmbedding(nn.Sequential):
+    """ᾱ (B,) in [0, 1] → (B, F), from sines and cosines of log-SNR; computed in the weights' dtype."""
+
+    def __init__(self, width: int):
+        super().__init__(nn.Linear(2 * NOISE_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        periods = torch.logspace(math.log10(6), math.log10(400), NOISE_FREQUENCIES)
+        self.register_buffer("frequencies", 2 * math.pi / periods, persistent=False)
+
+    def forward(self, alpha_bar_B: Tensor) -> Tensor:
+        angles_BK = log_snr(alpha_bar_B)[:, None].to(self[0].weight.dtype) * self.frequencies
+        return super().forward(torch.cat((angles_BK.sin(), angles_BK.cos()), dim=-1))
 
 
 class AdaLN(nn.Module):

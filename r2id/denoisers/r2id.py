@@ -6,20 +6,16 @@ run once a step; the decoder blocks (self-attention, cross-attention to the cond
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from r2id.condition import LabelCondition
-from r2id.layers import AdaLN, Attention, FeedForward
+from r2id.denoisers.output import Denoised
+from r2id.layers import AdaLN, Attention, FeedForward, NoiseEmbedding
 from r2id.position import PositionEmbedding, Positions
-from r2id.schedule import log_snr
-
-NOISE_FREQUENCIES = 16  # sin and cos of log-SNR, periods from 6 to 400
 
 
 @dataclass(frozen=True)
@@ -49,14 +45,6 @@ class R2IDConfig:
             raise ValueError(f"objective {self.objective!r}: must be v, epsilon or x0")
         if self.octaves[0] > self.octaves[1]:
             raise ValueError(f"octaves {self.octaves}: must be (low, high)")
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """What a denoiser returns: `prediction` (K, B, C, H, W); `carry` goes into the next step's call."""
-
-    prediction: Tensor
-    carry: Any = None
 
 
 class R2IDBlock(nn.Module):
@@ -91,13 +79,7 @@ class R2ID(nn.Module):
         self.config = config
         self.condition = LabelCondition(config.labels, tokens=config.label_tokens, width=config.width)
         self.condition_norm = nn.LayerNorm(config.width)
-        periods = torch.logspace(math.log10(6), math.log10(400), NOISE_FREQUENCIES)
-        self.register_buffer("noise_frequencies", 2 * math.pi / periods, persistent=False)
-        self.noise_embedding = nn.Sequential(
-            nn.Linear(2 * NOISE_FREQUENCIES, config.noise_width),
-            nn.SiLU(),
-            nn.Linear(config.noise_width, config.noise_width),
-        )
+        self.noise_embedding = NoiseEmbedding(config.noise_width)
         self.cell_in = nn.Linear(config.latent_channels, config.width)
         self.cell_position = PositionEmbedding(config.width, config.octaves)
         self.encoder = nn.ModuleList(R2IDBlock(config, crossing=False) for _ in range(config.encoder_blocks))
@@ -117,8 +99,7 @@ class R2ID(nn.Module):
     ) -> Denoised:
         """Noisy latents (B, C, h, w) of unit variance at ᾱ (B,) → `config.objective`, (K, B, C, h, w)."""
         batch, _, *size = noisy_BChw.shape
-        noise_features = log_snr(alpha_bar_B)[:, None].to(noisy_BChw.dtype) * self.noise_frequencies
-        vector_BF = self.noise_embedding(torch.cat((noise_features.sin(), noise_features.cos()), dim=-1))
+        vector_BF = self.noise_embedding(alpha_bar_B)
         position_MD = self.cell_position(positions)
         if positions.grid:
             position_MD = position_MD.flatten(0, 1)
