@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
+from r2id.limits import MAX_BATCH, MAX_PIXELS
+
 MAX_IMAGE_PIXELS = 2**26
 TEXT_KEY = "r2id"
 MODES = {1: "L", 3: "RGB"}
@@ -58,6 +60,31 @@ def from_pil(pil: Image.Image, channels: int, background: float | Sequence[float
     except Exception as error:  # Decoders raise whatever a broken file leads them into.
         raise ValueError(f"image cannot be decoded: {' '.join(str(error).split())}") from error
     return background_C11.lerp(colour_CHW, alpha_1HW)
+
+
+def as_images(image, channels: int, background: Sequence[float]) -> Tensor:
+    """Float images (B, C, H, W) or (C, H, W) in [0, 1], or one or a list of PIL images of one size → (B, C, H, W).
+
+    Raises ValueError for anything else, and beyond MAX_BATCH images or MAX_PIXELS of all together.
+    """
+    if isinstance(image, Image.Image):
+        image = [image]
+    if isinstance(image, (list, tuple)) and image and all(isinstance(i, Image.Image) for i in image):
+        images = [from_pil(i, channels, background) for i in image[: MAX_BATCH + 1]]
+        if len({i.shape for i in images}) > 1:
+            raise ValueError("images of different sizes: encode them one by one, a batch shares one frame")
+        image = torch.stack(images)
+    if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim not in (3, 4):
+        raise ValueError("image: must be a float tensor (B, C, H, W) in [0, 1], a PIL image or a list of them")
+    image_BCHW = image.float() if image.ndim == 4 else image.float()[None]
+    batch, *_, height, width = image_BCHW.shape
+    if image_BCHW.shape[1] != channels or not 1 <= batch <= MAX_BATCH or not 1 <= height * width <= MAX_PIXELS:
+        limits = f"(1…{MAX_BATCH}, {channels}, H, W) of at most {MAX_PIXELS:,} pixels"
+        raise ValueError(f"image of shape {tuple(image.shape)}: must be {limits}")
+    low, high = image_BCHW.aminmax()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise ValueError(f"image values {low:g}…{high:g}: must be in [0, 1]")
+    return image_BCHW.clamp(0, 1)
 
 
 def save_png(image_CHW: Tensor, file: str | Path | BinaryIO, parameters: dict[str, Any]) -> None:

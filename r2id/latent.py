@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r2id.checkpoint import load_tensors, save_tensors
-from r2id.limits import MAX_ASPECT, MAX_BATCH, check_cells, number, row_seeds
+from r2id.limits import MAX_ASPECT, MAX_BATCH, MAX_PICTURE_CELLS, check_cells, number, row_seeds
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Latent:
             raise ValueError(f"{Path(path).name}: not a latent file{reason}; give one that Latent.save wrote") from None
 
 
-def check_latent(latent: Latent, channels: int | None = None) -> Latent:
+def check_latent(latent: Latent, channels: int | None = None, most: int = MAX_PICTURE_CELLS) -> Latent:
     """The latent itself; ValueError unless it is one, of this model's channels and within the limits."""
     if not isinstance(latent, Latent):
         raise ValueError(f"latent: must be a Latent, as diffuse and encode give, not {type(latent).__name__}")
@@ -77,7 +77,7 @@ def check_latent(latent: Latent, channels: int | None = None) -> Latent:
         )
     if not 1 <= len(tensor) <= MAX_BATCH:
         raise ValueError(f"latent of {len(tensor)} rows: must be 1…{MAX_BATCH}")
-    check_cells(latent.size, 1)
+    check_cells(latent.size, 1, most)
     number(latent.aspect, "latent aspect", 1 / MAX_ASPECT, MAX_ASPECT)
     if not tensor.abs().max() <= 1 + 1e-3:  # NaN is not
         raise ValueError("latent values: must be finite and in [-1, 1]")

@@ -18,10 +18,19 @@ class Attention(nn.Module):
     """Multi-head attention of queries over a context, in two parts so that what the context gives is made once.
 
     "softmax" is scaled dot-product attention; "linear" is Katharopoulos et al. 2020 with ELU+1 features, whose cost
-    is linear in queries + context. Queries and keys are normalised per head (LayerNorm).
+    is linear in queries + context. Queries and keys are normalised per head (LayerNorm). `context_width`: of the
+    context's tokens, where it is not `width`.
     """
 
-    def __init__(self, width: int, *, heads: int, attention: str = "softmax", dropout: float = 0.0):
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        attention: str = "softmax",
+        dropout: float = 0.0,
+        context_width: int | None = None,
+    ):
         super().__init__()
         if attention not in ATTENTIONS:
             raise ValueError(f"attention {attention!r}: must be one of {', '.join(ATTENTIONS)}")
@@ -29,7 +38,7 @@ class Attention(nn.Module):
             raise ValueError(f"width {width}: must be a multiple of the {heads} heads")
         self.head_width, self.attention = width // heads, attention
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.key_value = nn.Linear(context_width or width, 2 * width)
         self.query_norm = nn.LayerNorm(self.head_width)
         self.key_norm = nn.LayerNorm(self.head_width)
         self.out = nn.Linear(width, width)
@@ -107,12 +116,13 @@ class Block(nn.Module):
         selfing: bool,
         attention: str = "softmax",
         dropout: float = 0.0,
+        context_width: int | None = None,
     ):
         super().__init__()
         options = {"heads": heads, "attention": attention, "dropout": dropout}
         if crossing:
             self.cross_norm = nn.LayerNorm(width)
-            self.cross = Attention(width, **options)
+            self.cross = Attention(width, context_width=context_width, **options)
         if selfing:
             self.self_norm = nn.LayerNorm(width)
             self.self_attention = Attention(width, **options)

@@ -9,6 +9,7 @@ import secrets
 MAX_SIDE = 8192  # pixels of an output
 MAX_PIXELS = 2**26  # of all outputs of a call together, and of images to encode
 MAX_CELLS = 4096  # of a latent
+MAX_PICTURE_CELLS = 2**18  # of a latent that is the picture itself
 MAX_STEPS = 1000
 MAX_BATCH = 64
 MAX_GUIDANCE = 100.0
@@ -52,10 +53,10 @@ def check_size(size, *, images: int = 1) -> tuple[int, int]:
     return height, width
 
 
-def check_cells(size, stride: int) -> tuple[int, int]:
+def check_cells(size, stride: int, most: int = MAX_CELLS) -> tuple[int, int]:
     h, w = pair(size, "latent_size", MAX_CELLS)
-    if h * w > MAX_CELLS:
-        raise ValueError(f"latent_size {h} x {w}: {h * w:,} cells, at most {MAX_CELLS:,}")
+    if h * w > most:
+        raise ValueError(f"latent_size {h} x {w}: {h * w:,} cells, at most {most:,}")
     if h % stride or w % stride:
         raise ValueError(f"latent_size {h} x {w}: both must be multiples of {stride}")
     return h, w

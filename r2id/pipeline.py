@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from r2id.checkpoint import (
@@ -24,13 +23,15 @@ from r2id.checkpoint import (
 )
 from r2id.condition import mixture
 from r2id.denoisers import SYSTEMS
-from r2id.image import from_pil
+from r2id.image import as_images
+from r2id.interpolation import interpolate_tiles, resize, tile_boxes
 from r2id.latent import Latent, check_latent
 from r2id.limits import (
     MAX_ASPECT,
     MAX_BATCH,
+    MAX_CELLS,
     MAX_GUIDANCE,
-    MAX_PIXELS,
+    MAX_PICTURE_CELLS,
     MAX_STEPS,
     brief,
     check_cells,
@@ -39,7 +40,17 @@ from r2id.limits import (
     row_seeds,
     whole,
 )
-from r2id.position import FITS, FULL, footprint, grid_positions, oversampling, training_pitch, window_of
+from r2id.position import (
+    FITS,
+    FULL,
+    Positions,
+    Window,
+    footprint,
+    grid_positions,
+    oversampling,
+    training_pitch,
+    window_of,
+)
 from r2id.resampler import R2IR, Memory, R2IRConfig
 from r2id.sampler import sample
 from r2id.schedule import Schedule
@@ -61,8 +72,20 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What the weights cost, all stages together: images shown, steps, floating-point operations (forward and backward,
+    counted on a sample of the steps) and seconds on the machine that trained them."""
+
+    images: int
+    steps: int
+    operations: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """`config.json`: what the weights beside it are. Sizes are (height, width), colours in [0, 1]."""
+    """`config.json`: what the weights beside it are. Sizes are (height, width), colours in [0, 1]. Without a resampler
+    the system works in pixel space: its latent is the picture at `latent_size`."""
 
     format: int
     system: str
@@ -78,8 +101,9 @@ class PipelineConfig:
     latent_std: tuple[float, ...]
     schedule: Schedule
     defaults: Defaults
-    resampler: R2IRConfig
+    resampler: R2IRConfig | None = None
     denoiser: Any  # the system's own configuration, as `SYSTEMS` names it
+    training: Training | None = None
 
     def __post_init__(self):
         if self.format != FORMAT:
@@ -88,11 +112,15 @@ class PipelineConfig:
             raise ValueError(f"system {self.system!r}: must be one of {', '.join(SYSTEMS)}")
         if self.fit not in FITS:
             raise ValueError(f"fit {self.fit!r}: must be one of {', '.join(FITS)}")
-        channels = self.resampler.latent_channels
+        channels = self.latent_channels
         if not len(self.latent_mean) == len(self.latent_std) == channels or min(self.latent_std) <= 0:
             raise ValueError(f"latent_mean and latent_std: each must hold {channels} values, the second above 0")
-        if len(self.background) != self.channels or self.channels != self.resampler.channels:
+        if not len(self.background) == self.channels == (self.resampler or self).channels:
             raise ValueError(f"channels {self.channels}: must agree with background and resampler.channels")
+
+    @property
+    def latent_channels(self) -> int:
+        return self.resampler.latent_channels if self.resampler else self.channels
 
 
 @dataclass(frozen=True)
@@ -105,19 +133,27 @@ class DiffusionStep:
 
 
 class Pipeline:
-    """A denoiser and a resampler with the configuration that both were trained under."""
+    """A denoiser and a resampler (None in pixel space) with the configuration that both were trained under."""
 
     def __init__(
-        self, config: PipelineConfig, resampler: R2IR, denoiser: nn.Module, *, device="auto", resampler_device=None
+        self,
+        config: PipelineConfig,
+        resampler: R2IR | None,
+        denoiser: nn.Module,
+        *,
+        device="auto",
+        resampler_device=None,
     ):
-        own, labels, channels = config.denoiser, len(config.labels), config.resampler.latent_channels
+        own, labels, channels = config.denoiser, len(config.labels), config.latent_channels
         if (own.labels, own.latent_channels) != (labels, channels):
             has = f"{own.labels} labels and {own.latent_channels} channels"
-            raise ValueError(f"denoiser of {has}: the configuration names {labels} and its resampler has {channels}")
+            raise ValueError(f"denoiser of {has}: the configuration names {labels} and its latents have {channels}")
+        if (resampler is None) != (config.resampler is None):
+            raise ValueError("resampler: must be given where the configuration has one, and be None in pixel space")
         self.config = config
         self.device = _device(device)
         self.resampler_device = self.device if resampler_device is None else _device(resampler_device)
-        self.resampler = resampler.eval().requires_grad_(False).to(self.resampler_device)
+        self.resampler = resampler and resampler.eval().requires_grad_(False).to(self.resampler_device)
         self.denoiser = denoiser.eval().requires_grad_(False).to(self.device)
         self._memories: list[tuple[weakref.ref, int, float, Memory]] = []
 
@@ -135,21 +171,31 @@ class Pipeline:
             config, denoiser=from_dict(config_type, config.denoiser, f"{folder / 'config.json'}: denoiser")
         )
         denoiser = model_type(config.denoiser)
-        resampler = R2IR(config.resampler)
-        load_into(resampler, folder / "resampler.safetensors")
+        resampler = config.resampler and R2IR(config.resampler)
+        if resampler:
+            load_into(resampler, folder / "resampler.safetensors")
         load_into(denoiser, folder / "denoiser.safetensors")
         return cls(config, resampler, denoiser, device=device, resampler_device=resampler_device)
 
     def save(self, folder: str | Path) -> None:
         """Writes what `from_pretrained` reads."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        save_module(self.resampler, Path(folder) / "resampler.safetensors")
+        if self.resampler:
+            save_module(self.resampler, Path(folder) / "resampler.safetensors")
         save_module(self.denoiser, Path(folder) / "denoiser.safetensors")
         save_config(folder, asdict(self.config))
 
     @property
     def labels(self) -> list[str]:
         return list(self.config.labels)
+
+    @property
+    def _most_cells(self) -> int:
+        return MAX_CELLS if self.resampler else MAX_PICTURE_CELLS
+
+    def _cells(self, latent_size) -> tuple[int, int]:
+        size = self.config.defaults.latent_size if latent_size is None else latent_size
+        return check_cells(size, self.config.stride, self._most_cells)
 
     # diffuse
 
@@ -182,7 +228,7 @@ class Pipeline:
         if not 1 <= len(rows) <= MAX_BATCH:
             raise ValueError(f"{len(rows)} labels: must be 1…{MAX_BATCH}")
         weights = [mixture(label, config.labels) for label in rows]
-        latent_size = check_cells(defaults.latent_size if latent_size is None else latent_size, config.stride)
+        latent_size = self._cells(latent_size)
         aspect = number(
             latent_size[1] / latent_size[0] if aspect is None else aspect, "aspect", 1 / MAX_ASPECT, MAX_ASPECT
         )
@@ -196,7 +242,7 @@ class Pipeline:
         names = tuple(_named(row, config.labels) for row in weights)
 
         generators = [torch.Generator().manual_seed(s) for s in seeds]
-        shape = (config.resampler.latent_channels, *latent_size)
+        shape = (config.latent_channels, *latent_size)
 
         def noise() -> Tensor:  # by row and on the CPU, so that a seed means one picture whatever the batch and device
             return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
@@ -212,7 +258,7 @@ class Pipeline:
         path = sample(
             self.denoiser,
             noise(),
-            positions=grid_positions(latent_size, aspect).to(self.device),
+            positions=self._positions(latent_size, aspect).to(self.device),
             tokens=tokens,
             times=times,
             alpha_bars=config.schedule.alpha_bar(times, cells=latent_size),
@@ -228,6 +274,12 @@ class Pipeline:
             DiffusionStep(s.index, s.steps, Latent((s.x0 * std + mean).clamp(-1, 1).cpu(), aspect, seeds, names))
             for s in path
         )
+
+    def _positions(self, latent_size: tuple[int, int], aspect: float) -> Positions:
+        """The cells' centres, with the footprint that training's jitter gave them, in cells of its finest grid."""
+        pitch = training_pitch(aspect, self.config.trained_cells[1])
+        spread = footprint(aspect, pitch, self.config.denoiser.jitter)
+        return replace(grid_positions(latent_size, aspect), spread=spread)
 
     # resample
 
@@ -248,11 +300,13 @@ class Pipeline:
         self, latent: Latent, *, size: tuple[int, int], fit: str | None = None, region=FULL
     ) -> Iterator[tuple[tuple[int, int, int, int], Tensor]]:
         """The same in tiles of bounded memory, in reading order: ((left, top, right, bottom) in pixels, tile)."""
-        latent = check_latent(latent, self.config.resampler.latent_channels)
+        latent = check_latent(latent, self.config.latent_channels, self._most_cells)
         height, width = check_size(size, images=len(latent))
         window = window_of(
             (height, width), aspect=latent.aspect, fit=self.config.fit if fit is None else fit, region=region
         )
+        if self.resampler is None:
+            return self._interpolated(latent, window, (height, width))
         across, down = factors = oversampling(window, aspect=latent.aspect, training_size=self.config.training_size)
         window = window.finer(factors)
         pitch = training_pitch(latent.aspect, self.config.training_size)
@@ -262,26 +316,30 @@ class Pipeline:
             points = f"{len(latent)} x {across * down:,} points decoded a pixel, at most {MAX_POINTS:,}"
             raise ValueError(f"size {height} x {width}: {points}; ask for a larger size or fewer rows")
         budget = TILE_POINTS["cpu" if self.resampler_device.type == "cpu" else "other"] // (len(latent) * across * down)
-        columns = min(width, max(1, budget))
-        rows = min(height, max(1, budget // columns))
 
         @torch.no_grad()
         def tiles():
             memory = self._memory(latent)
-            for top in range(0, height, rows):
-                bottom = min(top + rows, height)
-                for left in range(0, width, columns):
-                    right = min(left + columns, width)
-                    pixels = window.positions(
-                        range(top * down, bottom * down), range(left * across, right * across), spread=spread
-                    )
-                    colour_BNC = self.resampler.decode(memory, pixels.to(self.resampler_device)).clamp(-1, 1)
-                    tile = colour_BNC.transpose(1, 2).unflatten(2, pixels.grid)
-                    if factors != (1, 1):
-                        tile = F.avg_pool2d(tile, (down, across))
-                    yield (left, top, right, bottom), (tile.cpu() + 1) / 2
+            for left, top, right, bottom in tile_boxes((height, width), budget):
+                pixels = window.positions(
+                    range(top * down, bottom * down), range(left * across, right * across), spread=spread
+                )
+                colour_BNC = self.resampler.decode(memory, pixels.to(self.resampler_device)).clamp(-1, 1)
+                tile = colour_BNC.transpose(1, 2).unflatten(2, pixels.grid)
+                if factors != (1, 1):
+                    tile = F.avg_pool2d(tile, (down, across))
+                yield (left, top, right, bottom), (tile.cpu() + 1) / 2
 
         return tiles()
+
+    def _interpolated(self, latent: Latent, window: Window, size: tuple[int, int]) -> Iterator[tuple]:
+        """`resample_tiles` in pixel space."""
+        if not window.framed:
+            raise ValueError("fit 'published': needs a resampler, this model has none; use contain, cover or stretch")
+        image_BChw, background_C = latent.tensor.clamp(-1, 1), torch.tensor(self.config.background) * 2 - 1
+        boxes = tile_boxes(size, TILE_POINTS["other"] // len(latent))
+        tiles = interpolate_tiles(image_BChw, window, width=size[1], background_C=background_C, boxes=boxes)
+        return ((box, (tile + 1) / 2) for box, tile in tiles)
 
     def _memory(self, latent: Latent) -> Memory:
         """What decoding shares between tiles, sizes and calls, kept for the last few latents."""
@@ -303,13 +361,16 @@ class Pipeline:
     def encode(self, image, *, latent_size: tuple[int, int] | None = None) -> Latent:
         """Images → latents: float (B, C, H, W) or (C, H, W) in [0, 1], or one or a list of PIL images of one size.
 
-        The frame is the image's own. Denser than the training images, it is first area-reduced to their density.
+        The frame is the image's own. Denser than the training images, it is first area-reduced to their density; in
+        pixel space the latent is the image resized with antialiasing.
         """
         config = self.config
-        latent_size = check_cells(config.defaults.latent_size if latent_size is None else latent_size, config.stride)
-        image_BCHW = self._images(image)
+        latent_size = self._cells(latent_size)
+        image_BCHW = as_images(image, config.channels, config.background)
         height, width = image_BCHW.shape[2:]
         aspect = number(width / height, "image width / height", 1 / MAX_ASPECT, MAX_ASPECT)
+        if self.resampler is None:
+            return Latent(resize(image_BCHW * 2 - 1, latent_size), aspect)
         if (reduce := min(height, width) / config.training_size) > 1:
             height, width = round(height / reduce), round(width / reduce)
             image_BCHW = F.interpolate(image_BCHW, size=(height, width), mode="area")
@@ -319,27 +380,6 @@ class Pipeline:
         pixels = window.positions(range(height), range(width), spread=spread).to(self.resampler_device)
         cells = grid_positions(latent_size, aspect).to(self.resampler_device)
         return Latent(torch.tanh(self.resampler.encode(colour_BNC, pixels, cells)).cpu(), aspect)
-
-    def _images(self, image) -> Tensor:
-        channels = self.config.channels
-        if isinstance(image, Image.Image):
-            image = [image]
-        if isinstance(image, (list, tuple)) and image and all(isinstance(i, Image.Image) for i in image):
-            images = [from_pil(i, channels, self.config.background) for i in image[: MAX_BATCH + 1]]
-            if len({i.shape for i in images}) > 1:
-                raise ValueError("images of different sizes: encode them one by one, a batch shares one frame")
-            image = torch.stack(images)
-        if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim not in (3, 4):
-            raise ValueError("image: must be a float tensor (B, C, H, W) in [0, 1], a PIL image or a list of them")
-        image_BCHW = image.float() if image.ndim == 4 else image.float()[None]
-        batch, *_, height, width = image_BCHW.shape
-        if image_BCHW.shape[1] != channels or not 1 <= batch <= MAX_BATCH or not 1 <= height * width <= MAX_PIXELS:
-            limits = f"(1…{MAX_BATCH}, {channels}, H, W) of at most {MAX_PIXELS:,} pixels"
-            raise ValueError(f"image of shape {tuple(image.shape)}: must be {limits}")
-        low, high = image_BCHW.aminmax()
-        if not (low >= -1e-3 and high <= 1 + 1e-3):
-            raise ValueError(f"image values {low:g}…{high:g}: must be in [0, 1]")
-        return image_BCHW.clamp(0, 1)
 
 
 def _device(device) -> torch.device:

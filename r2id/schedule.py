@@ -69,12 +69,14 @@ class Schedule:
     """A schedule and its shift: log-SNR moves by −shift_power·log(√(h·w) / shift_base) for h × w latent cells.
 
     More cells carry redundant signal, so they need more noise (Hoogeboom et al. 2023, with shift_power 2); 0 is none.
-    Raises ValueError for an unknown name, a shift_base that is not positive or a negative shift_power.
+    input_scale b, the factor of x0 before noise (Chen 2023), moves log-SNR by 2·log b; x0 itself keeps its scale.
+    Raises ValueError for an unknown name, a shift_base or input_scale that is not positive or a negative shift_power.
     """
 
     name: str = "cosine"
     shift_base: float = 6.0
     shift_power: float = 1.0
+    input_scale: float = 1.0
 
     def __post_init__(self):
         if self.name not in ALPHA_BARS:
@@ -83,13 +85,15 @@ class Schedule:
             raise ValueError(f"shift_base {self.shift_base}: must be a positive number of cells")
         if not (math.isfinite(self.shift_power) and self.shift_power >= 0):
             raise ValueError(f"shift_power {self.shift_power}: must be 0 (no shift) or more")
+        if not (math.isfinite(self.input_scale) and self.input_scale > 0):
+            raise ValueError(f"input_scale {self.input_scale}: must be a positive number, 1 for none")
 
     def alpha_bar(self, t_B: Tensor, *, cells: tuple[int, int]) -> Tensor:
         """t in [0, 1] → ᾱ in [0, 1] for a latent of `cells` (h, w). Raises ValueError for cells below 1."""
         h, w = cells
         if h < 1 or w < 1:
             raise ValueError(f"cells ({h}, {w}): both must be 1 or more")
-        shift = -self.shift_power * math.log(math.sqrt(h * w) / self.shift_base)
+        shift = 2 * math.log(self.input_scale) - self.shift_power * math.log(math.sqrt(h * w) / self.shift_base)
         return shift_log_snr(ALPHA_BARS[self.name](t_B), shift=shift)
 
 

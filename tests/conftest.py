@@ -41,6 +41,34 @@ def tiny() -> Pipeline:
 
 
 @pytest.fixture(scope="session")
+def tiny_pixels() -> Pipeline:
+    """The same in pixel space, in colour: without a resampler, on a background that is not black."""
+    torch.manual_seed(0)
+    denoiser = R2IDConfig(latent_channels=3, width=16, heads=2, encoder_blocks=1, decoder_blocks=1, noise_width=8)
+    config = PipelineConfig(
+        format=1,
+        system="r2id",
+        labels=tuple("0123456789"),
+        channels=3,
+        background=(0.25, 0.5, 1.0),
+        training_size=8,
+        trained_cells=(8, 8),
+        trained_aspects=(1.0, 1.0),
+        stride=1,
+        fit="contain",
+        latent_mean=(0.0, 0.0, 0.0),
+        latent_std=(1.0, 1.0, 1.0),
+        schedule=Schedule(shift_power=0.0),
+        defaults=Defaults(steps=2, latent_size=(8, 8)),
+        denoiser=denoiser,
+    )
+    model = R2ID(denoiser)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return Pipeline(config, None, model, device="cpu")
+
+
+@pytest.fixture(scope="session")
 def tiny_weights(tiny, tmp_path_factory):
     """That pipeline saved as a folder, `weights/tiny`."""
     folder = tmp_path_factory.mktemp("weights") / "tiny"

@@ -67,7 +67,8 @@ def train(run: Run, *, save_at: int = -1, send: int = 0, at: int = -1) -> list[P
 
 def same(first: Path, second: Path) -> bool:
     a, b = load_state(first), load_state(second)
-    assert a.about == b.about and a.tensors.keys() == b.tensors.keys()
+    times = [state.about["spent"].pop("seconds") for state in (a, b)]
+    assert min(times) > 0 and a.about == b.about and a.tensors.keys() == b.tensors.keys()
     return all(torch.equal(value, b.tensors[name]) for name, value in a.tensors.items())
 
 
@@ -121,7 +122,9 @@ def test_states_are_kept_by_time_and_pruned(tmp_path):
         assert load_state(tmp_path).about["step"] == progress.step
     assert len(states(tmp_path)) == 2
     about = load_state(tmp_path).about
+    spent = about.pop("spent")
     assert about == {"step": 12, "model": {}, "sizes": [1, 2]}
+    assert (spent["images"], spent["steps"]) == (48, 12)
 
 
 def test_another_model_is_refused(tmp_path):

@@ -9,12 +9,14 @@ import pytest
 import torch
 from digits import digits
 from torch import nn
+from torch.nn import functional as F
 
 from r2id import R2ID, R2IR, R2IDConfig, R2IRConfig
 from r2id.condition import LabelCondition
+from r2id.denoisers.output import Denoised
 from r2id.position import grid_positions, read_colours
 from r2id.schedule import Schedule, noise_from, target
-from train.losses import MARGIN_REACH, DenoiserLoss, Law, ResamplerLoss, Shape, encode, pad_to
+from train.losses import MARGIN_REACH, DenoiserLoss, Law, ResamplerLoss, Shape, coarse_error, encode, pad_to
 
 TINY = R2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 WIDE = Shape((8, 14), (4, 7))
@@ -61,6 +63,14 @@ def test_every_shape_of_the_law_is_within_its_limits():
 def test_a_law_of_one_size_draws_only_that():
     generator, law = rng(), Law(cells=(4, 4), square=1.0, skewed=0.0)
     assert {law.draw(32, generator=generator) for _ in range(300)} == {Shape((32, 32), (4, 4))}
+
+
+def test_cells_are_multiples_of_the_stride():
+    generator = rng()
+    shapes = [Law(cells=(8, 24)).draw(32, generator=generator, stride=8).cells for _ in range(1000)]
+    assert {side for cells in shapes for side in cells} == {8, 16, 24}
+    square = Law(cells=(16, 32), square=1.0, skewed=0.0)
+    assert {square.draw(32, generator=generator, stride=16).cells for _ in range(300)} == {(16, 16), (32, 32)}
 
 
 def test_shapes_come_from_the_generator_alone():
@@ -196,29 +206,46 @@ def test_settings_that_contradict_each_other_are_refused():
 class Oracle(nn.Module):
     """Knows the clean latents, so its prediction is exact; keeps what it was called with."""
 
-    def __init__(self, objective: str):
+    def __init__(self, objective: str, *, jitter: float):
         super().__init__()
-        self.config = SimpleNamespace(objective=objective)
+        self.config = SimpleNamespace(objective=objective, jitter=jitter)
         self.condition = LabelCondition(10, tokens=2, width=4)
-        self.x0 = None
+        self.x0, self.pyramid, self.carries = None, (), []
 
     def forward(self, noisy_BChw, alpha_bar_B, positions, conditions, carry=None):
         self.seen = SimpleNamespace(alpha_bar=alpha_bar_B, positions=positions, tokens=conditions[0], noisy=noisy_BChw)
         noise = noise_from(self.x0, noisy_BChw, alpha_bar_B)
         prediction = target(self.config.objective, self.x0, noise, alpha_bar_B)
-        return SimpleNamespace(prediction=prediction[None], carry=None)
+        self.carries.append(carry)
+        return Denoised(prediction[None], carry=len(self.carries), pyramid=self.pyramid)
 
 
 def denoiser_loss(objective="v", *, label_dropout=0.0, schedule=Schedule()) -> DenoiserLoss:  # noqa: B008
     torch.manual_seed(0)
     return DenoiserLoss(
-        Oracle(objective),
+        Oracle(objective, jitter=0.0),
         R2IR(TINY),
         schedule=schedule,
         background=(0.0,),
         latent_mean=(0.1, 0.0, -0.1),
         latent_std=(0.5, 0.25, 2.0),
         label_dropout=label_dropout,
+        finest=5,
+    )
+
+
+def pixel_loss(*, jitter: float = 0.0, warm_start: float = 0.0) -> DenoiserLoss:
+    torch.manual_seed(0)
+    return DenoiserLoss(
+        Oracle("v", jitter=jitter),
+        None,
+        schedule=Schedule(),
+        background=(0.0,),
+        latent_mean=(0.0,),
+        latent_std=(1.0,),
+        label_dropout=0.0,
+        finest=8,
+        warm_start=warm_start,
     )
 
 
@@ -280,3 +307,65 @@ def test_only_the_denoiser_and_its_condition_are_trained():
     assert loss.model.condition.table.grad[:4].abs().amin(dim=(1, 2)).max() > 0
     assert all(parameter.grad is None for parameter in loss.resampler.parameters())
     assert not loss.resampler.training
+
+
+@pytest.mark.parametrize("cells", [(8, 8), (4, 4)])
+def test_in_pixel_space_the_latent_is_the_picture_at_its_size(cells):
+    loss, images, shape = pixel_loss(), pictures(count=8), Shape((8, 8), cells)
+    reduced = F.interpolate(images, size=cells, mode="bicubic", antialias=True).clamp(-1, 1)
+    loss.model.x0 = images if cells == (8, 8) else reduced
+    assert loss(images, torch.arange(8), shape, rng())[0] < 1e-6
+    loss.model.x0 = -loss.model.x0
+    assert loss(images, torch.arange(8), shape, rng())[0] > 0.1
+
+
+def test_jitter_moves_every_position_by_pixels_of_the_finest_grid():
+    images, shape = pictures(count=8), Shape((8, 8), (4, 4))
+    for sigma in (0.0, 0.25, 0.5):
+        loss = pixel_loss(jitter=sigma)
+        loss.model.x0 = F.avg_pool2d(images, 2)
+        loss(images, torch.arange(8), shape, rng())
+        positions, centres = loss.model.seen.positions, grid_positions((4, 4), 1.0)
+        if sigma == 0:
+            assert positions.grid == (4, 4) and torch.equal(positions.absolute, centres.absolute)
+        else:
+            moved = (positions.absolute - centres.absolute) * 8  # in pixels of the finest grid, not of this one
+            assert positions.grid is None and moved.shape == (8, 16, 2)
+            assert moved.std() == pytest.approx(sigma, rel=0.15)
+
+
+def test_a_warm_start_hands_on_the_carry_of_a_pass_without_gradient():
+    images = pictures(count=8)
+
+    def carries(share: float, seed: int) -> list:
+        loss = pixel_loss(warm_start=share)
+        loss.model.x0 = images
+        loss(images, torch.arange(8), Shape((8, 8), (8, 8)), rng(seed))
+        return loss.model.carries
+
+    assert carries(0.0, 0) == [None] and carries(1.0, 0) == [None, 1]
+    warm = [len(carries(0.5, seed)) - 1 for seed in range(60)]
+    assert 15 < sum(warm) < 45
+    assert warm == [len(carries(0.5, seed)) - 1 for seed in range(60)]  # drawn from the generator alone
+
+
+def test_only_the_second_pass_of_a_warm_start_has_a_gradient():
+    loss, images, enabled = pixel_loss(warm_start=1.0), pictures(), []
+    loss.model.x0 = images
+    loss.model.register_forward_pre_hook(lambda *_: enabled.append(torch.is_grad_enabled()))
+    loss(images, torch.arange(4), Shape((8, 8), (8, 8)), rng())
+    assert enabled == [False, True]
+
+
+def test_every_scale_of_a_pyramid_is_compared_at_unit_variance():
+    noise = torch.randn(64, 1, 16, 16, generator=rng())
+    for k in (2, 4):
+        summed = F.avg_pool2d(noise, k) * k**2
+        assert coarse_error(summed / k, noise) < 1e-12
+        assert coarse_error(torch.zeros_like(summed), noise) == pytest.approx(1 / k**2, rel=0.1)
+    loss, images, shape = pixel_loss(), pictures(), Shape((8, 8), (8, 8))
+    loss.model.x0 = images
+    alone = loss(images, torch.arange(4), shape, rng())[0]
+    loss.model.pyramid = (torch.full((1, 4, 1, 4, 4), 100.0),)
+    both, parts = loss(images, torch.arange(4), shape, rng())
+    assert both - alone == pytest.approx(100**2 / 4, rel=0.1) and parts["mse"] == alone

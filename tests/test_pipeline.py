@@ -450,7 +450,7 @@ def about(**values) -> torch.Tensor:
         {"latent": torch.zeros(1, 0, 4, 4)},
         {"latent": torch.zeros(1, 3, 0, 4)},
         {"latent": torch.zeros(65, 1, 1, 1)},
-        {"latent": torch.zeros(1, 1, 65, 64)},
+        {"latent": torch.zeros(1, 1, 513, 512)},
         {"latent": torch.zeros(1, 3, 4, 4, dtype=torch.float64)},
         {"latent": torch.full((1, 3, 4, 4), 2.0)},
         {"aspect": torch.tensor(0.0)},

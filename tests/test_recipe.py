@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 from r2id import R2ID, R2IR
+from r2id.denoisers import SYSTEMS
 from r2id.pipeline import Defaults
+from train.losses import Law
 from train.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 
 CONFIGS = Path(__file__).parents[1] / "train" / "configs"
@@ -24,11 +27,13 @@ def kind_of(path: Path) -> type:
 def test_every_recipe_reads_and_its_model_can_be_built(path):
     recipe = read_recipe(kind_of(path), path)
     with torch.device("meta"):
-        model = R2IR(recipe.model) if kind_of(path) is ResamplerRecipe else R2ID(recipe.model)
+        model_type = R2IR if kind_of(path) is ResamplerRecipe else SYSTEMS[recipe.system][1]
+        model = model_type(recipe.model)
     assert model.config == recipe.model
-    stages = [read_recipe(kind_of(other), other) for other in CONFIGS.glob(f"{recipe.name}_*.toml")]
-    assert {stage.name for stage in stages} == {recipe.name}  # both stages are one run
-    assert {type(stage) for stage in stages} == {ResamplerRecipe, DenoiserRecipe}
+    stages = [read_recipe(kind_of(other), other) for other in CONFIGS.glob("*.toml")]
+    stages = [stage for stage in stages if stage.name == recipe.name]  # one run: both stages, but in pixel space
+    pixels = kind_of(path) is DenoiserRecipe and recipe.pixels
+    assert {type(stage) for stage in stages} == ({DenoiserRecipe} if pixels else {ResamplerRecipe, DenoiserRecipe})
     assert len({stage.law.cells for stage in stages}) == 1
 
 
@@ -67,6 +72,14 @@ def forty_epochs(optimisation):
     assert optimisation.ema == 0.999
 
 
+PIXELS = """
+name = "x"
+pixels = true
+training_size = 28
+[[optimisation.phases]]
+steps = 3
+rate = [1e-3, 1]
+"""
 MINIMAL = 'name = "x"\n[[optimisation.phases]]\nsteps = 3\nrate = [1e-3, 1]\n'
 
 
@@ -78,6 +91,39 @@ def test_what_is_not_written_has_the_dataclasses_defaults(tmp_path):
     assert recipe.optimisation.phases[0].rate == (1e-3, 1.0)
     path.write_text(MINIMAL + '[defaults]\nsteps = 7\nsampler = "ddim"\nlatent_size = [5, 6]\n')
     assert read_recipe(DenoiserRecipe, path).defaults == Defaults(steps=7, sampler="ddim", latent_size=(5, 6))
+
+
+def test_a_recipe_in_pixel_space_trains_the_square_picture_unless_its_law_says_otherwise(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(PIXELS)
+    recipe = read_recipe(DenoiserRecipe, path)
+    assert recipe.law == Law(cells=(28, 28), square=1.0, skewed=0.0) and recipe.pixels
+    path.write_text(PIXELS + "cells = [14, 14]\n[law]\ncells = [16, 28]\n")
+    recipe = read_recipe(DenoiserRecipe, path)
+    assert recipe.law == Law(cells=(16, 28)) and recipe.optimisation.phases[0].cells == (14, 14)
+
+
+def test_the_model_is_that_of_the_system(tmp_path, monkeypatch):
+    monkeypatch.setitem(SYSTEMS, "strided", (StridedConfig, None))
+    path = tmp_path / "recipe.toml"
+    text = 'system = "strided"\n' + PIXELS.replace("28", "32") + "[defaults]\nlatent_size = [32, 16]\n"
+    path.write_text(text + "[model]\nwidth = 5\n")
+    assert read_recipe(DenoiserRecipe, path).model == StridedConfig(width=5)
+    for wrong, message in (
+        (text + "[model]\nheads = 5\n", "model: unknown keys 'heads', known are width"),
+        (text.replace("= 32", "= 30"), r"law: cells \(30, 30\) must be multiples of 8"),
+        (text.replace("16]", "12]"), r"defaults.latent_size: cells \(32, 12\) must be multiples of 8"),
+        (text.replace("rate", "cells = [16, 20]\nrate"), r"phases\[0\]: cells \(16, 20\) must be multiples of 8"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=message):
+            read_recipe(DenoiserRecipe, path)
+
+
+@dataclass(frozen=True)
+class StridedConfig:
+    width: int = 3
+    stride: ClassVar[int] = 8
 
 
 @pytest.mark.parametrize(
@@ -94,6 +140,10 @@ def test_what_is_not_written_has_the_dataclasses_defaults(tmp_path):
         (MINIMAL + '[model]\nobjective = "y"\n', "model: objective 'y': must be"),
         ('system = "s9"\n' + MINIMAL, "system 's9': must be one of r2id"),
         (MINIMAL + '[defaults]\nsampler = "euler"\n', "defaults.sampler 'euler': must be one of ddim, dpm"),
+        (MINIMAL.replace("name", "pixels = true\nname"), "training_size None: give it with pixels = true, and only"),
+        (MINIMAL.replace("name", "training_size = 32\nname"), "training_size 32: give it with pixels = true"),
+        (MINIMAL.replace("name", "warm_start = 1.5\nname"), "warm_start 1.5: must be 0…1"),
+        (MINIMAL + "cells = [9, 4]\n", r"cells \(9, 4\): must be \(fewest, most\)"),
         ("name = ", "not valid TOML"),
     ],
 )

@@ -75,6 +75,14 @@ def test_power_zero_is_no_shift():
     assert_close(Schedule(shift_power=0).alpha_bar(TIMES, cells=(16, 16)), alpha_bar_cosine(TIMES))
 
 
+@pytest.mark.parametrize("name", ALPHA_BARS)
+def test_a_scaled_input_has_the_signal_to_noise_ratio_of_the_scaled_picture(name):
+    plain, scaled = (Schedule(name=name, shift_power=0, input_scale=b).alpha_bar(TIMES, cells=(8, 8)) for b in (1, 0.5))
+    inner = slice(1, -1)
+    assert_close(scaled[inner] / (1 - scaled[inner]), 0.5**2 * plain[inner] / (1 - plain[inner]))
+    assert scaled[0] == 1 and (scaled[-1] == 0) == (plain[-1] == 0)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_conversions_round_trip(objective, dtype):
@@ -106,6 +114,8 @@ def test_conversions_are_finite_at_both_ends(objective):
         (lambda: Schedule(shift_base=math.inf), "shift_base inf"),
         (lambda: Schedule(shift_power=-1), "shift_power -1"),
         (lambda: Schedule(shift_power=math.nan), "shift_power nan"),
+        (lambda: Schedule(input_scale=0.0), "input_scale 0.0: must be a positive number"),
+        (lambda: Schedule(input_scale=math.nan), "input_scale nan"),
         (lambda: Schedule().alpha_bar(TIMES, cells=(0, 4)), r"cells \(0, 4\)"),
         (lambda: target("eps", TIMES, TIMES, TIMES), "'eps'.*v, epsilon, x0"),
         (lambda: x0_from("eps", TIMES, TIMES, TIMES), "'eps'.*v, epsilon, x0"),

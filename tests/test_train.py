@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -17,8 +18,9 @@ from digits import digit_bytes, digits
 from PIL import Image
 
 from r2id import Pipeline
+from r2id.position import grid_positions
 from train import export, train_denoiser, train_resampler
-from train.loop import generator
+from train.loop import generator, operations
 from train.state import load_state, save_state, states
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +84,41 @@ latent_size = [4, 5]
 """
 
 
+PIXELS = """
+name = "small"
+pixels = true
+training_size = 16
+
+[schedule]
+shift_power = 0.0
+input_scale = 0.8
+
+[model]
+width = 16
+heads = 2
+encoder_blocks = 1
+decoder_blocks = 1
+noise_width = 8
+
+[optimisation]
+batch = 6
+warmup = 5
+
+[[optimisation.phases]]
+steps = 25
+rate = [3e-3, 1e-3]
+cells = [8, 8]
+
+[[optimisation.phases]]
+steps = 5
+rate = [1e-3, 1e-4]
+
+[defaults]
+steps = 2
+latent_size = [16, 16]
+"""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -102,7 +139,7 @@ def images(tmp_path_factory) -> str:
 
 
 def write(folder: Path, text: str) -> str:
-    path = folder / f"{'resampler' if 'training_size' in text else 'denoiser'}.toml"
+    path = folder / f"{'resampler' if 'cell_blocks' in text else 'denoiser'}.toml"
     path.write_text(text)
     return str(path)
 
@@ -202,7 +239,8 @@ def test_a_stopped_run_ends_as_one_that_was_not(trained, images, tmp_path, monke
     assert "stopped at step 4, state saved; the same command goes on" in "".join(capfd.readouterr())
     script.main(command)
     first, second = load_state(whole / stage), load_state(run / stage)
-    assert first.about == second.about
+    times = [state.about["spent"].pop("seconds") for state in (first, second)]
+    assert first.about == second.about and min(times) > 0
     assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
 
 
@@ -230,6 +268,63 @@ def test_the_published_recipes_train_by_the_same_scripts(images, tmp_path):
     assert image.shape == (1, 1, 18, 32) and image.isfinite().all()
 
 
+@pytest.fixture(scope="module")
+def trained_on_pixels(tmp_path_factory, images) -> Path:
+    folder = tmp_path_factory.mktemp("pixels")
+    train_denoiser.main(["--config", write(folder, PIXELS), "--data", images, "--out", str(folder / "run")])
+    export.main([str(folder / "run"), str(folder / "weights")])
+    return folder / "weights"
+
+
+def test_a_pixel_space_system_needs_one_stage(trained_on_pixels):
+    assert sorted(path.name for path in trained_on_pixels.iterdir()) == ["config.json", "denoiser.safetensors"]
+    pipe = Pipeline.from_pretrained(trained_on_pixels, device="cpu")
+    config = pipe.config
+    assert (config.resampler, config.channels, config.denoiser.latent_channels) == (None, 1, 1)
+    assert (config.training_size, config.trained_cells, config.trained_aspects) == (16, (16, 16), (1, 1))
+    assert (config.latent_mean, config.latent_std, config.background, config.fit) == ((0,), (1,), (0,), "contain")
+    assert config.schedule.input_scale == 0.8
+    latent = pipe.diffuse([3, "7"], seed=1)
+    assert latent.tensor.shape == (2, 1, 16, 16)
+    assert pipe.resample(latent, size=(40, 24)).shape == (2, 1, 40, 24)
+    with Image.open(trained_on_pixels.parent / "run" / "denoiser" / "samples-000030.png") as sheet:
+        assert sheet.width > 640 and sheet.height > 320
+
+
+def test_what_training_cost_is_exported(trained, trained_on_pixels):
+    small = Pipeline.from_pretrained(trained_on_pixels, device="cpu").config.training
+    assert (small.images, small.steps) == (30 * 6, 30) and small.seconds > 0
+    both = Pipeline.from_pretrained(trained, device="cpu").config.training
+    spent = [load_state(trained.parent / "run" / stage).about["spent"] for stage in ("resampler", "denoiser")]
+    assert asdict(both) == {key: spent[0][key] + spent[1][key] for key in spent[0]} and both.steps == 36
+
+
+def test_operations_are_those_of_all_steps(trained_on_pixels):
+    state = load_state(trained_on_pixels.parent / "run" / "denoiser")
+    model = Pipeline.from_pretrained(trained_on_pixels, device="cpu").denoiser.requires_grad_(True)
+    counts = []
+    for side in (8, 16):
+        with operations() as counter:
+            tokens = model.condition(torch.eye(10)[:6])
+            inputs = torch.zeros(6, 1, side, side), torch.full((6,), 0.5), grid_positions((side, side), 1.0)
+            model(*inputs, (tokens,)).prediction.sum().backward()
+        counts.append(counter.get_total_flops())
+    # The first of 20 steps is counted for all of them: steps 1 and 21, both in the phase of small pictures.
+    assert state.about["spent"]["operations"] == pytest.approx(30 * counts[0], rel=0.02)
+    assert counts[1] > 4 * counts[0]  # attention is counted too
+
+
+def test_a_run_that_began_without_counting_goes_on_and_its_cost_is_unknown(trained_on_pixels, images, tmp_path):
+    state = load_state(trained_on_pixels.parent / "run" / "denoiser")
+    del state.about["spent"]
+    save_state(tmp_path / "run" / "denoiser", state)
+    longer = PIXELS.replace("steps = 5", "steps = 7")
+    train_denoiser.main(["--config", write(tmp_path, longer), "--data", images, "--out", str(tmp_path / "run")])
+    assert load_state(tmp_path / "run" / "denoiser").about["step"] == 32
+    export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
+    assert Pipeline.from_pretrained(tmp_path / "weights", device="cpu").config.training is None
+
+
 def test_export_takes_the_defaults_of_a_recipe(trained, tmp_path):
     recipe = write(tmp_path, DENOISER.replace("guidance = 2.5", "guidance = 1.25"))
     export.main([str(trained.parent / "run"), str(tmp_path / "weights"), "--config", recipe])
@@ -251,9 +346,9 @@ def test_what_is_missing_is_said_in_one_line(images, tmp_path):
     first, second = (["--config", write(tmp_path, text), "--out", run, "--data"] for text in (RESAMPLER, DENOISER))
     for call, arguments, message in (
         (train_resampler.main, [*first, str(tmp_path / "none")], "none: no such folder"),
-        (train_denoiser.main, [*first, images], "resampler.toml: unknown keys 'margin'|'training_size'"),
+        (train_denoiser.main, [*first, images], "resampler.toml: model: unknown keys 'cell_blocks'"),
         (train_denoiser.main, [*second, images], "no trained resampler; run train/train_resampler.py first"),
-        (export.main, [run, run], "run/resampler: no state there; train it first with train/train_resampler.py"),
+        (export.main, [run, run], "run/denoiser: no state there; train it first with train/train_denoiser.py"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             call(arguments)

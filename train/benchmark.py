@@ -31,8 +31,14 @@ SIZES = (64, 256, 512, 1024, 2048)
 REPEATS = 5
 ENOUGH = 5.0  # seconds after which a measurement is not repeated
 PAGE_LIMIT = 120.0  # seconds
+CPU = torch.device("cpu")
 
 Row = tuple[str, str, str, str]
+
+
+def machine() -> str:
+    threads = torch.get_num_threads()
+    return f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
 
 
 def median_seconds(run: Callable[[], object]) -> float:
@@ -46,10 +52,28 @@ def median_seconds(run: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
-def peak_memory() -> int:
-    """Bytes that this process has held at most."""
+def reset_peak(device: torch.device = CPU) -> None:
+    """Sets the peak to what is held now; without effect where the system cannot."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (clear := Path("/proc/self/clear_refs")).exists():
+        clear.write_text("5")
+
+
+def peak_memory(device: torch.device = CPU) -> int:
+    """Bytes that this process has held at most, on the device; since `reset_peak` where that has an effect."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if (status := Path("/proc/self/status")).exists():
+        return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def product_seconds(n: int, k: int, m: int, device: torch.device) -> float:
+    """Seconds of a matrix product n × k × m, 2nkm operations."""
+    a, b = torch.randn(n, k, device=device), torch.randn(k, m, device=device)
+    return median_seconds(lambda: (a @ b)[0, 0].item())
 
 
 def row(what: str, seconds: float, rate: str = "") -> Row:
@@ -58,10 +82,11 @@ def row(what: str, seconds: float, rate: str = "") -> Row:
 
 def products(pipe: Pipeline) -> Iterator[Row]:
     """Matrix products: a large square, and what a tile of pixels meets in the resampler."""
-    width = pipe.config.resampler.width
-    for n, k, m in ((1024, 1024, 1024), (2**14, width, 2 * width)):
-        a, b = torch.randn(n, k, device=pipe.device), torch.randn(k, m, device=pipe.device)
-        seconds = median_seconds(lambda a=a, b=b: (a @ b)[0, 0].item())
+    shapes = [(1024, 1024, 1024)]
+    if resampler := pipe.config.resampler:
+        shapes.append((2**14, resampler.width, 2 * resampler.width))
+    for n, k, m in shapes:
+        seconds = product_seconds(n, k, m, pipe.device)
         yield row(f"product {n} × {k} × {m}", seconds, f"{2 * n * k * m / seconds / 1e9:.1f} GFLOP/s")
 
 
@@ -112,20 +137,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="folder such as weights/mnist, or a Hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--cells", type=int, default=8, help="on a side of the latent (default: %(default)s)")
+    parser.add_argument("--cells", type=int, help="on a side of the latent (default: the model's own number)")
     parser.add_argument("--steps", type=int, default=20, help="of diffusion (default: %(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of the outputs (default: %(default)s)")
     parser.add_argument("--page", action="store_true", help="also time the app's start; weights must be a folder")
     args = parser.parse_args(argv)
     pipe = Pipeline.from_pretrained(args.weights, device=args.device)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, ",
-        end="",
-    )
-    print(f"device {pipe.device}\n\n| what | ms | rate | peak memory, MB |\n| --- | --- | --- | --- |")
-    for measured in (products(pipe), pipeline(pipe, args.cells, args.steps, tuple(args.sizes))):
-        for cells in measured:
-            print(f"| {' | '.join(cells)} |", flush=True)
+    print(f"{machine()}, device {pipe.device}\n\n| what | ms | rate | peak memory, MB |\n| --- | --- | --- | --- |")
+    cells = args.cells or max(pipe.config.defaults.latent_size)
+    for measured in (products(pipe), pipeline(pipe, cells, args.steps, tuple(args.sizes))):
+        for line in measured:
+            print(f"| {' | '.join(line)} |", flush=True)
     if args.page:
         print(f"| {' | '.join(page(args.weights))} |")
 

@@ -1,6 +1,7 @@
 """Measures weights by one protocol; prints tables and writes report.json, report.md and sheets of pictures:
 
 python train/evaluate.py weights/mnist --data PATH [--split validation] [--only accuracy,sheets]
+python train/evaluate.py --compare weights/mnist-r2id weights/mnist-s2id … --data PATH     systems side by side
 
 One setting for a whole report: generated picture i has label i mod K and seed i, under the configuration's default
 steps, guidance and sampler. The validation split is for choices, the test split for reports.
@@ -20,15 +21,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from r2id.image import contact_sheet
-from r2id.pipeline import MAX_BATCH, Latent, Pipeline
+from r2id.limits import MAX_BATCH
+from r2id.pipeline import Latent, Pipeline, PipelineConfig
 from train.classifier import Classifier, accuracy, load_classifier, to_classifier_size
+from train.comparison import compare
 from train.data import ImageSet, load_images
-from train.metrics import bring_to, central_square, diversity, frame_size, frechet, margin_square, mean_square, psnr
+from train.metrics import (
+    bring_to,
+    central_square,
+    diversity,
+    frame_size,
+    frechet,
+    judge_features,
+    margin_square,
+    mean_square,
+    psnr,
+    to_stride,
+)
+from train.report import Sheet, Table, check_match, name, progress
 
 CLASSIFIER = Path(__file__).parent / "classifiers" / "mnist.safetensors"
 SHEET_LABELS, SHEET_SEEDS, SHEET_SIDE = 10, 6, 128  # columns, rows, pixels
@@ -54,32 +67,10 @@ class Protocol:
 PROTOCOL = Protocol()
 
 
-@dataclass(frozen=True)
-class Table:
-    title: str
-    columns: dict[str, str]  # name → format of its values
-    rows: list[tuple]
-
-    def markdown(self) -> str:
-        lines = [self.columns, ["---"] * len(self.columns)]
-        lines += [[f.format(v) for f, v in zip(self.columns.values(), row, strict=True)] for row in self.rows]
-        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    def plain(self) -> dict:
-        return {"title": self.title, "rows": [dict(zip(self.columns, row, strict=True)) for row in self.rows]}
-
-
-@dataclass(frozen=True)
-class Sheet:
-    name: str
-    title: str
-    picture: Image.Image
-
-    def markdown(self) -> str:
-        return f"{self.title}\n\n![{self.title}]({self.name}.png)"
-
-    def plain(self) -> dict:
-        return {"title": self.title, "file": f"{self.name}.png"}
+def in_pixels(protocol: Protocol, config: PipelineConfig) -> Protocol:
+    """The protocol for pixel space, where the latent is the picture: half, once and twice the training size."""
+    cells = tuple((to_stride(config.training_size * factor, config.stride),) * 2 for factor in (0.5, 1, 2))
+    return replace(protocol, cells=cells, generated_cells=cells)
 
 
 @dataclass
@@ -93,16 +84,10 @@ class Evaluation:
     protocol: Protocol
 
     def __post_init__(self):
-        config, judge = self.pipe.config, self.judge
+        config, names = self.pipe.config, self.real.names
         self.size, self.base, self.latents = config.training_size, config.defaults.latent_size, {}
         self.background_C = torch.tensor(config.background)
-        classes, names = judge.head[-1].out_features, self.real.names
-        if names != config.labels:
-            given, own = (", ".join(labels) or "none" for labels in (names, config.labels))
-            raise ValueError(f"data with the labels {given}: the model's are {own}; give the data it was trained on")
-        if (judge.channels, classes) != (config.channels, len(names)):
-            has, needed = f"{judge.channels} channels, {classes} classes", f"{config.channels} and {len(names)}"
-            raise ValueError(f"classifier has {has}, not {needed}; train one with train/classifier.py --data --out")
+        check_match(config, names, self.judge)
         if self.protocol.generated < 2 * len(names):
             raise ValueError(f"generated {self.protocol.generated}: must be {2 * len(names)} or more, 2 a label")
 
@@ -129,25 +114,10 @@ class Evaluation:
         pictures = (self.pipe.resample(latent, size=size) for latent in progress(latents, f"resample {name(size)}"))
         return torch.cat([to_classifier_size(picture * 2 - 1) for picture in pictures])
 
-    @torch.no_grad()
-    def features(self, images_NCHW: Tensor) -> Tensor:
-        device = next(self.judge.parameters()).device
-        return torch.cat([self.judge.features(part.to(device)).cpu() for part in images_NCHW.split(1000)])
-
     def frames(self, ratio: tuple[int, int]) -> list[tuple[int, int]]:
         """The cells that are diffused at a ratio: the default's number on the short side, and on the long side."""
         stride, wide, side = self.pipe.config.stride, ratio[0] / ratio[1], max(self.base)
-        return [
-            tuple(max(1, round(side * bound(1, v) / stride)) * stride for v in (1 / wide, wide)) for bound in (max, min)
-        ]
-
-
-def name(size: Sequence[int]) -> str:
-    return f"{size[0]}×{size[1]}"
-
-
-def progress(items: Iterable, what: str) -> tqdm:
-    return tqdm(items, desc=what, unit="batch", leave=False, dynamic_ncols=True)
+        return [tuple(to_stride(side * bound(1, v), stride) for v in (1 / wide, wide)) for bound in (max, min)]
 
 
 # sections: Evaluation → tables and sheets
@@ -213,10 +183,10 @@ def aspects(e: Evaluation) -> Iterator[Table]:
 
 def fidelity(e: Evaluation) -> Iterator[Table]:
     count, size, rows = e.protocol.generated, (e.size, e.size), []
-    real, real_labels = e.features(to_classifier_size(e.real.images)), e.real.labels
+    real, real_labels = judge_features(e.judge, to_classifier_size(e.real.images)), e.real.labels
 
     def measure(what: str, images_NCHW: Tensor, labels_N: Tensor) -> None:
-        features = e.features(images_NCHW)
+        features = judge_features(e.judge, images_NCHW)
         figures = frechet(features, real), diversity(features, labels_N, real, real_labels)
         rows.append((what, len(features), *figures, accuracy(e.judge, images_NCHW, labels_N)))
 
@@ -296,7 +266,8 @@ def evaluate(e: Evaluation, sections: Sequence[str], folder: Path, setting: dict
 
 def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", help="folder such as weights/mnist, or a Hub id")
+    parser.add_argument("weights", nargs="+", help="folder such as weights/mnist, or a Hub id; several with --compare")
+    parser.add_argument("--compare", action="store_true", help="systems side by side; the first is the reference")
     parser.add_argument("--data", default="ylecun/mnist", help="Hub id, folder of parquet files or image folder")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--count", type=int, help="real images to measure on (default: all of the split)")
@@ -304,18 +275,27 @@ def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas (default: %(default)s)")
     parser.add_argument("--classifier", default=CLASSIFIER, help="the judge's weights (default: the digits')")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--out", type=Path, help="folder of the report (default: runs/evaluation/NAME)")
+    parser.add_argument("--out", type=Path, help="folder of the report (default: one of its name below runs/)")
     args = parser.parse_args(argv)
     sections = args.only.split(",")
     if unknown := [section for section in sections if section not in SECTIONS]:
         raise ValueError(f"--only {','.join(unknown)}: must be of {', '.join(SECTIONS)}")
 
-    pipe = Pipeline.from_pretrained(args.weights, device=args.device)
-    judge = load_classifier(args.classifier).to(pipe.device)
+    judge = load_classifier(args.classifier)
+    if args.compare:
+        load, folder = partial(load_images, args.data), args.out or Path("runs/comparison")
+        limits = {"limit": args.count, "generated": args.generated}
+        compare(args.weights, judge, load, args.split, folder, device=args.device, **limits)
+        return
+    if len(args.weights) > 1:
+        raise ValueError(f"{len(args.weights)} weights: one report is of one; add --compare to put them side by side")
+    (weights,) = args.weights
+    pipe = Pipeline.from_pretrained(weights, device=args.device)
     load = partial(load_images, args.data, size=pipe.config.training_size, channels=pipe.config.channels)
     real = load(args.split, limit=args.count)
-    e = Evaluation(pipe, real, load, judge, replace(protocol, generated=args.generated))
-    setting = {"weights": Path(args.weights).name, "split": args.split, "real images": len(real)}
+    protocol = protocol if pipe.config.resampler else in_pixels(protocol, pipe.config)
+    e = Evaluation(pipe, real, load, judge.to(pipe.device), replace(protocol, generated=args.generated))
+    setting = {"weights": Path(weights).name, "split": args.split, "real images": len(real)}
     setting |= {"generated": args.generated, "seeds": f"0…{args.generated - 1}", "device": str(pipe.device)}
     setting |= {key: getattr(pipe.config.defaults, key) for key in ("steps", "guidance", "sampler")}
     evaluate(e, sections, args.out or Path("runs/evaluation") / setting["weights"], setting)

@@ -10,23 +10,29 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from train.state import State, load_state, save_state
+
+COUNTED = 20  # steps: of so many, the operations of one are counted, which slows it
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: the rate falls along a cosine from rate[0] to rate[1]. Pixels (0: all) and
-    consistency are R2IR's: see `ResamplerLoss`."""
+    """A stretch of training: the rate falls along a cosine from rate[0] to rate[1]. Cells, where given, take the place
+    of the law's. Pixels (0: all) and consistency are R2IR's: see `ResamplerLoss`."""
 
     steps: int
     rate: tuple[float, float]
+    cells: tuple[int, int] | None = None
     pixels_in: int = 0
     pixels_out: int = 0
     consistency: float = 0.0
@@ -97,6 +103,7 @@ class Run:
         self.model = self.accelerator.unwrap_model(self.loss).model
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.step = 0
+        self.spent: dict[str, float] | None = {"images": 0, "steps": 0, "operations": 0.0, "seconds": 0.0}
         self.resume()
 
     def batch(self, step: int) -> Tensor:
@@ -121,16 +128,19 @@ class Run:
                 for group in self.optimiser.param_groups:
                     group["lr"] = rate
                 torch.manual_seed(mix(self.optimisation.seed, self.step))  # dropout
-                indices = self.batch(self.step)
-                loss, metrics = compute(self.loss, indices, phase, self.step)
-                seen += metrics.pop("images", len(indices)) * self.accelerator.num_processes
-                if not math.isfinite(loss.item()):
-                    remedy = "the last state on disk is good, go on from it with a lower rate"
-                    raise FloatingPointError(f"step {self.step}: the loss is {loss.item()}; {remedy}")
-                self.accelerator.backward(loss)
+                indices, started = self.batch(self.step), time.monotonic()
+                with operations() if self.step % COUNTED == 0 else nullcontext() as counter:
+                    loss, metrics = compute(self.loss, indices, phase, self.step)
+                    if not math.isfinite(loss.item()):
+                        remedy = "the last state on disk is good, go on from it with a lower rate"
+                        raise FloatingPointError(f"step {self.step}: the loss is {loss.item()}; {remedy}")
+                    self.accelerator.backward(loss)
+                images = metrics.pop("images", len(indices)) * self.accelerator.num_processes
+                seen += images
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimisation.clip)
                 self.optimiser.step()
                 self.optimiser.zero_grad()
+                self.spend(images, counter, time.monotonic() - started)
                 self.step += 1
                 self.average()
                 shown = {}
@@ -152,6 +162,17 @@ class Run:
                 if stopped:
                     return
 
+    def spend(self, images: int, counter: FlopCounterMode | None, seconds: float) -> None:
+        """Adds a step to what the run has cost; operations of a counted step stand for those up to the next one."""
+        if self.spent is None:
+            return
+        self.spent["images"] += images
+        self.spent["steps"] += 1
+        self.spent["seconds"] += seconds
+        if counter is not None:
+            steps = min(COUNTED, self.optimisation.steps - self.step) * self.accelerator.num_processes
+            self.spent["operations"] += float(counter.get_total_flops()) * steps
+
     @torch.no_grad()
     def average(self) -> None:
         decay = min(self.optimisation.ema, (1 + self.step) / (10 + self.step))  # a short memory at first
@@ -172,7 +193,7 @@ class Run:
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
-        save_state(self.folder, State(tensors, {"step": self.step, **self.about}))
+        save_state(self.folder, State(tensors, {"step": self.step, "spent": self.spent, **self.about}))
 
     def resume(self) -> None:
         state = load_state(self.folder)
@@ -181,6 +202,7 @@ class Run:
         if state.about["model"] != self.about["model"]:
             raise ValueError(f"{self.folder} holds another model: {state.about['model']}; give another --out")
         self.step = state.about["step"]
+        self.spent = state.about.get("spent")  # unknown for a run that began without counting
         self.model.load_state_dict(state.part("model"))
         self.ema = {name: value.to(self.ema[name].device) for name, value in state.part("ema").items()}
         wanted = self.optimiser.state_dict()
@@ -189,6 +211,14 @@ class Run:
             index, name = key.split(".")
             wanted["state"].setdefault(int(index), {})[name] = value
         self.optimiser.load_state_dict(wanted)
+
+
+@contextmanager
+def operations() -> Iterator[FlopCounterMode]:
+    """Counts floating-point operations, forward and backward: `get_total_flops()`. Attention runs as plain products
+    meanwhile, since fused kernels go uncounted on a CPU."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 class StopSignal:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2id.condition import one_hot
-from r2id.position import Positions, grid_positions, jitter, points, read_colours, relative_scale
+from r2id.interpolation import resize
+from r2id.position import Positions, grid_positions, jitter, points, read_colours, relative_scale, training_pitch
 from r2id.resampler import R2IR
 from r2id.schedule import Schedule, noisy, target
 
@@ -46,19 +47,19 @@ class Law:
         if self.widest < 1:
             raise ValueError(f"widest {self.widest}: must be 1 or more, width / height")
 
-    def draw(self, size: int, *, generator: torch.Generator) -> Shape:
-        """A shape for pictures of size × size pixels."""
+    def draw(self, size: int, *, generator: torch.Generator, stride: int = 1) -> Shape:
+        """A shape for pictures of size × size pixels, its cells multiples of the stride."""
         u = torch.rand(5, generator=generator).tolist()
         low, high = self.cells
-        side = low * ((high + 1) / low) ** u[0]
+        side = low * ((high + stride) / low) ** u[0]
         ratio = 1.0 if u[1] < self.square else self.widest ** (2 * u[2] - 1)
         pad = round(size * (max(ratio, 1 / ratio) - 1) / 2)  # on both sides, so the picture stays on whole pixels
         canvas = (size, size + 2 * pad) if ratio >= 1 else (size + 2 * pad, size)
         aspect = canvas[1] / canvas[0]
         skew = 1.5 ** (2 * u[4] - 1) if u[3] < self.skewed else 1.0
         w, h = side * math.sqrt(aspect * skew), side / math.sqrt(aspect * skew)
-        shrink = min(1.0, (high + 0.99) / max(w, h))
-        return Shape(canvas, (max(1, int(h * shrink)), max(1, int(w * shrink))))
+        shrink = min(1.0, (high + 0.99 * stride) / max(w, h))
+        return Shape(canvas, tuple(max(1, int(v * shrink / stride)) * stride for v in (h, w)))
 
 
 def pad_to(image_BCHW: Tensor, canvas: tuple[int, int], background_C: Tensor) -> Tensor:
@@ -190,22 +191,28 @@ def encode(resampler: R2IR, canvas_BCHW: Tensor, cells: tuple[int, int]) -> Tens
 
 
 class DenoiserLoss(nn.Module):
-    """Plain mean square of the objective, on latents of whole pictures encoded by a frozen resampler."""
+    """Mean square of the objective at every scale the model predicts, on latents of whole pictures: encoded by a frozen
+    resampler, or without one (pixel space) the pictures themselves at the latent's size."""
 
     def __init__(
         self,
         model: nn.Module,
-        resampler: R2IR,
+        resampler: R2IR | None,
         *,
         schedule: Schedule,
         background: tuple[float, ...],
         latent_mean: tuple[float, ...],
         latent_std: tuple[float, ...],
         label_dropout: float,
+        finest: int,
+        warm_start: float = 0.0,
     ):
+        """finest: cells on the short side of the training grid whose pitch the model's jitter is measured in.
+        warm_start: share of the steps that begin from the carry of a pass without gradient."""
         super().__init__()
         self.model, self.schedule, self.label_dropout = model, schedule, label_dropout
-        self.resampler = resampler.requires_grad_(False).eval()
+        self.finest, self.warm_start = finest, warm_start
+        self.resampler = resampler and resampler.requires_grad_(False).eval()
         self.register_buffer("background", torch.tensor(background) * 2 - 1, persistent=False)
         self.register_buffer("mean", torch.tensor(latent_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(latent_std).view(-1, 1, 1), persistent=False)
@@ -217,18 +224,39 @@ class DenoiserLoss(nn.Module):
         batch, device = len(image_BCHW), image_BCHW.device
         with torch.no_grad():
             canvas_BCHW = pad_to(image_BCHW, shape.canvas, self.background)
-            x0_BChw = (encode(self.resampler, canvas_BCHW, shape.cells) - self.mean) / self.std
+            if self.resampler is None:
+                latent_BChw = resize(canvas_BCHW, shape.cells)
+            else:
+                latent_BChw = encode(self.resampler, canvas_BCHW, shape.cells)
+            x0_BChw = (latent_BChw - self.mean) / self.std
         t_B = (torch.arange(batch) + torch.rand(batch, generator=generator, dtype=torch.float64)) / batch
         alpha_bar_B = self.schedule.alpha_bar(t_B, cells=shape.cells)
         noise_BChw = torch.randn(x0_BChw.shape, generator=generator).to(device)
         dropped_B = (torch.rand(batch, generator=generator) < self.label_dropout).to(device)
         tokens_BND = self.model.condition(one_hot(label_B, self.model.condition.labels, dropped_B=dropped_B))
-        output = self.model(
-            noisy(x0_BChw, noise_BChw, alpha_bar_B),
-            alpha_bar_B.to(device),
-            grid_positions(shape.cells, shape.aspect).to(device),
-            (tokens_BND,),
-        )
+        positions = self.positions(shape, batch, generator).to(device)
+        inputs = noisy(x0_BChw, noise_BChw, alpha_bar_B), alpha_bar_B.to(device), positions, (tokens_BND,)
+        carry = None
+        if self.warm_start and torch.rand((), generator=generator) < self.warm_start:
+            with torch.no_grad():
+                carry = self.model(*inputs).carry
+        output = self.model(*inputs, carry)
         wanted_BChw = target(self.model.config.objective, x0_BChw, noise_BChw, alpha_bar_B)
         error = F.mse_loss(output.prediction[0], wanted_BChw)
-        return error, {"mse": error.detach()}
+        coarser = (coarse_error(prediction_KBChw[0], wanted_BChw) for prediction_KBChw in output.pyramid)
+        return error + sum(coarser), {"mse": error.detach()}
+
+    def positions(self, shape: Shape, batch: int, generator: torch.Generator) -> Positions:
+        """The cells' centres, each moved by the model's jitter; as published, what is in a cell stays the same."""
+        grid, sigma = grid_positions(shape.cells, shape.aspect), self.model.config.jitter
+        if not sigma:
+            return grid
+        pitch = training_pitch(shape.aspect, self.finest)
+        return points(jitter(grid.absolute.expand(batch, -1, -1), pitch, sigma, generator), shape.aspect)
+
+
+def coarse_error(coarse_BChw: Tensor, wanted_BCHW: Tensor) -> Tensor:
+    """Mean square at a scale coarser by k, times 1 / k². The target is summed over k × k and divided by k: so noise
+    keeps unit variance (Liu et al. 2024)."""
+    k = wanted_BCHW.shape[-1] // coarse_BChw.shape[-1]
+    return F.mse_loss(coarse_BChw, F.avg_pool2d(wanted_BCHW, k) * k) / k**2

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def mean_square(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -52,6 +52,13 @@ def diversity(features_ND: Tensor, labels_N: Tensor, real_MD: Tensor, real_label
     return within_class_variance(features_ND, labels_N) / within_class_variance(real_MD, real_labels_M)
 
 
+@torch.no_grad()
+def judge_features(judge: nn.Module, images_NCHW: Tensor) -> Tensor:
+    """Images as the judge takes them → `judge.features` (N, D), on the CPU."""
+    device = next(judge.parameters()).device
+    return torch.cat([judge.features(part.to(device)).cpu() for part in images_NCHW.split(1000)])
+
+
 def central_square(images_BCHW: Tensor) -> Tensor:
     """The middle of each image, its short side wide."""
     height, width = images_BCHW.shape[2:]
@@ -69,14 +76,52 @@ def margin_square(images_BCHW: Tensor, background_C: Tensor) -> float:
 
 
 def bring_to(images_BCHW: Tensor, side: int) -> Tensor:
-    """Real images at an output size as a resampler would make them: area-reduced, or enlarged bicubically."""
-    if side <= images_BCHW.shape[-1]:
-        return F.interpolate(images_BCHW, size=(side, side), mode="area")
+    """Images with a short side of `side` as a resampler would make them: area-reduced, or enlarged bicubically."""
+    short = min(images_BCHW.shape[2:])
+    size = tuple(round(side * v / short) for v in images_BCHW.shape[2:])
+    if side <= short:
+        return F.interpolate(images_BCHW, size=size, mode="area")
     low, high = images_BCHW.aminmax()
-    return F.interpolate(images_BCHW, size=(side, side), mode="bicubic").clamp(low, high)
+    return F.interpolate(images_BCHW, size=size, mode="bicubic").clamp(low, high)
 
 
 def frame_size(aspect: float, short: int) -> tuple[int, int]:
     """(height, width) that holds a frame of this aspect and has a central square of `short` whole pixels."""
     long = short + 2 * math.ceil(short * (max(aspect, 1 / aspect) - 1) / 2 - 1e-6)
     return (short, long) if aspect >= 1 else (long, short)
+
+
+def to_stride(side: float, stride: int) -> int:
+    """The multiple of the stride nearest to a side, at least one."""
+    return max(1, round(side / stride)) * stride
+
+
+def ink(images_BCHW: Tensor, background_C: Tensor) -> Tensor:
+    """How far each pixel is from the background, (B, H, W): the largest difference of its channels."""
+    return (images_BCHW - background_C.view(-1, 1, 1)).abs().amax(dim=1)
+
+
+def parts(ink_BHW: Tensor, *, threshold: float = 0.3, pixels: int = 8) -> Tensor:
+    """Number of things drawn, (B,): regions of ink above the threshold that touch, at corners too, of `pixels` each."""
+    drawn_BHW = (ink_BHW > threshold).float()
+    names_BHW = drawn_BHW * torch.arange(1, ink_BHW[0].numel() + 1.0).view_as(ink_BHW[0])  # exact up to 4096²
+    while True:  # the highest name spreads over its region
+        spread_BHW = F.max_pool2d(names_BHW, 3, stride=1, padding=1) * drawn_BHW
+        if torch.equal(spread_BHW, names_BHW):
+            break
+        names_BHW = spread_BHW
+    regions = [names_HW[names_HW > 0].unique(return_counts=True)[1] for names_HW in names_BHW]
+    return torch.tensor([int((counts >= pixels).sum()) for counts in regions])
+
+
+def spread(ink_BHW: Tensor) -> Tensor:
+    """Standard deviation of where the ink is, across and down, (B, 2), in short sides; 0 where there is none."""
+    height, width = ink_BHW.shape[1:]
+    deviations = []
+    for axis, side in ((1, width), (2, height)):
+        weight_BN = ink_BHW.double().sum(dim=axis)
+        weight_BN = weight_BN / weight_BN.sum(dim=1, keepdim=True).clamp(min=1e-9)
+        place_N = (torch.arange(side, dtype=torch.float64) + 0.5) / min(height, width)
+        mean_B1 = (weight_BN * place_N).sum(dim=1, keepdim=True)
+        deviations.append((weight_BN * (place_N - mean_B1).square()).sum(dim=1).sqrt())
+    return torch.stack(deviations, dim=1)

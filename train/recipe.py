@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -14,12 +15,11 @@ else:
 
 from r2id.checkpoint import from_dict
 from r2id.denoisers import SYSTEMS
-from r2id.denoisers.r2id import R2IDConfig
 from r2id.pipeline import Defaults
 from r2id.resampler import R2IRConfig
 from r2id.sampler import SAMPLERS
 from r2id.schedule import Schedule
-from train.loop import Optimisation
+from train.loop import Optimisation, Phase
 from train.losses import Law
 
 
@@ -42,18 +42,43 @@ class DenoiserRecipe:
     optimisation: Optimisation
     data: str = "ylecun/mnist"
     system: str = "r2id"
+    pixels: bool = False  # pixel space: no resampler, the latent is the picture
+    training_size: int | None = None  # of the pictures, with `pixels` only: else it is the resampler's
     label_dropout: float = 0.12
-    cells_a_step: int = 6144  # large latents take fewer images a step than `batch`, so that they cost no more
-    law: Law = field(default_factory=Law)
+    warm_start: float = 0.0  # share of the steps that begin from the carry of a pass without gradient
+    # Large latents take fewer images a step than `batch`, so that they cost no more. None: a batch at the default size.
+    cells_a_step: int | None = None
+    law: Law | None = None  # None: any latent size, or in pixel space the square training picture alone
     schedule: Schedule = field(default_factory=Schedule)
-    model: R2IDConfig = field(default_factory=R2IDConfig)
+    model: Any = field(default_factory=dict)  # the system's own configuration, as `SYSTEMS` names it
     defaults: Defaults = field(default_factory=Defaults)  # of sampling, exported with the weights
 
     def __post_init__(self):
         if self.system not in SYSTEMS:
             raise ValueError(f"system {self.system!r}: must be one of {', '.join(SYSTEMS)}")
+        if isinstance(self.model, dict):
+            object.__setattr__(self, "model", from_dict(SYSTEMS[self.system][0], self.model, "model"))
+        if self.pixels != (self.training_size is not None):
+            raise ValueError(f"training_size {self.training_size}: give it with pixels = true, and only then")
+        if not 0 <= self.warm_start <= 1:
+            raise ValueError(f"warm_start {self.warm_start}: must be 0…1")
+        if self.law is None:
+            size = self.training_size
+            law = Law(cells=(size, size), square=1.0, skewed=0.0) if self.pixels else Law()
+            object.__setattr__(self, "law", law)
+        stride = self.model.stride
+        sizes = {"law": self.law.cells, "defaults.latent_size": self.defaults.latent_size}
+        sizes |= {f"phases[{i}]": law_of(self, phase).cells for i, phase in enumerate(self.optimisation.phases)}
+        for where, cells in sizes.items():
+            if any(side % stride for side in cells):
+                raise ValueError(f"{where}: cells {cells} must be multiples of {stride}, the model's stride")
         if self.defaults.sampler not in SAMPLERS:
             raise ValueError(f"defaults.sampler {self.defaults.sampler!r}: must be one of {', '.join(SAMPLERS)}")
+
+
+def law_of(recipe: ResamplerRecipe | DenoiserRecipe, phase: Phase) -> Law:
+    """The recipe's law, with the phase's cells where it has its own."""
+    return replace(recipe.law, cells=phase.cells) if phase.cells else recipe.law
 
 
 def read_recipe(kind: type, path: str | Path):

@@ -1,8 +1,9 @@
-"""Stage 2: trains a denoiser on the latents of the run's resampler. `python train/train_denoiser.py --config
-train/configs/mnist_r2id.toml`; to resume, the same command."""
+"""Stage 2: trains a denoiser on the latents of the run's resampler, or in pixel space, where it is the only stage.
+`python train/train_denoiser.py --config train/configs/mnist_r2id.toml`; to resume, the same command."""
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,11 +22,11 @@ from train.data import load_images
 from train.export import build_pipeline
 from train.loop import Run, generator
 from train.losses import DenoiserLoss, Law, encode, pad_to
-from train.recipe import DenoiserRecipe, arguments, read_recipe
-from train.state import load_state
+from train.recipe import DenoiserRecipe, arguments, law_of, read_recipe
+from train.state import State, load_state
 
 MEASURED = 2_000  # training images that the latents' mean and standard deviation are taken from
-SHEET = ((4, 4), (8, 8), (12, 12), (5, 8), (8, 5))  # latent sizes on the sample sheet, ten labels each
+SHEET = ((4, 4), (8, 8), (12, 12), (5, 8), (8, 5))  # latent sizes on the sample sheet, in eighths of the default's side
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,18 +34,21 @@ def main(argv: list[str] | None = None) -> None:
     recipe = read_recipe(DenoiserRecipe, args.config)
     root = Path(args.out or f"runs/{recipe.name}")
     data = args.data or recipe.data
-    stage_1 = load_state(root / "resampler")
-    if stage_1 is None:
-        raise ValueError(f"{root / 'resampler'}: no trained resampler; run train/train_resampler.py first")
-    resampler = R2IR(from_dict(R2IRConfig, stage_1.about["model"], root / "resampler"))
-    resampler.load_state_dict(stage_1.part("ema"))
-    size = stage_1.about["recipe"]["training_size"]
-    train = load_images(data, "train", size=size, channels=resampler.config.channels)
+    stage_1, resampler = None, None
+    if not recipe.pixels:
+        stage_1, resampler = trained_resampler(root / "resampler")
+    size = stage_1.about["recipe"]["training_size"] if stage_1 else recipe.training_size
+    train = load_images(data, "train", size=size, channels=resampler and resampler.config.channels)
     if train.background is None and recipe.law.square < 1:
         raise ValueError(f"{data}: no known background, so frames cannot be padded; set law.square = 1")
-    background = train.background or (0.0,) * resampler.config.channels
-    mean, std = latent_statistics(resampler.eval(), train.images[:MEASURED], recipe.law, background)
-    model_config = replace(recipe.model, latent_channels=resampler.config.latent_channels, labels=len(train.names))
+    channels = train.images.shape[1]
+    background = train.background or (0.0,) * channels
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    if resampler:
+        mean, std = latent_statistics(resampler, train.images[:MEASURED], recipe.law, background)
+    model_config = replace(recipe.model, latent_channels=len(mean), labels=len(train.names))
+    stride = model_config.stride
+    cells_a_step = recipe.cells_a_step or recipe.optimisation.batch * math.prod(recipe.defaults.latent_size)
 
     torch.manual_seed(recipe.optimisation.seed)
     loss = DenoiserLoss(
@@ -55,23 +59,26 @@ def main(argv: list[str] | None = None) -> None:
         latent_mean=mean,
         latent_std=std,
         label_dropout=recipe.label_dropout,
+        finest=recipe.law.cells[1],
+        warm_start=recipe.warm_start,
     )
     about = {
         "recipe": asdict(recipe),
         "model": asdict(model_config),
         "labels": train.names,
+        "background": train.background,
         "latent_mean": mean,
         "latent_std": std,
         "images": len(train),
-        "resampler_step": stage_1.about["step"],
+        "resampler_step": stage_1 and stage_1.about["step"],
     }
     run = Run(loss, recipe.optimisation, count=len(train), folder=root / "denoiser", about=about)
 
     def compute(loss, indices, phase, step):
         generator_ = generator(recipe.optimisation.seed, step)
-        shape = recipe.law.draw(size, generator=generator_)
+        shape = law_of(recipe, phase).draw(size, generator=generator_, stride=stride)
         device = run.accelerator.device
-        count = max(1, recipe.cells_a_step // (shape.cells[0] * shape.cells[1] * run.accelerator.num_processes))
+        count = max(1, cells_a_step // (shape.cells[0] * shape.cells[1] * run.accelerator.num_processes))
         indices = indices[:count]
         value, metrics = loss(train.images[indices].to(device), train.labels[indices].to(device), shape, generator_)
         return value, metrics | {"images": len(indices)}
@@ -87,6 +94,15 @@ def main(argv: list[str] | None = None) -> None:
                 sheet(pipeline).save(root / "denoiser" / f"samples-{progress.step:06d}.png")
             if progress.stopped:
                 bar.write(f"stopped at step {progress.step}, state saved; the same command goes on")
+
+
+def trained_resampler(folder: Path) -> tuple[State, R2IR]:
+    state = load_state(folder)
+    if state is None:
+        raise ValueError(f"{folder}: no trained resampler; run train/train_resampler.py first")
+    resampler = R2IR(from_dict(R2IRConfig, state.about["model"], folder)).eval()
+    resampler.load_state_dict(state.part("ema"))
+    return state, resampler
 
 
 @torch.no_grad()
@@ -110,7 +126,9 @@ def sheet(pipeline):
     """Ten labels at every size of SHEET, contained in 64 × 64."""
     rows = []
     labels = [i % max(1, len(pipeline.labels)) if pipeline.labels else None for i in range(10)]
-    for size in SHEET:
+    stride, side = pipeline.config.stride, max(pipeline.config.defaults.latent_size) / 8
+    for eighths in SHEET:
+        size = tuple(max(1, round(side * n / stride)) * stride for n in eighths)
         latent = pipeline.diffuse(labels, latent_size=size, seed=0)
         rows += pipeline.resample(latent, size=(64, 64))
     return contact_sheet(rows, columns=10)

@@ -20,7 +20,7 @@ from r2id.resampler import R2IR
 from train.data import load_images
 from train.loop import Run, generator
 from train.losses import ResamplerLoss, encode
-from train.recipe import ResamplerRecipe, arguments, read_recipe
+from train.recipe import ResamplerRecipe, arguments, law_of, read_recipe
 
 CHECKED = 500  # validation images that are reconstructed at every evaluation
 CHUNK = 100  # of them at once, to bound memory
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def compute(loss, indices, phase, step):
         generator_ = generator(recipe.optimisation.seed, step)
-        shape = recipe.law.draw(recipe.training_size, generator=generator_)
+        shape = law_of(recipe, phase).draw(recipe.training_size, generator=generator_)
         images = train.images[indices].to(run.accelerator.device)
         return loss(images, shape, phase.pixels_in, phase.pixels_out, generator_, consistency=phase.consistency)
 

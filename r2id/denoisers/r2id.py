@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class R2IDConfig:
     octaves: tuple[int, int] = (-2, 4)
     objective: str = "v"  # what the network predicts: v, epsilon or x0
     dropout: float = 0.0
+    stride: ClassVar[int] = 1  # latents of any size
+    jitter: ClassVar[float] = 0.0  # of cells in training
 
     def __post_init__(self):
         for name in ("latent_channels", "label_tokens", "width", "heads", "expansion", "noise_width"):

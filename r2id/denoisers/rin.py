@@ -1,0 +1,197 @@
+"""RIN, the recurrent interface network (Jabri et al. 2022): most of the work is done on a few latent tokens.
+
+The picture's patches are the interface X; latents Z, far fewer and of any width, read from it, compute among
+themselves, and write to it, block after block. Time and condition are tokens beside the latents, so the interface
+learns of them only from what is written. From step to step of sampling the latents are carried on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from r2id.condition import LabelCondition
+from r2id.denoisers.output import Denoised
+from r2id.layers import Block, FeedForward, NoiseEmbedding
+from r2id.position import PositionEmbedding, Positions
+from r2id.schedule import OBJECTIVES, x0_from
+
+MIN_DEVIATION = 1e-4  # a picture of one colour is not divided by 0
+ESTIMATE_LIMIT = 3.0  # noise prediction gives any estimate of x0 near ᾱ = 0; pictures lie within ±1, latents near ±1
+
+
+@dataclass(frozen=True)
+class RINConfig:
+    """Sizes of a RIN. The small one is in `train/configs/mnist_rin.toml`."""
+
+    latent_channels: int = 1  # of the input: the picture's, in pixel space
+    labels: int = 10
+    label_tokens: int = 1
+    patch: int = 4  # pixels a side of an interface token
+    interface_width: int = 96
+    latents: int = 32  # how many Z has, whatever the picture's size
+    latent_width: int = 128
+    blocks: int = 3
+    compute_layers: int = 2  # self-attention layers on the latents, in each block
+    heads: int = 4
+    expansion: int = 4
+    octaves: tuple[int, int] = (-2, 3)
+    normalise: bool = True  # the input divided by its own deviation, picture by picture (Chen 2023)
+    interface_attention: bool = False  # linear self-attention on the interface, before each write
+    pixel_conditioning: bool = False  # the step before's estimate of x0 as more channels of the input
+    dual_norm: bool = False  # LayerNorm before and after the patch embedding (Kumar et al. 2023)
+    objective: str = "v"  # what the network predicts: v, epsilon or x0
+    jitter: float = 0.0  # by which training moves the positions: standard deviation, in pixels
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        counts = ("latent_channels", "label_tokens", "patch", "interface_width", "latents", "latent_width")
+        for name in (*counts, "blocks", "compute_layers", "heads", "expansion"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be 1 or more")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective {self.objective!r}: must be v, epsilon or x0")
+        if self.octaves[0] > self.octaves[1]:
+            raise ValueError(f"octaves {self.octaves}: must be (low, high)")
+        if self.jitter < 0:
+            raise ValueError(f"jitter {self.jitter}: must be 0 (none) or more")
+
+    @property
+    def stride(self) -> int:
+        """Sides of pictures are multiples of this."""
+        return self.patch
+
+
+class RINBlock(nn.Module):
+    """Read (latents attend to the interface), compute (latents attend to latents), write (interface to latents)."""
+
+    def __init__(self, config: RINConfig):
+        super().__init__()
+        options = {"heads": config.heads, "expansion": config.expansion, "dropout": config.dropout}
+        latent, interface = config.latent_width, config.interface_width
+        self.read_norm = nn.LayerNorm(interface)
+        self.read = Block(latent, crossing=True, selfing=False, context_width=interface, **options)
+        self.compute = nn.Sequential(
+            *(Block(latent, crossing=False, selfing=True, **options) for _ in range(config.compute_layers))
+        )
+        self.mix = nn.Identity()
+        if config.interface_attention:
+            self.mix = Block(interface, crossing=False, selfing=True, attention="linear", **options)
+        self.write_norm = nn.LayerNorm(latent)
+        self.write = Block(interface, crossing=True, selfing=False, context_width=latent, **options)
+
+    def forward(self, interface_BMD: Tensor, latent_BND: Tensor) -> tuple[Tensor, Tensor]:
+        latent_BND = self.read(latent_BND, self.read.cross.memory(self.read_norm(interface_BMD)))
+        latent_BND = self.compute(latent_BND)
+        interface_BMD = self.mix(interface_BMD)
+        return self.write(interface_BMD, self.write.cross.memory(self.write_norm(latent_BND))), latent_BND
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What a step hands to the next: the latents (K, B, N, D) and, with `pixel_conditioning`, its estimate of x0
+    (K, B, C, H, W)."""
+
+    latents: Tensor
+    estimate: Tensor | None = None
+
+
+class RIN(nn.Module):
+    def __init__(self, config: RINConfig):
+        super().__init__()
+        self.config = config
+        values = config.latent_channels * config.patch**2  # of a patch
+        values_in = 2 * values if config.pixel_conditioning else values
+        embedding = [nn.Linear(values_in, config.interface_width)]
+        if config.dual_norm:
+            embedding = [nn.LayerNorm(values_in), *embedding, nn.LayerNorm(config.interface_width)]
+        self.patch_in = nn.Sequential(*embedding)
+        self.patch_position = PositionEmbedding(config.interface_width, config.octaves)
+        self.latents = nn.Parameter(torch.randn(config.latents, config.latent_width))
+        self.warm = FeedForward(config.latent_width, expansion=config.expansion)
+        self.warm_norm = nn.LayerNorm(config.latent_width)
+        nn.init.zeros_(self.warm_norm.weight)  # the bias is 0 already: a warm start begins as a cold one
+        self.noise_embedding = NoiseEmbedding(config.latent_width)
+        self.condition = LabelCondition(config.labels, tokens=config.label_tokens, width=config.latent_width)
+        self.blocks = nn.ModuleList(RINBlock(config) for _ in range(config.blocks))
+        self.out_norm = nn.LayerNorm(config.interface_width)
+        self.out = nn.Linear(config.interface_width, values)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self,
+        noisy_BCHW: Tensor,
+        alpha_bar_B: Tensor,
+        positions: Positions,
+        conditions: Sequence[Tensor | None],
+        carry: Carry | None = None,
+    ) -> Denoised:
+        """Noisy pictures (B, C, H, W) at ᾱ (B,), and the pixels' positions → `config.objective`, (K, B, C, H, W).
+
+        `carry` comes from a call with the same conditions. Raises ValueError unless both sides are multiples of the
+        patch.
+        """
+        batch, _, height, width = noisy_BCHW.shape
+        patch, rows = self.config.patch, (len(conditions), batch)
+        if height % patch or width % patch:
+            raise ValueError(f"picture {height} x {width}: both sides must be multiples of the patch, {patch}")
+        interface_RMD = self.interface(noisy_BCHW, positions, rows, carry)  # R = K·B rows from here on
+        latent_RND = self.latent_tokens(alpha_bar_B, conditions, carry)
+        for block in self.blocks:
+            interface_RMD, latent_RND = block(interface_RMD, latent_RND)
+        out_RMC = self.out(self.out_norm(interface_RMD))
+        out_RChw = out_RMC.transpose(1, 2).unflatten(2, (height // patch, width // patch))
+        prediction_KBCHW = F.pixel_shuffle(out_RChw, patch).unflatten(0, rows)
+        estimate_KBCHW = None
+        if self.config.pixel_conditioning:
+            estimate_BKCHW = x0_from(  # ᾱ belongs to the first axis
+                self.config.objective, prediction_KBCHW.transpose(0, 1), noisy_BCHW[:, None], alpha_bar_B
+            )
+            estimate_KBCHW = estimate_BKCHW.transpose(0, 1).clamp(-ESTIMATE_LIMIT, ESTIMATE_LIMIT)
+        latent_KBND = latent_RND[:, : self.config.latents].unflatten(0, rows)
+        return Denoised(prediction_KBCHW, carry=Carry(latent_KBND, estimate_KBCHW))
+
+    def interface(self, noisy_BCHW: Tensor, positions: Positions, rows: tuple[int, int], carry: Carry | None) -> Tensor:
+        """A token a patch, (K·B, M, D); embedded once for all conditions where they share the input."""
+        (count, batch), (height, width) = rows, noisy_BCHW.shape[2:]
+        input_RCHW = noisy_BCHW
+        if self.config.normalise:
+            deviation_B = noisy_BCHW.flatten(1).std(dim=1, correction=0).clamp(min=MIN_DEVIATION)
+            input_RCHW = noisy_BCHW / deviation_B.view(-1, 1, 1, 1)
+        if self.config.pixel_conditioning:
+            input_RCHW = input_RCHW.repeat(count, 1, 1, 1)
+            estimate_RCHW = torch.zeros_like(input_RCHW) if carry is None else carry.estimate.flatten(0, 1)
+            input_RCHW = torch.cat((input_RCHW, estimate_RCHW), dim=1)
+        patch_RMC = F.pixel_unshuffle(input_RCHW, self.config.patch).flatten(2).transpose(1, 2)
+        position_MD = self.patch_position(patch_centres(positions, (height, width), self.config.patch))
+        if positions.grid:
+            position_MD = position_MD.flatten(0, 1)
+        token_KBMD = self.patch_in(patch_RMC).unflatten(0, (-1, batch)) + position_MD
+        return token_KBMD.expand(count, -1, -1, -1).flatten(0, 1)
+
+    def latent_tokens(self, alpha_bar_B: Tensor, conditions: Sequence[Tensor | None], carry: Carry | None) -> Tensor:
+        """The latents at the start, the time and the condition, side by side: (K·B, N + 1 + label_tokens, D)."""
+        count, batch = len(conditions), len(alpha_bar_B)
+        before_RND = torch.zeros_like(self.latents[None]) if carry is None else carry.latents.flatten(0, 1)
+        latent_RND = (self.latents + self.warm_norm(self.warm(before_RND))).expand(count * batch, -1, -1)
+        time_R1D = self.noise_embedding(alpha_bar_B)[:, None].repeat(count, 1, 1)
+        condition_RND = torch.cat([self.condition.null(batch) if c is None else c for c in conditions])
+        return torch.cat((latent_RND, time_R1D, condition_RND), dim=1)
+
+
+def patch_centres(positions: Positions, size: tuple[int, int], patch: int) -> Positions:
+    """Positions of `size` (height, width) pixels → of their patches. A patch's mean offset is `patch` times narrower
+    than its pixels', so its footprint is too."""
+    rows, columns = (side // patch for side in size)
+    absolute, relative = (
+        points.unflatten(-2, (rows, patch, columns, patch)).mean(dim=(-4, -2)).flatten(-3, -2)
+        for points in (positions.absolute, positions.relative)
+    )
+    grid = (rows, columns) if positions.grid else None
+    spread = positions.spread and tuple(tuple(s / patch for s in system) for system in positions.spread)
+    return Positions(absolute, relative, grid, spread, positions.framed)
