@@ -153,6 +153,19 @@ def points(absolute: Tensor, aspect: float) -> Positions:
     return Positions(absolute, absolute * absolute.new_tensor(relative_scale(aspect)))
 
 
+def patch_centres(positions: Positions, size: tuple[int, int], patch: int) -> Positions:
+    """Positions of `size` (height, width) pixels → of their patches. A patch's mean offset is `patch` times narrower
+    than its pixels', so its footprint is too."""
+    rows, columns = (side // patch for side in size)
+    absolute, relative = (
+        points.unflatten(-2, (rows, patch, columns, patch)).mean(dim=(-4, -2)).flatten(-3, -2)
+        for points in (positions.absolute, positions.relative)
+    )
+    grid = (rows, columns) if positions.grid else None
+    spread = positions.spread and tuple(tuple(s / patch for s in system) for system in positions.spread)
+    return Positions(absolute, relative, grid, spread, positions.framed)
+
+
 def jitter(absolute: Tensor, pitch: tuple[float, float], sigma: float, generator: torch.Generator | None) -> Tensor:
     """Every point moved by one normal draw, sigma in pixels of the absolute `pitch`; both systems follow from it."""
     offsets = torch.randn(absolute.shape, generator=generator, device=absolute.device)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.loop import Optimisation, Phase, Progress, Run, generator
+from train.loop import Optimisation, Phase, Progress, Run, generator, operations
 from train.state import load_state, states
 
 COUNT = 10  # rows of data: with a batch of 4 two batches an epoch
@@ -221,3 +221,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_state(tmp_p
 def test_a_recipe_that_cannot_be_run_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Optimisation(**{"phases": SMALL.phases, **options})
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+def test_a_backward_pass_counts_twice_the_forward_pass(groups):
+    convolution, x = nn.Conv2d(16, 16, 7, padding=3, groups=groups), torch.randn(2, 16, 8, 8, requires_grad=True)
+    with operations() as forward:
+        y = convolution(x)
+    with operations() as backward:
+        y.sum().backward()
+    assert forward.get_total_flops() == 2 * y.numel() * 16 // groups * 49
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()

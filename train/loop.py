@@ -217,8 +217,15 @@ class Run:
 def operations() -> Iterator[FlopCounterMode]:
     """Counts floating-point operations, forward and backward: `get_total_flops()`. Attention runs as plain products
     meanwhile, since fused kernels go uncounted on a CPU."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    mapping = {torch.ops.aten.convolution_backward: convolution_backward_operations}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         yield counter
+
+
+def convolution_backward_operations(grad, x, weight, *rest, out_shape=None, **_) -> int:
+    """Of the shapes' gradients asked for; the counter's own rule takes grouped convolutions for dense ones."""
+    asked = rest[-1]  # for x, weight and bias, which is a sum
+    return 2 * math.prod(weight) * grad[0] * math.prod(grad[2:]) * sum(asked[:2])
 
 
 class StopSignal:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.layers import Attention, FeedForward
-from r2id.position import PositionEmbedding, Positions
+from r2id.position import PositionEmbedding, Positions, patch_centres
 from r2id.schedule import log_snr
 
 LOG_SNR_SCALE = 0.25  # log-SNR reaches ±20, the sigmoid of `TimeDependentNorm` turns within ±4
@@ -31,7 +31,7 @@ class DiMRConfig:
     labels: int = 10
     label_tokens: int = 4
     patches: tuple[int, ...] = (4, 2)  # side of a branch's tokens, in pixels of the input
-    widths: tuple[int, ...] = (128, 96)
+    widths: tuple[int, ...] = (128, 64)
     blocks: tuple[int, ...] = (6, 4)
     heads: int = 4  # of the transformer
     expansion: int = 4  # of the transformer's feed-forward
@@ -186,7 +186,7 @@ class Transformer(nn.Module):
         """→ features (R, h, w, D); R rows are K conditions of B pictures."""
         token_BDhw = self.stem(noisy_BCHW)
         size = token_BDhw.shape[2:]
-        position_MD = self.position(token_positions(positions, size, self.patch))
+        position_MD = self.position(patch_centres(positions, noisy_BCHW.shape[2:], self.patch))
         if positions.grid:
             position_MD = position_MD.flatten(0, 1)
         token_BMD = token_BDhw.flatten(2).transpose(1, 2) + position_MD
@@ -247,17 +247,3 @@ class DiMR(nn.Module):
             for head, feature_RhwD in zip(self.heads, features, strict=True)
         ]
         return Denoised(predictions[-1], pyramid=tuple(predictions[:-1]))
-
-
-def token_positions(positions: Positions, size: tuple[int, int], patch: int) -> Positions:
-    """Positions of H·W pixels in reading order → of the size = (rows, columns) tokens of patch × patch pixels: means.
-
-    The footprint shrinks likewise: the mean of patch² pixels, each moved on its own, moves by a patch-th as much.
-    """
-    rows, columns = size
-    absolute, relative = (
-        points.unflatten(-2, (rows, patch, columns, patch)).mean(dim=(-4, -2)).flatten(-3, -2)
-        for points in (positions.absolute, positions.relative)
-    )
-    spread = positions.spread and tuple(tuple(s / patch for s in axes) for axes in positions.spread)
-    return Positions(absolute, relative, tuple(size) if positions.grid else None, spread, positions.framed)

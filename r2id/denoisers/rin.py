@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.layers import Block, FeedForward, NoiseEmbedding
-from r2id.position import PositionEmbedding, Positions
+from r2id.position import PositionEmbedding, Positions, patch_centres
 from r2id.schedule import OBJECTIVES, x0_from
 
 MIN_DEVIATION = 1e-4  # a picture of one colour is not divided by 0
@@ -182,16 +182,3 @@ class RIN(nn.Module):
         time_R1D = self.noise_embedding(alpha_bar_B)[:, None].repeat(count, 1, 1)
         condition_RND = torch.cat([self.condition.null(batch) if c is None else c for c in conditions])
         return torch.cat((latent_RND, time_R1D, condition_RND), dim=1)
-
-
-def patch_centres(positions: Positions, size: tuple[int, int], patch: int) -> Positions:
-    """Positions of `size` (height, width) pixels → of their patches. A patch's mean offset is `patch` times narrower
-    than its pixels', so its footprint is too."""
-    rows, columns = (side // patch for side in size)
-    absolute, relative = (
-        points.unflatten(-2, (rows, patch, columns, patch)).mean(dim=(-4, -2)).flatten(-3, -2)
-        for points in (positions.absolute, positions.relative)
-    )
-    grid = (rows, columns) if positions.grid else None
-    spread = positions.spread and tuple(tuple(s / patch for s in system) for system in positions.spread)
-    return Positions(absolute, relative, grid, spread, positions.framed)

@@ -36,7 +36,7 @@ class S2IDConfig:
     expansion: int = 2
     noise_width: int = 48  # of the vector that modulates every block
     gated: bool = True  # adaLN-Zero; False: shift and scale only, FiLM
-    octaves: tuple[int, int] = (0, 5)
+    octaves: tuple[int, int] = (0, 4)
     objective: str = "v"  # what the network predicts: v, epsilon or x0
     jitter: float = 0.0  # standard deviation, in pixels, by which training moves the positions
     stride: ClassVar[int] = 1  # pictures of any size
