@@ -285,7 +285,7 @@ def test_the_noise_level_matters_and_its_ends_are_finite(model):
 
 @pytest.mark.parametrize(
     "name, channels, labels, millions",
-    [("published_rin", 3, 102, 105.94), ("published_rin_celeba", 3, 0, 4.166), ("mnist_rin", 1, 10, 1.689)],
+    [("published_rin", 3, 102, 105.95), ("published_rin_celeba", 3, 0, 4.166), ("mnist_rin", 1, 10, 1.689)],
 )
 def test_the_sizes_of_the_recipes(name, channels, labels, millions):
     """No count of parameters was published for these sizes, so the counts are this code's own."""
