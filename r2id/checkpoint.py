@@ -27,7 +27,7 @@ MAX_CONFIG_BYTES = 2**20
 MAX_AXES = 8
 MAX_HUB_BYTES = 2**32
 HUB_TIMEOUT_SECONDS = 10.0
-HUB_FILES = ["config.json", "*.safetensors", "README.md"]
+HUB_FILES = ["config.json", "*.safetensors", "README.md", "report.json"]
 HUB_ID = re.compile(r"(?!weights/)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}

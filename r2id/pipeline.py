@@ -258,7 +258,7 @@ class Pipeline:
         path = sample(
             self.denoiser,
             noise(),
-            positions=self._positions(latent_size, aspect).to(self.device),
+            positions=self.positions(latent_size, aspect).to(self.device),
             tokens=tokens,
             times=times,
             alpha_bars=config.schedule.alpha_bar(times, cells=latent_size),
@@ -275,7 +275,7 @@ class Pipeline:
             for s in path
         )
 
-    def _positions(self, latent_size: tuple[int, int], aspect: float) -> Positions:
+    def positions(self, latent_size: tuple[int, int], aspect: float) -> Positions:
         """The cells' centres, with the footprint that training's jitter gave them, in cells of its finest grid."""
         pitch = training_pitch(aspect, self.config.trained_cells[1])
         spread = footprint(aspect, pitch, self.config.denoiser.jitter)

@@ -10,6 +10,7 @@ steps, guidance and sampler. The validation split is for choices, the test split
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
+from r2id.condition import one_hot
 from r2id.image import contact_sheet
 from r2id.limits import MAX_BATCH
 from r2id.pipeline import Latent, Pipeline, PipelineConfig
+from r2id.schedule import noisy, target
 from train.classifier import Classifier, accuracy, load_classifier, to_classifier_size
 from train.comparison import compare
 from train.data import ImageSet, load_images
@@ -44,6 +49,7 @@ from train.metrics import (
 from train.report import Sheet, Table, check_match, name, progress
 
 CLASSIFIER = Path(__file__).parent / "classifiers" / "mnist.safetensors"
+LEVELS = 20  # of noise, in the loss against t
 SHEET_LABELS, SHEET_SEEDS, SHEET_SIDE = 10, 6, 128  # columns, rows, pixels
 SHEET_SIZES = (8, 12, 16, 24, 32, 48, 64, 96, 128)
 SHEET_RATIOS = ((9, 16), (2, 3), (3, 4), (4, 5), (1, 1), (5, 4), (4, 3), (3, 2), (16, 9))
@@ -62,6 +68,7 @@ class Protocol:
     ratios: tuple[tuple[int, int], ...] = ((9, 16), (16, 9))
     enlargements: tuple[int, ...] = (2, 4, 8)  # of the training size
     consistency: int = 200  # images
+    loss: int = 512  # images
 
 
 PROTOCOL = Protocol()
@@ -202,6 +209,40 @@ def fidelity(e: Evaluation) -> Iterator[Table]:
     yield Table(title, columns | {"accuracy": "{:.2%}"}, rows)
 
 
+def loss(e: Evaluation) -> Iterator[Table]:
+    """The mean square error of what the denoiser predicts, at every noise level, with the real label and without."""
+    pipe, objective, device = e.pipe, e.pipe.config.denoiser.objective, e.pipe.device
+    count, rng = e.protocol.loss, torch.Generator().manual_seed(0)
+    mean_C11, std_C11 = (torch.tensor(v).view(-1, 1, 1) for v in (pipe.config.latent_mean, pipe.config.latent_std))
+    x0_NChw = torch.cat([latent.tensor for latent in e.encoded(e.real.images[:count], e.base)])
+    x0_NChw = ((x0_NChw - mean_C11) / std_C11).to(device)
+    weights_NL = one_hot(e.real.labels[:count], len(pipe.labels)).to(device)
+    positions, rows = pipe.positions(e.base, 1.0).to(device), []
+    for t in progress((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS, "loss", "level"):
+        alpha_bar_B, squares_K = pipe.config.schedule.alpha_bar(t[None], cells=e.base), torch.zeros(2)
+        for x0_BChw, weights_BL in zip(x0_NChw.split(MAX_BATCH), weights_NL.split(MAX_BATCH), strict=True):
+            noise_BChw = torch.randn(x0_BChw.shape, generator=rng).to(device)
+            inputs = noisy(x0_BChw, noise_BChw, alpha_bar_B), alpha_bar_B.float().expand(len(x0_BChw)).to(device)
+            with torch.no_grad():
+                tokens_BND = pipe.denoiser.condition(weights_BL)
+                prediction_KBChw = pipe.denoiser(*inputs, positions, (tokens_BND, None)).prediction
+            error_KBChw = prediction_KBChw - target(objective, x0_BChw, noise_BChw, alpha_bar_B)
+            squares_K += error_KBChw.square().flatten(1).sum(dim=1).cpu()
+        rows.append((t.item(), *(squares_K / x0_NChw.numel()).tolist()))
+    columns = {"t": "{:.3f}", "conditional": "{:.4f}", "null": "{:.4f}"}
+    title = f"Mean square error of {objective} against t: {len(x0_NChw)} images, latent {name(e.base)}"
+    yield Table(title, columns, rows)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    t_N, conditional_N, null_N = zip(*rows, strict=True)
+    axes.plot(t_N, conditional_N, label="with the label")
+    axes.plot(t_N, null_N, label="without")
+    axes.set(xlabel="t (0 is clean, 1 is noise)", ylabel=f"mean square error of {objective}", ylim=(0, None))
+    axes.legend()
+    figure.savefig(file := io.BytesIO(), dpi=120)
+    yield Sheet("loss", title, Image.open(file))
+
+
 def sheets(e: Evaluation) -> Iterator[Sheet]:
     pipe, side = e.pipe, SHEET_SIDE
     labels = list(range(min(SHEET_LABELS, len(pipe.labels))))
@@ -241,6 +282,7 @@ SECTIONS: dict[str, Callable[[Evaluation], Iterator[Table | Sheet]]] = {
     "accuracy": digit_accuracy,
     "aspects": aspects,
     "fidelity": fidelity,
+    "loss": loss,
     "sheets": sheets,
 }
 
