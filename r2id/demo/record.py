@@ -1,0 +1,221 @@
+"""What made a picture and how it is looked at, as plain data: in a PNG, in a link and as lines of Python."""
+
+# Annotations are not postponed in this file: the checks below read the fields' types.
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+from urllib.parse import urlencode
+
+from r2id.limits import MAX_CELLS, MAX_GUIDANCE, MAX_SIDE, MAX_STEPS, SEEDS, brief, number, whole
+from r2id.position import FITS
+from r2id.sampler import SAMPLERS
+
+MAX_RATIO = 4  # of width to height, and its inverse
+MAX_TEXT = 255  # characters of a name
+LIMITS = {  # lowest and highest value of every number
+    "blend": (0.0, 1.0),
+    "count": (1, 16),
+    "cells": (1, round(MAX_CELLS**0.5)),
+    "steps": (1, MAX_STEPS),
+    "guidance": (-MAX_GUIDANCE, MAX_GUIDANCE),
+    "eta": (0.0, 10.0),
+    "seed": (0, SEEDS - 1),
+    "side": (1, MAX_SIDE),
+    "x": (0.0, 1.0),
+    "y": (0.0, 1.0),
+    "zoom": (1.0, 64.0),
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What makes the latents. Raises ValueError, one line, for a value of another type or range; whether the model
+    exists and knows the labels is for others to say. Links leave the defaults out, so these stay as they are.
+
+    label: "" is unconditional. other, blend: a second label and its weight, "" and 0…1. count: pictures, of seeds
+    seed … seed + count - 1. cells: long side of the latent. shape: ratio w:h of the frame, "16:9" or "1.78".
+    """
+
+    model: str
+    label: str = ""
+    other: str = ""
+    blend: float = 0.0
+    count: int = 1
+    cells: int = 8
+    shape: str = "1:1"
+    steps: int = 20
+    guidance: float = 1.5
+    sampler: str = "dpm++"
+    eta: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        _check(self)
+        _one_of(self.sampler, "sampler", SAMPLERS)
+        sides(1, self.shape)
+        if not self.model:
+            raise ValueError("model: must be named")
+        if self.other and not self.label and 0 < self.blend < 1:
+            raise ValueError(f"blend {self.blend:g} of {brief(self.other)}: needs a first label to blend it with")
+
+    @property
+    def labels(self) -> list[str | None | dict[str, float]]:
+        """What `Pipeline.diffuse` takes: a name, None or {name: weight}, `count` times."""
+        label = self.other if self.other and self.blend == 1 else self.label
+        if self.other not in ("", self.label) and 0 < self.blend < 1:
+            label = {self.label: 1 - self.blend, self.other: self.blend}
+        return [label or None] * self.count
+
+    def latent_size(self, stride: int = 1) -> tuple[int, int]:
+        """(h, w), multiples of stride, one at least: the long side the last up to `cells`, the short one nearest."""
+        (h, w), _ = sides(self.cells // stride, self.shape)
+        return h * stride, w * stride
+
+    @property
+    def aspect(self) -> float:
+        """Width / height of the frame, which whole cells may only come near."""
+        return sides(1, self.shape)[1]
+
+    def row(self, i: int) -> "Drawing":
+        """The i-th picture alone."""
+        seed = self.seed + whole(i, "picture", 0, self.count - 1)
+        return replace(self, count=1, seed=seed % SEEDS)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a latent is looked at. Raises ValueError, one line, for a value of another type or range.
+
+    side: long side in pixels. ratio: w:h of the picture, "640:360" with side 640 for an exact size. x, y: what is
+    in the middle, in fractions of the whole picture's width and height. zoom: magnification.
+    """
+
+    side: int = 256
+    ratio: str = "1:1"
+    fit: str = "contain"
+    x: float = 0.5
+    y: float = 0.5
+    zoom: float = 1.0
+
+    def __post_init__(self):
+        _check(self)
+        _one_of(self.fit, "fit", FITS)
+        sides(1, self.ratio)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return sides(self.side, self.ratio)[0]
+
+    @property
+    def region(self) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) in fractions of the whole picture: at the edges it stops and keeps its size."""
+        extent = 1 / self.zoom
+        left, top = (min(max(centre - extent / 2, 0.0), 1 - extent) for centre in (self.x, self.y))
+        return left, top, left + extent, top + extent
+
+
+def sides(long: int, ratio: str) -> tuple[tuple[int, int], float]:
+    """A long side and '16:9' or '1.78' → (height, width), and the exact ratio. Raises ValueError outside 1:4…4:1."""
+    width, _, height = str(ratio).partition(":")
+    aspect = 0.0
+    with suppress(ValueError, ZeroDivisionError):
+        aspect = float(width) / float(height or 1)
+    if not 1 / MAX_RATIO <= aspect <= MAX_RATIO:  # NaN is not
+        text = " ".join(str(ratio)[:40].split())
+        raise ValueError(f"aspect ratio {text}: must be 1:{MAX_RATIO} … {MAX_RATIO}:1, like 16:9 or 1.78")
+    return (max(1, round(long * min(1, 1 / aspect))), max(1, round(long * min(1, aspect)))), aspect
+
+
+def to_dict(drawing: Drawing, view: View) -> dict[str, Any]:
+    """Every value by its name, as JSON can hold it."""
+    return asdict(drawing) | asdict(view)
+
+
+def from_dict(values: dict[str, Any]) -> tuple[Drawing, View]:
+    """What `to_dict` made. Raises ValueError, one line, for anything else."""
+    if not isinstance(values, dict):
+        raise ValueError(f"parameters: must be an object of names and values, not {type(values).__name__}")
+    known = _names(Drawing) | _names(View)
+    for fault, names in (("unknown", values.keys() - known), ("missing", known - values.keys())):
+        if names:
+            raise ValueError(f"parameters: {fault} {_listed(names)}; they must be those of a picture made here")
+    return _build(values)
+
+
+def to_query(drawing: Drawing, view: View) -> str:
+    """The query of a link, without '?': the model, and what differs from the defaults."""
+    usual = to_dict(Drawing(drawing.model), View()) | {"model": None}
+    return urlencode({name: value for name, value in to_dict(drawing, view).items() if value != usual[name]})
+
+
+def from_query(params: Mapping[str, str]) -> tuple[Drawing, View]:
+    """What `to_query` made, decoded; other names are left alone, as a link collects them on its way.
+
+    Raises ValueError, one line, for a value out of range or where no model is named.
+    """
+    values = {"model": ""} | {name: params[name] for name in _names(Drawing) | _names(View) if name in params}
+    for field in (*fields(Drawing), *fields(View)):
+        if field.name in values:
+            with suppress(ValueError, TypeError):  # what stays text is refused where the range is known
+                values[field.name] = field.type(values[field.name])
+    return _build(values)
+
+
+def to_python(drawing: Drawing, view: View, weights: str, *, stride: int = 1) -> str:
+    """Lines that make this picture, or these, with the package; weights: what `Pipeline.from_pretrained` takes.
+
+    stride: `config.stride` of the model. The text is safe to run whatever the names hold.
+    """
+    h, w = size = drawing.latent_size(stride)
+    labels = f"[{drawing.labels[0]!r}]"
+    how = dict(latent_size=size, aspect=drawing.aspect, steps=drawing.steps, guidance=drawing.guidance)
+    how |= dict(sampler=drawing.sampler, eta=drawing.eta, seed=drawing.seed)
+    look = dict(size=view.size, fit=view.fit, region=view.region)
+    for said, name, default in ((how, "aspect", w / h), (how, "eta", 0.0), (look, "region", (0.0, 0.0, 1.0, 1.0))):
+        if said[name] == default:
+            del said[name]
+    how, look = (", ".join(f"{name}={value!r}" for name, value in said.items()) for said in (how, look))
+    if drawing.count == 1:
+        save = 'to_pil(images[0]).save("picture.png")'
+    else:
+        labels += f" * {drawing.count}"
+        save = 'for i, image in enumerate(images):\n    to_pil(image).save(f"picture{i}.png")'
+    return f"""from r2id import Pipeline
+from r2id.image import to_pil
+
+pipe = Pipeline.from_pretrained({weights!r})
+latent = pipe.diffuse({labels}, {how})
+images = pipe.resample(latent, {look})
+{save}
+"""
+
+
+def _check(record: Drawing | View) -> None:
+    """Every field at its own type, or a ValueError that names it."""
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if field.type is not str:
+            value = (whole if field.type is int else number)(value, field.name, *LIMITS[field.name])
+        elif not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable():
+            raise ValueError(f"{field.name} {brief(value)}: must be text, at most {MAX_TEXT} printable characters")
+        object.__setattr__(record, field.name, value)
+
+
+def _one_of(value: str, name: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} {brief(value)}: must be one of {', '.join(known)}")
+
+
+def _build(values: Mapping[str, Any]) -> tuple[Drawing, View]:
+    drawing, view = ({name: values[name] for name in _names(kind) if name in values} for kind in (Drawing, View))
+    return Drawing(**drawing), View(**view)
+
+
+def _names(kind: type) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
+def _listed(names: Iterable) -> str:
+    return ", ".join(brief(name) for name in sorted(names, key=str)[:4])

@@ -1,0 +1,407 @@
+"""Illustrations and animations: where things are drawn, and that they are of the latent that they say they are of."""
+
+import io
+import itertools
+import zipfile
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageColor, ImageSequence
+
+from r2id.demo.animate import SWEEPS, gif, sweep
+from r2id.demo.pictures import (
+    BLUE,
+    INK,
+    MUTED,
+    ORANGE,
+    at_sizes,
+    bicubic,
+    cells_picture,
+    channel_maps,
+    coordinate_systems,
+    decoded,
+    loss_against_t,
+    strip,
+    trajectory,
+    zip_of,
+)
+from r2id.demo.record import View
+from r2id.image import to_pil
+from r2id.latent import Latent
+from r2id.position import FULL, window_of
+
+VIEWS = [
+    View(side=120),
+    View(side=120, ratio="16:9"),
+    View(side=120, ratio="2:3", fit="cover", zoom=3.0, x=0.9, y=0.2),
+    View(side=90, ratio="2:1", fit="stretch"),
+    View(side=120, ratio="1:2", zoom=5.0, x=0.3, y=0.6),
+    View(side=20, ratio="4:3"),
+]
+
+
+class Waves:
+    """A pipeline whose pictures are smooth waves, known at every point of the frame's plane; it notes what is asked."""
+
+    config = SimpleNamespace(training_size=32)
+
+    def __init__(self):
+        self.asked = []
+
+    def resample(self, latent, *, size, fit, region=FULL):
+        self.asked.append((size, fit, region))
+        window = window_of(size, aspect=latent.aspect, fit=fit, region=region)
+        x_N, y_N = window.positions(range(size[0]), range(size[1])).absolute.T
+        wave_N = 0.5 + 0.2 * (9 * x_N + 1).sin() + 0.2 * (7 * y_N).cos()
+        return wave_N.view(1, 1, *size) * latent.tensor.mean((1, 2, 3)).view(-1, 1, 1, 1)
+
+
+def latent(aspect: float = 1.0, rows: int = 1) -> Latent:
+    return Latent(torch.arange(rows, 0, -1.0).view(-1, 1, 1, 1).expand(-1, 3, 4, 4) / rows, aspect)
+
+
+def mask(image: Image.Image, colour: str) -> np.ndarray:
+    return (np.asarray(image) == ImageColor.getrgb(colour)).all(-1)
+
+
+def outline(image: Image.Image, colour: str) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the long straight lines of this colour; right and bottom are past them."""
+    ends = []
+    for count in (mask(image, colour).sum(axis) for axis in (0, 1)):
+        line = np.flatnonzero(count > 0.3 * count.max())
+        ends.append((line[0], line[-1] + 1))
+    return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
+
+
+def plots(view: View, aspect: float) -> list[Image.Image]:
+    """The coordinate systems without title and legend."""
+    return [image.crop((0, 60, 640, image.height - 60)) for image in coordinate_systems(view, aspect)]
+
+
+def runs(line: np.ndarray) -> int:
+    return int((np.diff(line.astype(int), prepend=0) == 1).sum())
+
+
+# the latent
+
+
+@pytest.mark.parametrize(
+    "size, aspect", [((8, 8), 1.0), ((9, 6), 1.0), ((5, 16), 16 / 9), ((64, 64), 0.8), ((1, 1), 4)]
+)
+def test_cells_fill_their_frame(size, aspect):
+    image = cells_picture(size, aspect)
+    left, top, right, bottom = outline(image, ORANGE)
+    assert image.size == (480, 320) and (left + right, top + bottom) == pytest.approx(image.size, abs=1)
+    cells = mask(image, BLUE)
+    rows, columns = np.flatnonzero(cells.any(1)), np.flatnonzero(cells.any(0))
+    assert len(range(columns[0], columns[-1])) / len(range(rows[0], rows[-1])) == pytest.approx(aspect, rel=0.02)
+    assert (runs(cells[rows[0]]), runs(cells[:, columns[0]])) == size[::-1]
+
+
+def test_cells_too_fine_to_draw_are_left_out():
+    assert runs(mask(cells_picture((4096, 1), 1 / 64), BLUE)[160]) == 1
+
+
+def test_channels_are_maps_of_their_cells():
+    tensor = torch.zeros(2, 3, 2, 4)
+    tensor[0, 1, 0, 3], tensor[0, 2, 1, 0], tensor[1] = 0.5, -0.5, 1.0
+    image = channel_maps(Latent(tensor, 2.0), side=160, columns=3)
+    ends = np.asarray(image.crop((0, 0, image.width, image.height - 80)))  # without the bar
+    places = {}
+    for name, colour in (("high", (242, 115, 0)), ("low", (13, 76, 217))):
+        y, x = np.nonzero((np.abs(ends.astype(int) - colour) <= 1).all(-1))
+        assert (np.ptp(x) + 1, np.ptp(y) + 1) == (40, 40) and len(x) == 1600  # a cell, and nothing else
+        places[name] = (x.min(), y.min())
+    (high_x, high_y), (low_x, low_y) = places["high"], places["low"]
+    gap = low_x - high_x - 40
+    assert low_y - high_y == 40 and 0 < gap < 40  # the last cell of one map, the first of the next
+    white = (ends == 255).all(-1)
+    assert white.sum() == 3 * 2 * 4 * 1600 - 2 * 1600
+
+
+def test_every_channel_has_a_map_of_its_frame():
+    maps = channel_maps(Latent(torch.full((1, 24, 6, 6), 0.3), 1.5), side=90, columns=6)
+    orange = mask(maps.crop((0, 0, maps.width, maps.height - 80)), "#f27300")
+    assert orange.sum() == 24 * 90 * 60
+
+
+# coordinates
+
+
+@pytest.mark.parametrize(
+    "view, aspect, frame",  # frame: its width and height in widths and heights of the picture
+    [
+        (View(), 1.0, (1, 1)),
+        (View(ratio="16:9"), 1.0, (9 / 16, 1)),
+        (View(ratio="16:9", fit="cover"), 1.0, (1, 16 / 9)),
+        (View(ratio="2:1", fit="stretch"), 0.75, (1, 1)),
+        (View(ratio="1:2"), 16 / 9, (1, 9 / 32)),
+    ],
+)
+def test_coordinates_lie_on_the_frame(view, aspect, frame):
+    for image in plots(view, aspect):
+        left, top, right, bottom = outline(image, ORANGE)
+        picture = list(outline(image, INK))
+        for axis in (0, 1):
+            if frame[axis] == 1:  # the two outlines coincide, and the frame's is on top
+                picture[axis::2] = (left, top, right, bottom)[axis::2]
+        size = picture[2] - picture[0], picture[3] - picture[1]
+        assert size[0] / size[1] == pytest.approx(view.size[1] / view.size[0], rel=0.03)
+        assert (right - left) / size[0] == pytest.approx(frame[0], rel=0.03)
+        assert (bottom - top) / size[1] == pytest.approx(frame[1], rel=0.03)
+        assert left + right == pytest.approx(picture[0] + picture[2], abs=4)
+
+
+def test_relative_coordinates_count_in_long_sides():
+    def lines(image):  # of equal x, beside x = 0
+        return np.flatnonzero(mask(image, MUTED).sum(0) > 0.7 * (bottom - top))
+
+    for image, scale in zip(plots(View(), 0.6), (1.0, 0.6), strict=True):
+        left, top, right, bottom = outline(image, ORANGE)
+        expected = (left + right) / 2 + 0.25 * (right - left) / scale
+        assert min(abs(lines(image) - expected)) <= 2
+
+
+def test_what_lies_beyond_the_frame_is_darker():
+    for image in plots(View(ratio="16:9"), 1.0):
+        left, top, right, bottom = outline(image, ORANGE)
+        y = (3 * top + bottom) // 4 + 8
+        inner, outer = (sum(image.getpixel((x, y))) for x in (right - 12, right + 8))
+        assert outer < 0.5 * inner
+
+
+def test_the_zoomed_part_is_marked():
+    view = View(ratio="3:2", zoom=4, x=0.3, y=0.6)
+    for image in plots(view, 1.0):
+        left, top, right, bottom = outline(image, BLUE)
+        whole = outline(image, INK)
+        width = whole[2] - whole[0]
+        assert (right - left) / width == pytest.approx(0.25, abs=0.02)
+        assert ((left + right) / 2 - whole[0]) / width == pytest.approx(0.3, abs=0.02)
+        assert not mask(coordinate_systems(replace(view, zoom=1.0), 1.0)[0], BLUE).any()
+
+
+@pytest.mark.parametrize("aspect", [1 / 64, 64.0])
+@pytest.mark.parametrize("fit", ["contain", "cover", "stretch", "published"])
+def test_extreme_frames_are_drawn(aspect, fit):
+    for ratio in ("4:1", "1:4"):
+        assert all(image.width == 640 for image in coordinate_systems(View(ratio=ratio, fit=fit), aspect))
+
+
+# the report
+
+
+def report_of(t=(), conditional=(), null=()):
+    names = ("t", "conditional", "null")
+    rows = [
+        {n: v for n, v in zip(names, row, strict=True) if v is not None}
+        for row in itertools.zip_longest(t, conditional, null)
+    ]
+    return {"loss": [{"rows": rows}]}
+
+
+def test_loss_is_drawn_against_t():
+    def heights(figures, colour):
+        drawn = mask(loss_against_t(report_of(**figures)), colour)[60:]  # below the legend
+        return [np.flatnonzero(drawn[:, x]).mean() for x in (200, 900)]
+
+    figures = {"t": [1, 0.0, 0.5], "conditional": [0.4, 0.0, 0.2], "null": [0.8, 0.4, 0.6]}  # in any order
+    low, high = heights(figures, BLUE), heights(figures, ORANGE)
+    assert low[0] - low[1] == pytest.approx(high[0] - high[1], abs=1) and low[0] > low[1] + 50  # both rise, alike
+    rise = heights(figures | {"conditional": [0.8, 0.0, 0.4]}, BLUE)
+    assert rise[0] - rise[1] == pytest.approx(2 * (low[0] - low[1]), abs=3)
+
+
+@pytest.mark.parametrize("report", [None, {}, {"sheets": []}])
+def test_no_loss_no_picture(report):
+    assert loss_against_t(report) is None
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"t": [0, 1]},
+        {"t": [0, 1], "conditional": [1, 2], "null": [1]},
+        {"t": [0, 1], "conditional": [1, 2], "null": [1, float("nan")]},
+        {"t": [0, 2], "conditional": [1, 2], "null": [1, 2]},
+        {"t": [0, 1], "conditional": ["a", 2], "null": [1, 2]},
+        {"t": [], "conditional": [], "null": []},
+    ],
+)
+def test_figures_that_make_no_curve_are_refused(figures):
+    with pytest.raises(ValueError, match="^loss: .*number$"):
+        loss_against_t(report_of(**figures))
+
+
+# pictures beside each other
+
+
+def test_a_strip_shows_all_equally_large():
+    board = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8))
+    fine = Image.fromarray((np.indices((512, 512)).sum(0) % 2 * 255).astype(np.uint8))
+    image = np.asarray(strip([("2 x 2", board), ("512 x 512", fine)], side=64, columns=2).convert("L"))
+    left, right = (image[12 : 12 + 64, x : x + 64] for x in (12, 12 + 64 + 12))
+    assert np.array_equal(left, np.asarray(board).repeat(32, 0).repeat(32, 1))  # hard pixels
+    assert np.abs(right.astype(int) - 127.5).max() <= 1  # averaged
+
+
+def test_a_strip_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="^0 pictures"):
+        strip([])
+
+
+@pytest.mark.parametrize("count, drawn", [(1, [0]), (4, [0, 1, 2, 3]), (39, list(range(0, 39, 2)))])
+def test_a_trajectory_is_thinned_evenly(count, drawn):
+    image = np.asarray(trajectory([Image.new("RGB", (8, 8), (200, 0, 100 + i)) for i in range(count)]))
+    blues = image[(image[..., 0] == 200) & (image[..., 1] == 0)][:, 2].tolist()
+    assert list(dict.fromkeys(blues)) and sorted(set(blues)) == [100 + i for i in drawn]
+
+
+def test_one_latent_at_many_sizes(tiny):
+    drawn = tiny.diffuse(["3", "4"], seed=0)
+    view = View(ratio="3:2", fit="cover", zoom=2.0)
+    images = dict(at_sizes(tiny, drawn[1], view, (6, 12, 30)))
+    assert list(images) == ["6 x 4", "12 x 8", "30 x 20"]
+    exact = tiny.resample(drawn, size=(8, 12), fit="cover", region=view.region)
+    assert images["12 x 8"] == to_pil(exact[1])
+
+
+# bicubic
+
+
+@pytest.mark.parametrize("aspect", [1.0, 0.6, 16 / 9])
+@pytest.mark.parametrize("view", VIEWS)
+def test_bicubic_lies_where_the_decoded_picture_does(view, aspect):
+    # A training pixel further is up to 0.06 of the range: 3 of 255 are a fifth of one.
+    images = [np.asarray(make(Waves(), latent(aspect), view), int) for make in (bicubic, decoded)]
+    assert images[0].shape == images[1].shape == view.size
+    assert np.abs(images[0] - images[1])[1:-1, 1:-1].max() <= 3 and np.ptp(images[1]) > 5
+
+
+def test_bicubic_knows_only_the_training_size():
+    pipe = Waves()
+    bicubic(pipe, latent(), View(side=400, ratio="16:9", zoom=3))
+    assert pipe.asked == [((32, 57), "contain", FULL)]
+
+
+def test_only_the_first_row_is_looked_at():
+    for make in (bicubic, decoded):
+        assert make(Waves(), latent(rows=2), VIEWS[0]) == make(Waves(), latent(rows=1), VIEWS[0])
+
+
+def test_bicubic_of_a_real_model_is_near_it(tiny):
+    drawn = tiny.diffuse(["3"], seed=0)
+    view = View(side=8)  # the training size: nothing to enlarge
+    assert bicubic(tiny, drawn, view) == decoded(tiny, drawn, view)
+
+
+# sweeps
+
+
+@pytest.mark.parametrize("kind", SWEEPS)
+def test_a_sweep_goes_there_and_back_on_one_canvas(kind):
+    frames = list(sweep(Waves(), latent(), kind, View(ratio="3:2"), frames=12, side=64))
+    assert len(frames) == 12 and {frame.size for frame in frames} == {(64, 104)}
+    assert all(frames[i] == frames[-i] for i in range(1, 12)) and frames[0] != frames[6]
+
+
+def test_a_sweep_of_sizes_decodes_each():
+    pipe, view = Waves(), View(ratio="2:1", fit="cover", zoom=2)
+    list(sweep(pipe, latent(), "size", view, frames=20, side=64))
+    sizes, fits, regions = zip(*pipe.asked, strict=True)
+    assert sizes[0] == (4, 8) and sizes[-1] == (256, 512) and sorted(sizes) == list(sizes) and len(sizes) == 11
+    assert set(fits) == {"cover"} and set(regions) == {view.region}
+
+
+def test_a_sweep_of_ratios_keeps_the_middle_still():
+    pipe = Waves()
+    frames = list(sweep(pipe, latent(), "ratio", View(zoom=3), frames=12, side=64))
+    shapes = [width / height for (height, width), *_ in pipe.asked]
+    assert (shapes[0], shapes[-1]) == pytest.approx((9 / 16, 16 / 9)) and shapes == sorted(shapes)
+    assert {region for *_, region in pipe.asked} == {FULL}
+    assert all(frame.crop((14, 14, 50, 50)) == frames[0].crop((14, 14, 50, 50)) for frame in frames)
+
+
+@pytest.mark.parametrize("zoom, reached", [(1.0, 8.0), (20.0, 20.0)])
+def test_a_sweep_of_zooms_ends_at_the_view(zoom, reached):
+    pipe, view = Waves(), View(x=0.6, y=0.4, zoom=zoom)
+    list(sweep(pipe, latent(), "zoom", view, frames=12, side=64))
+    regions = [region for *_, region in pipe.asked]
+    assert regions[0] == FULL and regions[-1] == pytest.approx(replace(view, zoom=reached).region)
+    widths = [right - left for left, _, right, _ in regions]
+    assert widths == sorted(widths, reverse=True) and len(widths) == 7
+
+
+def test_a_sweep_decodes_as_it_is_asked():
+    pipe = Waves()
+    frames = sweep(pipe, latent(), "zoom", View(), frames=12, side=64)
+    assert not pipe.asked
+    next(frames)
+    assert len(pipe.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong, reason",
+    [
+        (dict(kind="colour"), "^sweep 'colour': must be one of size, ratio, zoom$"),
+        (dict(frames=2), "^frames 2: .*4…240$"),
+        (dict(frames=7), "^frames 7: must be even"),
+        (dict(side=5000), "^side 5000: .*64…1024$"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_at_once(wrong, reason):
+    asked = dict(kind="zoom", frames=8, side=64) | wrong
+    with pytest.raises(ValueError, match=reason):
+        sweep(Waves(), latent(), asked.pop("kind"), View(), **asked)
+
+
+# files
+
+
+@pytest.mark.parametrize("count, seconds", [(7, 1.0), (48, 4.0), (1, 0.5)])
+def test_a_gif_loops_in_its_time(count, seconds):
+    frames = [Image.new("L", (20, 30), 5 * i) for i in range(count)]
+    with Image.open(io.BytesIO(gif(frames, seconds))) as made:
+        durations = [frame.info["duration"] for frame in ImageSequence.Iterator(made)]
+        assert made.n_frames == count and made.size == (20, 30)
+        assert count == 1 or (made.info["loop"] == 0 and sum(durations) == 1000 * seconds)
+
+
+def test_a_gif_keeps_greys_exactly():
+    frames = [Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16) + np.uint8(i)) for i in range(3)]
+    with Image.open(io.BytesIO(gif(frames, 1))) as made:
+        for frame, given in zip(ImageSequence.Iterator(made), frames, strict=True):
+            assert np.array_equal(np.asarray(frame.convert("L")), np.asarray(given))
+
+
+def test_a_gif_keeps_colours_nearly():
+    x, y = np.meshgrid(np.linspace(0, 255, 64), np.linspace(0, 255, 64))
+    frames = [Image.fromarray(np.stack((x, y, np.full_like(x, 80 * i)), -1).astype(np.uint8)) for i in range(3)]
+    with Image.open(io.BytesIO(gif(frames, 1))) as made:
+        for frame, given in zip(ImageSequence.Iterator(made), frames, strict=True):
+            near, exact = (np.asarray(image.convert("RGB").reduce(4), int) for image in (frame, given))
+            assert np.abs(near - exact).mean() < 3
+
+
+def test_a_gif_of_a_sweep_is_small():
+    assert len(gif(sweep(Waves(), latent(), "ratio", View()), 4)) < 2e6
+
+
+@pytest.mark.parametrize(
+    "sizes, seconds, reason",
+    [([], 1, "^0 frames"), ([(8, 8), (8, 9)], 1, "^2 frames: .*one size"), ([(8, 8)] * 10, 0.1, "0.2 or more$")],
+)
+def test_a_wrong_gif_is_refused(sizes, seconds, reason):
+    with pytest.raises(ValueError, match=reason):
+        gif([Image.new("L", size) for size in sizes], seconds)
+
+
+def test_a_zip_holds_its_files():
+    files = [("a.png", b"1"), ("b.png", b"")]
+    with zipfile.ZipFile(io.BytesIO(zip_of(files))) as archive:
+        assert [(name, archive.read(name)) for name in archive.namelist()] == files
+    with pytest.raises(ValueError, match="^'a.png': occurs 2 times"):
+        zip_of(files + files[:1])

@@ -1,0 +1,243 @@
+"""What made a picture survives every form that it is written in, and nothing else passes for it."""
+
+import json
+import math
+import random
+from dataclasses import fields, replace
+from urllib.parse import parse_qsl, urlencode
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from r2id.demo.record import LIMITS, Drawing, View, from_dict, from_query, sides, to_dict, to_python, to_query
+from r2id.image import to_pil
+
+PLAIN = Drawing("tiny"), View()
+RICH = (
+    Drawing("owner/näme & co", "3", "a=b;#'\"\\", 0.3, 16, 13, "9:16", 7, -2.5, "ddim", 0.7, 2**32 - 1),
+    View(1023, "1.78", "cover", 0.1, 1 / 3, 63.5),
+)
+
+
+def drawn(seed: int) -> tuple[Drawing, View]:
+    """A record with every number somewhere in its range, often at an end."""
+    draw = random.Random(seed)
+    numbers = {
+        name: draw.choice([low, high, draw.randint(low, high) if isinstance(low, int) else draw.uniform(low, high)])
+        for name, (low, high) in LIMITS.items()
+    }
+    text = dict(model="m", label="1", other=draw.choice(["", "1", "7"]), shape=draw.choice(["1:1", "4:1", "0.3"]))
+    text |= dict(sampler=draw.choice(["ddim", "dpm++"]), ratio=draw.choice(["9:16", "2"]), fit="stretch")
+    return from_dict(numbers | text)
+
+
+RECORDS = [PLAIN, RICH, *map(drawn, range(40))]
+
+
+def one_line(act, *words: str) -> None:
+    with pytest.raises(ValueError) as told:
+        act()
+    text = str(told.value)
+    assert "\n" not in text and len(text) < 300 and all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record[0].model)
+def test_json_and_links_bring_every_record_back(record):
+    assert from_dict(json.loads(json.dumps(to_dict(*record)))) == record
+    assert from_query(dict(parse_qsl(to_query(*record), keep_blank_values=True, strict_parsing=True))) == record
+
+
+def test_a_link_says_only_what_is_unusual():
+    assert to_query(*PLAIN) == "model=tiny"
+    assert to_query(replace(PLAIN[0], seed=7), replace(PLAIN[1], zoom=2)) == "model=tiny&seed=7&zoom=2.0"
+    defaults = {**to_dict(*PLAIN)}
+    assert from_query({"model": "tiny"}) == PLAIN and from_query({k: str(v) for k, v in defaults.items()}) == PLAIN
+
+
+def test_a_link_may_carry_what_others_put_there():
+    assert from_query({"model": "tiny", "__theme": "dark", "utm_source": "x"}) == PLAIN
+
+
+def test_every_field_has_one_name_and_every_number_a_limit():
+    names = [field.name for kind in (Drawing, View) for field in fields(kind)]
+    numbers = [field.name for kind in (Drawing, View) for field in fields(kind) if field.type is not str]
+    assert len(names) == len(set(names)) and sorted(numbers) == sorted(LIMITS)
+
+
+WRONG = [
+    *[{name: low - 1} for name, (low, _) in LIMITS.items()],
+    *[{name: high + 1} for name, (_, high) in LIMITS.items()],
+    *[{name: bad} for name in LIMITS for bad in (True, None, "1", [1], math.nan, math.inf, 10**400)],
+    *[{name: 1.5} for name, (low, _) in LIMITS.items() if isinstance(low, int)],
+    *[
+        {name: bad}
+        for name in ("model", "label", "other", "shape", "sampler", "ratio", "fit")
+        for bad in (3, None, "a\nb", "\ud800", "\0", "x" * 256)
+    ],
+    {"model": ""},
+    {"shape": "5:1"},
+    {"ratio": "x"},
+    {"sampler": "euler"},
+    {"fit": "squash"},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: ascii(wrong)[:40])
+def test_a_value_of_another_type_or_range_is_refused_in_one_line(wrong):
+    one_line(lambda: from_dict(to_dict(*PLAIN) | wrong))
+    kind = Drawing if set(wrong) <= {field.name for field in fields(Drawing)} else View
+    one_line(lambda: kind(**({"model": "tiny"} if kind is Drawing else {}) | wrong))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("seed", "x"), ("seed", "1.5"), ("seed", "-1"), ("seed", "9" * 9999), ("zoom", "nan"), ("zoom", "1,5"), ("x", "")]
+    + [("count", "17"), ("count", "True"), ("fit", "squash"), ("ratio", "9:0"), ("model", ""), ("label", "a\tb")],
+)
+def test_a_bad_link_is_refused_in_one_line(name, text):
+    one_line(lambda: from_query({"model": "tiny", name: text}), "aspect" if name == "ratio" else name)
+
+
+def test_a_link_has_to_name_a_model():
+    one_line(lambda: from_query({"side": "64"}), "model")
+
+
+@pytest.mark.parametrize("values", [None, [], "model", 3, {}, {"model": "tiny"}], ids=str)
+def test_what_is_no_record_is_refused(values):
+    one_line(lambda: from_dict(values), "parameters")
+
+
+def test_unknown_and_missing_names_are_told():
+    one_line(lambda: from_dict(to_dict(*PLAIN) | {"colour\n": 1}), "unknown 'colour\\n'")
+    one_line(lambda: from_dict(to_dict(*PLAIN) | {3: 1, "x" * 9999: 1}), "unknown 3")
+    one_line(lambda: from_dict({k: v for k, v in to_dict(*PLAIN).items() if k != "eta"}), "missing 'eta'")
+
+
+def test_numbers_are_plain_whatever_they_came_as():
+    drawing = Drawing("tiny", count=np.int64(2), blend=1, guidance=np.float64(2))
+    assert [type(v) for v in (drawing.count, drawing.blend, drawing.guidance)] == [int, float, float]
+
+
+@pytest.mark.parametrize("ratio, size", [("1:1", (64, 64)), ("16:9", (36, 64)), ("9:16", (64, 36)), ("0.25", (64, 16))])
+def test_a_ratio_is_width_to_height_and_the_long_side_stays(ratio, size):
+    assert sides(64, ratio)[0] == size
+    assert sides(1, ratio)[0] == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "ratio", ["5:1", "0.2", "-1", "inf", "nan", "wide", "", ":", "1:0", "0:0", "1:2:3", "x\n" * 99]
+)
+def test_other_ratios_are_refused(ratio):
+    one_line(lambda: sides(64, ratio), "aspect ratio", "1:4 … 4:1")
+
+
+def test_exact_sizes_are_a_ratio_of_pixels():
+    draw = random.Random(0)
+    for _ in range(2000):
+        width = draw.randint(1, 8192)
+        height = draw.randint(math.ceil(width / 4), min(8192, 4 * width))
+        assert View(max(width, height), f"{width}:{height}").size == (height, width)
+
+
+@pytest.mark.parametrize(
+    ("drawing", "label"),
+    [
+        (Drawing("m"), None),
+        (Drawing("m", "3"), "3"),
+        (Drawing("m", "3", "7"), "3"),
+        (Drawing("m", "3", "7", 1.0), "7"),
+        (Drawing("m", "3", "3", 0.4), "3"),
+        (Drawing("m", "3", "", 0.4), "3"),
+        (Drawing("m", "", "7", 1.0), "7"),
+        (Drawing("m", "3", "7", 0.25), {"3": 0.75, "7": 0.25}),
+    ],
+)
+def test_labels_are_what_diffuse_takes(drawing, label, tiny):
+    assert drawing.labels == [label]
+    assert replace(drawing, count=3).labels == [label] * 3
+    assert tiny.diffuse(drawing.labels, steps=1, seed=0).labels == (label,)
+
+
+def test_a_blend_needs_a_first_label():
+    one_line(lambda: Drawing("m", "", "7", 0.4), "blend")
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 7, 8])
+def test_the_latent_has_whole_strides_and_at_most_the_cells_asked_for(stride):
+    for cells in range(1, 65):
+        for shape in ("1:1", "16:9", "9:16", "4:1", "0.6"):
+            drawing = Drawing("m", cells=cells, shape=shape)
+            h, w = drawing.latent_size(stride)
+            assert h % stride == w % stride == 0 and min(h, w) >= stride and h * w <= max(4096, stride**2)
+            assert max(h, w) == max(cells // stride, 1) * stride
+            assert (
+                abs(min(h, w) - max(h, w) * min(drawing.aspect, 1 / drawing.aspect)) <= stride / 2
+                or min(h, w) == stride
+            )
+
+
+def test_a_row_is_the_same_picture_alone(tiny):
+    drawing = Drawing("tiny", "3", "7", 0.5, count=3, cells=4, steps=2, seed=2**32 - 2)
+    rows = [drawing.row(i) for i in range(3)]
+    assert [row.seed for row in rows] == [2**32 - 2, 2**32 - 1, 0]
+    assert tiny.diffuse(drawing.labels, steps=1, seed=drawing.seed).seeds == tuple(row.seed for row in rows)
+    assert all(replace(row, count=3, seed=drawing.seed) == drawing for row in rows)
+    for i in (-1, 3, True, None):
+        one_line(lambda i=i: drawing.row(i), "picture")
+
+
+def test_a_region_keeps_its_size_and_stays_inside():
+    for x in (0.0, 1e-9, 0.2, 0.5, 0.93, 1.0):
+        for zoom in (1.0, 1.0000001, 1.7, 3.0, 49.0, 64.0):
+            left, top, right, bottom = View(x=x, y=1 - x, zoom=zoom).region
+            assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+            assert right - left == pytest.approx(1 / zoom) and bottom - top == pytest.approx(1 / zoom)
+            if 0.5 / zoom <= x <= 1 - 0.5 / zoom:
+                assert (left + right) / 2 == pytest.approx(x) and (top + bottom) / 2 == pytest.approx(1 - x)
+
+
+@pytest.mark.parametrize("x", [0, 0.3, 1])
+def test_without_zoom_all_is_shown_exactly(x):
+    assert View(x=x, y=x).region == (0.0, 0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_the_lines_of_python_make_the_same_pictures(index, tiny, tiny_weights, tmp_path, monkeypatch):
+    drawing, view = [
+        (Drawing("tiny", "3", cells=4, steps=2), View(24)),
+        (Drawing("tiny", cells=6, shape="16:9", steps=2, seed=5), View(30, "3:2", "cover", 0.9, 0.2, 3.0)),
+        (Drawing("tiny", "1", "8", 0.25, 2, 4, "1:1", 3, 2.0, "ddim", 1.0, 9), View(16, "0.7", "stretch")),
+        (Drawing("tiny", "1", count=2, cells=7, steps=1, seed=2**32 - 1), View(16, zoom=2.0)),
+    ][index]
+    monkeypatch.chdir(tmp_path)
+    exec(to_python(drawing, view, str(tiny_weights), stride=2), {})
+    how = dict(steps=drawing.steps, guidance=drawing.guidance, sampler=drawing.sampler, eta=drawing.eta)
+    how |= dict(latent_size=drawing.latent_size(2), aspect=drawing.aspect, seed=drawing.seed)
+    images = tiny.resample(tiny.diffuse(drawing.labels, **how), size=view.size, fit=view.fit, region=view.region)
+    files = ["picture.png"] if drawing.count == 1 else [f"picture{i}.png" for i in range(drawing.count)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == files
+    for file, image in zip(files, images, strict=True):
+        assert (np.array(Image.open(file)) == np.array(to_pil(image))).all() and np.ptp(np.array(Image.open(file))) > 0
+
+
+def test_the_lines_of_python_leave_out_what_makes_no_difference():
+    plain, rich = to_python(*PLAIN, "weights/tiny"), to_python(*RICH, "weights/tiny")
+    for word in ("aspect=", "eta=", "region=", "* ", "for "):
+        assert word not in plain and word in rich
+    assert len(plain.splitlines()) == 7
+
+
+def test_the_lines_of_python_run_no_name(tmp_path, monkeypatch):
+    bad = """x"); open('made', 'w'); ("' + \\"""
+    text = to_python(Drawing(bad, bad, bad + "2", 0.5), View(), bad + "\n", stride=1)
+    assert compile(text, "lines", "exec")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        exec(text, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_survives_an_address():
+    query = to_query(*RICH)
+    assert urlencode(dict(parse_qsl(query))) == query and query.isascii() and " " not in query
