@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from train import benchmark
-from train.benchmark import main, median_seconds, page
+from train.benchmark import main, median_seconds, page, peak_memory, product_seconds, reset_peak
 
 
 def test_table(tiny_weights, monkeypatch, capsys):
@@ -25,6 +26,26 @@ def test_table(tiny_weights, monkeypatch, capsys):
     assert all(float(row[1]) > 0 for row in rows[2:])
     memory = [int(row[3].replace(",", "")) for row in rows[2:]]
     assert memory == sorted(memory) and memory[0] > 50
+
+
+def test_a_system_without_a_resampler(tiny_pixels, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "REPEATS", 1)
+    tiny_pixels.save(tmp_path)
+    main([str(tmp_path), "--device", "cpu", "--steps", "2", "--sizes", "16"])
+    rows = [line.strip("| ").split(" | ")[0] for line in capsys.readouterr().out.splitlines()[4:]]
+    assert rows == ["product 1024 × 1024 × 1024", "diffuse 8 × 8, 2 steps, guidance 1.5", "resample to 16 × 16"]
+
+
+def test_peak_is_that_since_the_reset():
+    torch.ones(50_000_000)
+    reset_peak()
+    held = peak_memory()
+    torch.ones(10_000_000)
+    assert 30e6 < peak_memory() - held < 80e6
+
+
+def test_products_take_time():
+    assert 0 < product_seconds(8, 8, 8, torch.device("cpu")) < product_seconds(512, 512, 512, torch.device("cpu"))
 
 
 def test_median_leaves_out_the_first_run(monkeypatch):

@@ -7,11 +7,13 @@ import json
 import datasets
 import pytest
 from digits import digit_bytes
+from grey import in_grey
 from PIL import Image
 
 from r2id.pipeline import Pipeline
 from train import evaluate
-from train.evaluate import Protocol, Table, main
+from train.evaluate import Protocol, main
+from train.report import Table
 
 PROTOCOL = Protocol(
     generated=20, cells=((4, 4), (6, 9)), generated_cells=((4, 4), (5, 5)), outputs=(4, 8, 16), consistency=5
@@ -87,6 +89,19 @@ def test_only_some_sections_on_the_validation_split(tiny_weights, folder, tmp_pa
     report = json.loads((tmp_path / "runs" / "evaluation" / "tiny" / "report.json").read_text())
     assert report["setting"]["real images"] == 3
     assert set(report) == {"setting", "protocol", "reconstruction"}
+
+
+def test_pixel_space_is_measured_at_its_own_sizes(tiny_pixels, folder, tmp_path):
+    in_grey(tiny_pixels, stride=2).save(tmp_path / "pixels")
+    main([str(tmp_path / "pixels"), "--data", folder, "--out", str(tmp_path / "out")], PROTOCOL)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    rows = {name: report[name][0].get("rows") for name in evaluate.SECTIONS}
+    assert [row["latent"] for row in rows["reconstruction"]] == ["4×4", "8×8", "16×16"]
+    same = {row["latent"]: row["PSNR (dB)"] for row in rows["reconstruction"]}
+    assert same["8×8"] > 100 and same["16×16"] > same["4×4"] > 10  # at its own size, the latent is the picture
+    assert [row["latent"] for row in rows["accuracy"][:-1]] == ["4×4", "8×8", "16×16"]
+    assert [row["latent"] for row in rows["aspects"]] == ["8×8", "14×8", "8×4", "8×8", "8×14", "4×8"]
+    assert len(report["sheets"]) == 5
 
 
 def test_table_as_markdown():

@@ -13,9 +13,13 @@ from train.metrics import (
     diversity,
     frame_size,
     frechet,
+    ink,
     margin_square,
     mean_square,
+    parts,
     psnr,
+    spread,
+    to_stride,
     within_class_variance,
 )
 
@@ -80,3 +84,40 @@ def test_real_images_at_other_sizes():
     large = bring_to(image, 32)
     assert large.shape == (1, 1, 32, 32) and image.min() <= large.min() and large.max() <= image.max()
     assert math.isclose(large.mean(), image.mean(), rel_tol=0.05)
+    assert bring_to(torch.rand(2, 3, 64, 36), 9).shape == (2, 3, 16, 9)  # frames keep their shape
+
+
+def test_sides_are_whole_strides():
+    assert [to_stride(side, 4) for side in (0.5, 5.9, 6.1, 32)] == [4, 4, 8, 32]
+    assert to_stride(10.4, 1) == 10
+
+
+def test_ink_is_the_distance_from_the_background():
+    image = torch.tensor([0.2, 0.5, 1.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2).clone()
+    image[0, 1, 0, 0] = 0.1
+    assert ink(image, torch.tensor([0.2, 0.5, 1.0]))[0].flatten().tolist() == pytest.approx([0.4, 0, 0, 0])
+
+
+def test_parts_are_regions_that_touch():
+    drawn = torch.zeros(4, 12, 20)
+    drawn[0, 2:6, 2:6] = 1
+    drawn[0, 6:10, 6:10] = 1  # at a corner: one part
+    drawn[1, 1:11, 2:4] = drawn[1, 1:11, 16:18] = 0.5
+    drawn[1, 1:3, 2:18] = 0.5  # two strokes joined above
+    drawn[2, 1:11, 2:4] = drawn[2, 1:11, 16:18] = drawn[2, 5, 8] = 1  # the dot is too small
+    assert parts(drawn).tolist() == [1, 1, 2, 0]
+    assert parts(drawn, pixels=1).tolist() == [1, 1, 3, 0]
+    assert parts(drawn, threshold=0.6).tolist() == [1, 0, 2, 0]
+
+
+def test_spread_of_a_block_and_of_nothing():
+    drawn = torch.zeros(3, 12, 24)
+    drawn[0] = 0.05  # faint
+    drawn[0, 4:8, 6:18] = 0.7
+    drawn[1, :, :] = 1
+    across, down = spread(drawn)[0].tolist()
+    assert across == pytest.approx(math.sqrt((12**2 - 1) / 12) / 12)
+    assert down == pytest.approx(math.sqrt((4**2 - 1) / 12) / 12)
+    assert spread(drawn)[1, 0] / spread(drawn)[1, 1] == pytest.approx(2, rel=0.01)
+    assert spread(drawn)[2].tolist() == [0, 0]
+    assert torch.allclose(spread(drawn.mT)[0], torch.tensor([down, across], dtype=torch.float64))

@@ -7,6 +7,7 @@ equally fast at all times. Peak memory is that of the process up to and with tha
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import platform
 import resource
@@ -57,6 +58,8 @@ def reset_peak(device: torch.device = CPU) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif (clear := Path("/proc/self/clear_refs")).exists():
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)  # what is free in the allocator is given back, else it would hide as much
         clear.write_text("5")
 
 

@@ -219,7 +219,8 @@ def sheet(results: Results) -> Sheet:
     for system, way in results.rows():
         paths = [results.pictures.get(results.place(system, way, column)) for column in columns]
         rows[f"{system}, {way}"] = [path and Image.open(path) for path in paths]
-    picture = titled_sheet(rows, {column.title: column.aspect for column in columns}, height=HEIGHT)
+    titles = {column.title.replace("×", "x"): column.aspect for column in columns}  # PIL's own font has no ×
+    picture = titled_sheet(rows, titles, height=HEIGHT)
     return Sheet("comparison", "One label and seed, every size shown equally high", picture)
 
 

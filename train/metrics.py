@@ -114,9 +114,11 @@ def parts(ink_BHW: Tensor, *, threshold: float = 0.3, pixels: int = 8) -> Tensor
     return torch.tensor([int((counts >= pixels).sum()) for counts in regions])
 
 
-def spread(ink_BHW: Tensor) -> Tensor:
-    """Standard deviation of where the ink is, across and down, (B, 2), in short sides; 0 where there is none."""
+def spread(ink_BHW: Tensor, *, faint: float = 0.1) -> Tensor:
+    """Standard deviation of where the ink is, across and down, (B, 2), in short sides; 0 where there is none. Faint ink
+    does not count: a little of it over wide margins would outweigh what is drawn."""
     height, width = ink_BHW.shape[1:]
+    ink_BHW = ink_BHW * (ink_BHW > faint)
     deviations = []
     for axis, side in ((1, width), (2, height)):
         weight_BN = ink_BHW.double().sum(dim=axis)

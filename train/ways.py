@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -88,28 +89,32 @@ def show(pipe: Pipeline, cell: Cell, latent: Latent) -> Tensor:
 
 
 def cost(folder: Path, device: str, cell: Cell, label: int, seed: int) -> tuple[dict[str, float], Image.Image]:
-    """One picture: its milliseconds (the median), its megabytes (the peak above the loaded model), the rate of matrix
-    products before and after, and the picture. To be run in a process of its own, whose memory holds nothing else."""
+    """One picture: its megabytes (the peak above the loaded model), its milliseconds (the median), the rate of matrix
+    products before and after these, and the picture. For a process of its own, whose memory holds nothing else."""
     pipe = Pipeline.from_pretrained(folder, device=device)
     least = (2 * pipe.config.stride,) * 2
     tiny = replace(cell, latent=least, size=least)
     show(pipe, tiny, diffuse(pipe, tiny, [label], seed=seed, steps=1))  # libraries set themselves up
 
-    product = product_seconds(PRODUCT, PRODUCT, PRODUCT, pipe.device)
     reset_peak(pipe.device)
     held = peak_memory(pipe.device)
-    made: list[Tensor] = []
-    seconds = median_seconds(lambda: made.append(show(pipe, cell, diffuse(pipe, cell, [label], seed=seed))))
+    picture = show(pipe, cell, diffuse(pipe, cell, [label], seed=seed))[0]
     memory = max(PAGE, peak_memory(pipe.device) - held)
+
+    product = product_seconds(PRODUCT, PRODUCT, PRODUCT, pipe.device)
+    seconds = median_seconds(lambda: show(pipe, cell, diffuse(pipe, cell, [label], seed=seed)))
     product = (product + product_seconds(PRODUCT, PRODUCT, PRODUCT, pipe.device)) / 2
     figures = {"ms": 1000 * seconds, "memory_mb": memory / 1e6, "product_gflops": 2 * PRODUCT**3 / product / 1e9}
-    return figures, to_pil(made[0][0])
+    return figures, to_pil(picture)
 
 
 def cost_apart(*arguments: Any) -> tuple[dict[str, float], Image.Image]:
-    """`cost` in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(cost, *arguments).result()
+    """`cost` in a fresh process. Raises MemoryError where that is killed."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(cost, *arguments).result()
+    except BrokenProcessPool:
+        raise MemoryError("its process was ended, most likely for lack of memory") from None
 
 
 def giga_operations(pipe: Pipeline, cell: Cell) -> float:
