@@ -1,0 +1,145 @@
+"""The endpoints for programs. They keep nothing: a latent travels as a safetensors file."""
+
+# Annotations are not postponed in this file: gr.api reads them as they are.
+from dataclasses import asdict
+from typing import Any
+
+import gradio as gr
+from gradio_client.utils import is_file_obj_with_meta
+from PIL import Image
+from torch import Tensor
+
+from r2id.demo.page import DIFFUSE, place, told
+from r2id.demo.studio import Studio
+from r2id.demo.visit import png, whole_size
+from r2id.latent import Latent
+from r2id.limits import number
+from r2id.pipeline import Pipeline
+from r2id.position import FULL
+
+PROGRAMS = dict(concurrency_id="programs", concurrency_limit=3)  # what they ask for never keeps a slider waiting
+SIDE = 256  # long side in pixels of the picture that diffuse returns
+
+
+def endpoints(studio: Studio) -> None:
+    """Adds them to the page that is being built."""
+
+    def chosen(model: str | None) -> tuple[str, Pipeline]:
+        """A model and its name, the first one where none is named."""
+        name = model or next(iter(studio.models.names), "")
+        return name, studio.models.get(name)
+
+    def diffuse(
+        label: str,
+        latent_height: int = 8,
+        latent_width: int = 8,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int | None = None,
+        model: str | None = None,
+        aspect: float | None = None,
+        sampler: str | None = None,
+        eta: float = 0.0,
+        other_label: str | None = None,
+        blend: float = 0.0,
+    ) -> tuple[gr.FileData, gr.FileData]:
+        """Diffuse a latent once. Returns its picture (PNG, 256 pixels on the long side) and the latent itself
+        (safetensors), which resample turns into pictures of any size and shape.
+
+        Args:
+            label: one of the model's labels as models lists them, "" for any
+            latent_height: cells from top to bottom; more cells hold more detail
+            latent_width: cells from left to right
+            steps: denoiser runs, 1 to 1000
+            guidance: how strongly the label counts; 1 is none
+            seed: 0 to 4294967295, drawn where none is given; the same seed makes the same latent
+            model: one that models lists, the first where none is given
+            aspect: width / height of the picture that the latent describes, that of its cells where none is given
+            sampler: "dpm++" or "ddim"
+            eta: fresh noise at every step, 0 to 10, with "ddim" only
+            other_label: a second label to blend with
+            blend: the second label's weight, 0 to 1
+        """
+        with told():
+            name, pipe = chosen(model)
+            blend = number(blend, "blend", 0.0, 1.0)
+            mixed = {label: 1 - blend, other_label: blend} if other_label not in (None, "", label) else label or None
+            how = dict(latent_size=(latent_height, latent_width), aspect=aspect, steps=steps, guidance=guidance)
+            *_, last = studio.steps(name, [mixed], how | dict(sampler=sampler, eta=eta, seed=seed))
+            latent = last.latent
+            latent.save(file := place("latent.safetensors"))
+            image_CHW = pipe.resample(latent, size=whole_size(latent, SIDE))[0]
+            parameters = dict(model=name, label=latent.labels[0], seed=latent.seeds[0], **how)
+            return saved(image_CHW, parameters), gr.FileData(path=str(file))
+
+    def resample(
+        latent: gr.FileData,
+        height: int,
+        width: int,
+        fit: str | None = None,
+        model: str | None = None,
+        region: list[float] | None = None,
+    ) -> gr.FileData:
+        """The picture (PNG) of a latent, at any size and shape.
+
+        Args:
+            latent: a file that diffuse or encode returned
+            height: pixels
+            width: pixels
+            fit: "contain" goes on beyond the latent's edge, "cover" cuts, "stretch" pulls; where none is given, the
+                model's own
+            model: the one that made the latent, the first where none is given
+            region: left, top, right, bottom in fractions of the whole picture; that part is decoded at full detail
+        """
+        with told():
+            (name, pipe), drawn = chosen(model), Latent.load(uploaded(latent, "latent"))[0]
+            how = dict(size=(height, width), fit=fit, region=FULL if region is None else region)
+            image_CHW = pipe.resample(drawn, **how)[0]
+            return saved(image_CHW, dict(model=name, labels=drawn.labels, seeds=drawn.seeds, **how))
+
+    def encode(
+        image: gr.FileData, latent_height: int = 8, latent_width: int = 8, model: str | None = None
+    ) -> gr.FileData:
+        """The latent (safetensors) of a picture, for resample.
+
+        Args:
+            image: a picture file
+            latent_height: cells from top to bottom
+            latent_width: cells from left to right
+            model: the one to encode with, the first where none is given
+        """
+        with told():
+            _, pipe = chosen(model)
+            try:
+                with Image.open(uploaded(image, "image")) as opened:
+                    latent = pipe.encode(opened, latent_size=(latent_height, latent_width))
+            except OSError as error:
+                raise ValueError("image: not a picture file that can be read") from error
+            latent.save(file := place("latent.safetensors"))
+            return gr.FileData(path=str(file))
+
+    def models() -> list[dict[str, Any]]:
+        """The installed models: name, labels, trained latent sizes (cells) and shapes (width / height), defaults."""
+        known = ("labels", "channels", "training_size", "trained_cells", "trained_aspects", "stride", "fit")
+        configs = {name: studio.models.get(name).config for name in studio.models.names}
+        return [
+            {"name": name, **{key: getattr(config, key) for key in known}, "defaults": asdict(config.defaults)}
+            for name, config in configs.items()
+        ]
+
+    gr.api(diffuse, **DIFFUSE)
+    gr.api(resample, **PROGRAMS)
+    gr.api(encode, **PROGRAMS)
+    gr.api(models, **PROGRAMS)
+
+
+def uploaded(file: Any, name: str) -> str:
+    """The path of a file that came through Gradio, which has checked it."""
+    if not is_file_obj_with_meta(file):
+        raise ValueError(f"{name}: must be a file, as gradio_client.handle_file sends it")
+    return file["path"]
+
+
+def saved(image_CHW: Tensor, parameters: dict[str, Any]) -> gr.FileData:
+    (path := place("picture.png")).write_bytes(png(image_CHW, parameters))
+    return gr.FileData(path=str(path))

@@ -1,0 +1,336 @@
+"""The page: its layout, and which event calls what. The work is in `visit.py`, the controls are in `controls.py`."""
+
+import base64
+import contextlib
+import html
+import io
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from r2id.demo import controls
+from r2id.demo.controls import draw_values, drawing_of, usual_fit, view_of, view_values
+from r2id.demo.models import Models
+from r2id.demo.pictures import cells_picture
+from r2id.demo.record import Drawing, View, from_query
+from r2id.demo.studio import Studio
+from r2id.demo.visit import Visit
+from r2id.latent import Latent
+from r2id.limits import SEEDS
+
+HERE = Path(__file__).parent
+INLINE = 2**18  # bytes; larger pictures travel as files
+LIFE = 3600  # seconds without use after which a visitor's latents are dropped
+TITLE = "<h1>r2id</h1>Diffuse a picture once, in a small latent; then resample that to any resolution and aspect ratio."
+NO_WEIGHTS = """<b>There are no weights yet.</b> Drop a folder of them into weights/, or train some; then reload.
+<pre>python train/train_resampler.py --config train/configs/mnist_resampler.toml
+python train/train_denoiser.py --config train/configs/mnist_r2id.toml
+python train/export.py runs/mnist weights/mnist</pre>"""
+
+QUIET = dict(show_progress="hidden", api_visibility="private")
+DIFFUSE, OTHER = (dict(concurrency_id=name, concurrency_limit=most) for name, most in (("diffuse", 1), ("other", 2)))
+AT_ONCE = dict(queue=False, **QUIET)  # for what takes a few milliseconds
+LIGHT = dict(concurrency_id="resample", concurrency_limit=4, **QUIET)  # for what answers a slider
+LARGE = dict(concurrency_id="large", concurrency_limit=2, **QUIET)  # for large pictures
+SLOW = dict(**OTHER, **QUIET)  # for encodes, strips, animations
+HEAVY = dict(**DIFFUSE, **QUIET)  # for what diffuses
+FROM_STAGE = "frame => [100 * frame.asked[0], 100 * frame.asked[1], frame.asked[2]].map(v => +v.toPrecision(4))"
+
+
+@contextlib.contextmanager
+def told():
+    """What the work objects to is told in one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+
+
+@dataclass
+class Page:
+    """What the tabs build on: the components of the main area, and what to do with them."""
+
+    models: Models
+    studio: Studio
+    visit: gr.State  # a Visit
+    version: gr.State  # Visit.version; changes after another latent has come or another row was selected
+    stage: gr.HTML  # the big picture
+    draw: list[gr.components.Component]  # controls, in the order of Drawing's fields; then the lock of the seed
+    view: list[gr.components.Component]  # controls, in the order of View's fields
+    again: dict[str, Any] = field(default_factory=dict)  # `event.then(**page.again)` brings the big picture up to date
+
+    @property
+    def restored(self) -> list[gr.components.Component]:
+        """The outputs of an event whose function returns `restore(…)`."""
+        return [self.visit, *self.draw, *self.view]
+
+    def restore(
+        self,
+        visit: Visit,
+        drawing: Drawing,
+        view: View,
+        latent: Latent | None = None,
+        *,
+        lock=True,
+        origin="",
+        done=None,
+    ) -> list[Any]:
+        """The page as if this had been made now: values for `restored`; `.then(**page.again)` has to follow.
+
+        Without a latent only the controls change, and the one on the page is marked as old. origin: where a latent that
+        was not diffused comes from, in a few words. done: steps taken, where fewer than drawing.steps. lock: whether
+        Diffuse is to keep the seed. Raises ValueError for a model that is not there, and for a latent that is not its.
+        """
+        pipe = self.models.get(drawing.model)
+        if latent is not None:
+            visit.take(pipe, drawing, latent, origin=origin, done=done)
+        return [visit, *draw_values(drawing, lock, pipe, self.models.names), *view_values(view)]
+
+    def watch(self, tab: gr.Tab, fn: Callable, inputs: Sequence, outputs: Sequence, *, first: bool = False):
+        """fn(visit, *inputs) → values of outputs, whenever this tab is opened, and whenever another latent has come
+        while it is open; never without a latent. fn may be a generator. first: the tab that is open at the start."""
+
+        def look(visit: Visit, *values):
+            result = fn(visit, *values) if visit.latent is not None else [gr.skip()] * len(outputs)
+            if isinstance(result, Iterator):
+                yield from result
+            else:
+                yield result
+
+        def opened(visit: Visit, *values):
+            visit.tab = tab.label
+            with told():
+                yield from look(visit, *values)
+
+        def renewed(visit: Visit, *values):
+            if (visit.tab or (first and tab.label)) != tab.label:
+                return (yield [gr.skip()] * len(outputs))
+            with told():
+                yield from look(visit, *values)
+
+        tab.select(opened, [self.visit, *inputs], outputs, **SLOW)
+        self.version.change(renewed, [self.visit, *inputs], outputs, trigger_mode="always_last", **SLOW)
+
+
+def data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def img(picture, alt: str) -> str:
+    """A PIL image as HTML."""
+    picture.save(file := io.BytesIO(), format="PNG")
+    return f'<img src="{data_uri(file.getvalue())}" alt="{html.escape(alt)}">'
+
+
+def text(name: str) -> str:
+    """A file beside this one."""
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def place(name: str) -> Path:
+    """Where to put a file of this name so that Gradio serves it and clears it away."""
+    folder = Path(get_upload_folder()) / os.urandom(8).hex()
+    folder.mkdir(parents=True)
+    return folder / name
+
+
+@lru_cache(16)  # a frame repeats the picture of the one before
+def source(png: bytes, name: str) -> str | dict[str, Any]:
+    """A PNG as the browser gets it: within the page, or as a file."""
+    if len(png) <= INLINE:
+        return data_uri(png)
+    (path := place(name)).write_bytes(png)
+    return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+
+
+def staged(frame: dict[str, Any]) -> dict[str, Any]:
+    """A frame as the browser gets it."""
+    if "image" not in frame:
+        return frame
+    thumbs = [data_uri(thumb) for thumb in frame["thumbs"]]
+    return {**frame, "image": source(frame["image"], frame["name"]), "thumbs": thumbs}
+
+
+class Events:
+    """The functions behind the main area's events."""
+
+    def __init__(self, page: Page):
+        self.page, self.models, self.studio = page, page.models, page.studio
+
+    def opened(self, visit: Visit, request: gr.Request):
+        """Notices, Diffuse, stage, controls; with a latent: the link's, to be diffused, or the one that all share."""
+        self.models.scan()
+        faults = [f"{name} cannot be used: {fault}" for name, fault in self.models.faults.items()]
+        lines = [*map(html.escape, faults), *[NO_WEIGHTS] * (not self.models.names)]
+        notice = "".join(f"<div class=notice>{line}</div>" for line in lines)
+        if not self.models.names:
+            return [notice, gr.skip(), staged(visit.idle()), *[gr.skip()] * len(self.page.restored)]
+        with told():
+            values = self.followed(visit, request) if "model" in request.query_params else None
+            if values is None:
+                drawing = self.studio.usual(self.models.names[0])
+                pipe, latent = self.studio.opening(drawing)
+                values = self.page.restore(visit, drawing, View(fit=usual_fit(pipe)), latent, lock=False)
+        return [notice, gr.Button(interactive=True), gr.skip(), *values]
+
+    def followed(self, visit: Visit, request: gr.Request) -> list[Any] | None:
+        """The page that a link asks for; None where it cannot be."""
+        try:
+            drawing, view = from_query(request.query_params)
+            values = self.page.restore(visit, drawing, view)
+        except ValueError as error:
+            return gr.Warning(html.escape(f"this link cannot be followed: {error}", quote=False))
+        visit.want(drawing)
+        visit.view = view
+        return values
+
+    def show(self, visit: Visit, *values):
+        """Visit, stage, version, and the number of a large picture that is to be completed."""
+        try:
+            shown = self.studio.show(visit, view_of(*values))
+        except ValueError as error:
+            gr.Warning(html.escape(str(error), quote=False))
+            return visit, staged(visit.idle()), visit.version, gr.skip()
+        if not shown:
+            return [gr.skip()] * 4
+        frame, large = shown
+        return visit, staged(frame), visit.version, large or gr.skip()
+
+    def work(self, frames: Iterator[dict], visit: Visit):
+        """Frames → visit, stage. A generator that yields nothing would empty them."""
+        yielded = False
+        try:
+            for frame in frames:
+                yielded = True
+                yield visit, staged(frame)
+        except ValueError as error:
+            gr.Warning(html.escape(str(error), quote=False))
+            yield visit, staged(visit.idle())
+        else:
+            if not yielded:
+                yield gr.skip(), gr.skip()
+
+    def complete(self, visit: Visit):
+        yield from self.work(self.studio.complete(visit), visit)
+
+    def generate(self, visit: Visit):
+        yield from self.work(self.studio.generate(visit), visit)
+
+    def want(self, visit: Visit, *values):
+        """Diffuse: visit, stage, seed."""
+        with told():
+            drawing = drawing_of(*values)
+            self.models.get(drawing.model)
+            if not values[-1]:
+                drawing = replace(drawing, seed=secrets.randbelow(SEEDS))
+            return visit, staged(visit.want(drawing)), drawing.seed
+
+    def stop(self, visit: Visit):
+        return staged(visit.stop())
+
+    def select(self, visit: Visit, event: gr.EventData):
+        visit.select(event.index)
+
+    def reset(self, visit: Visit):
+        return view_values(View(fit=usual_fit(visit.pipe)) if visit.pipe else View())
+
+    def adapted(self, *values):
+        """The drawing's controls at another model: what that cannot do becomes what it usually does."""
+        with told():
+            asked, usual = drawing_of(*values), self.studio.usual(values[0])
+            pipe = self.models.get(usual.model)
+            low, high = pipe.config.trained_cells
+            kept = dict(count=asked.count, shape=asked.shape, seed=asked.seed)
+            if asked.label in ("", *pipe.labels):
+                kept["label"] = asked.label
+            if low <= asked.cells <= high:
+                kept["cells"] = asked.cells
+            return draw_values(replace(usual, **kept), values[-1], pipe, self.models.names)
+
+    def marked(self, visit: Visit, *values):
+        """The cells that Diffuse would fill, as a picture, and whether the latent on the page is another one."""
+        if values[0] is None:  # the controls are not yet set
+            return gr.skip(), gr.skip()
+        with told():
+            asked, made = drawing_of(*values), visit.coming
+            h, w = size = asked.latent_size(self.models.get(asked.model).config.stride)
+            grid = img(cells_picture(size, asked.aspect), f"the latent's {w} × {h} cells") + f"{w} × {h} cells"
+        if made is None or visit.origin:
+            return grid, ""
+        if not values[-1]:
+            asked = replace(asked, seed=made.seed)
+        old = [f"{controls.WORDS[f.name]} {getattr(made, f.name) or 'none'}" for f in fields(Drawing)
+               if getattr(made, f.name) != getattr(asked, f.name)]  # fmt: skip
+        words = f"The latent on the page was made with {', '.join(old)}: press Diffuse to draw anew."
+        return grid, f"<div class=notice role=status>{html.escape(words)}</div>" if old else ""
+
+    def saved(self, visit: Visit):
+        visit.row.save(path := place("latent.safetensors"))
+        return gr.DownloadButton(value=str(path), interactive=True)
+
+    def loaded(self, visit: Visit, file: str, *values):
+        """A latent file in place of the present latent, for the model that is chosen."""
+        with told():
+            latent, many = Latent.load(file), len(self.page.draw)
+            asked = drawing_of(*values[:many])
+            drawing = replace(asked, count=len(latent), cells=max(latent.size), shape=f"{latent.aspect:.6g}")
+            origin = f"latent from {Path(file).name}"
+            return self.page.restore(visit, drawing, view_of(*values[many:]), latent, origin=origin)
+
+
+def build(models: Models, tabs: Sequence[Callable[[Page], None]], api: Callable[[Studio], None]) -> gr.Blocks:
+    """The page with these tabs below its main area; api adds the endpoints for programs."""
+    studio = Studio(models)
+    with gr.Blocks(title="r2id", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:
+        gr.HTML(TITLE)
+        notice = gr.HTML(elem_id="faults")
+        visit, version, large = gr.State(Visit(), time_to_live=LIFE), gr.State(0), gr.State(0)
+        with gr.Row(elem_id="columns"):
+            with gr.Column(scale=3, min_width=260):
+                draw, extra = controls.draw_column()
+            with gr.Column(scale=6, min_width=320, elem_id="show"):
+                stage = gr.HTML(apply_default_css=False, html_template=text("stage.html"), js_on_load=text("stage.js"))
+            with gr.Column(scale=3, min_width=260, elem_id="resample"):
+                view, reset = controls.view_column()
+                with gr.Row():
+                    save = gr.DownloadButton("Save latent", size="sm", min_width=80, interactive=False)
+                    load = gr.UploadButton("Load latent", size="sm", min_width=80, file_types=[".safetensors"])
+        page = Page(models, studio, visit, version, stage, draw, view)
+        events, named, ratio = Events(page), dict(zip(controls.WORDS, draw, strict=False)), view[1]
+        press, follow = extra["press"], extra["follow"]
+        page.again = dict(fn=events.show, inputs=[visit, *view], outputs=[visit, stage, version, large], **LIGHT)
+        work = dict(inputs=visit, outputs=[visit, stage], trigger_mode="multiple")
+        run = dict(fn=events.generate, **work, **HEAVY)
+
+        opening = blocks.load(events.opened, visit, [notice, press, stage, *page.restored], **LIGHT)
+        opening.then(**page.again)
+        opening.then(**run).then(**page.again)
+        wanted = press.click(events.want, [visit, *draw], [visit, stage, named["seed"]], **AT_ONCE)
+        wanted.success(**run).then(**page.again)
+        stage.stop(events.stop, visit, stage, **AT_ONCE)
+        stage.select(events.select, visit, None, **AT_ONCE).then(**page.again)
+        stage.input(None, stage, view[3:], js=FROM_STAGE)
+        gr.on([control.change for control in view], trigger_mode="always_last", **page.again)
+        large.change(events.complete, **work, **LARGE)  # an event of its own: the next view does not wait for it
+        reset.click(events.reset, visit, view, **AT_ONCE)
+        named["model"].input(events.adapted, draw, draw, **AT_ONCE)
+        mark = dict(fn=events.marked, inputs=[visit, *draw], outputs=[extra["grid"], extra["note"]], **AT_ONCE)
+        gr.on([control.change for control in (*draw, version)], trigger_mode="always_last", **mark)
+        wanted.success(**mark)
+        to_shape = dict(inputs=[follow, ratio, named["shape"]], outputs=named["shape"])
+        gr.on([follow.change, ratio.change], None, **to_shape, js="(follow, r, shape) => follow ? r : shape")
+        version.change(events.saved, visit, save, **AT_ONCE)
+        load.upload(events.loaded, [visit, load, *draw, *view], page.restored, **LIGHT).then(**page.again)
+        if tabs:
+            with gr.Tabs():
+                for tab in tabs:
+                    tab(page)
+        api(studio)
+    return blocks

@@ -1,0 +1,5 @@
+"""What stands below the main area: one module a tab, each with `build(page)`."""
+
+from r2id.demo.tabs import compare, history, inside, models, own
+
+TABS = [tab.build for tab in (compare, own, inside, history, models)]

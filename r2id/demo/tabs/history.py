@@ -1,0 +1,172 @@
+"""What was made in this visit, to come back to; what a PNG was made with; and what can be taken along."""
+
+import html
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+
+from r2id.demo.animate import gif, sweep
+from r2id.demo.controls import view_of
+from r2id.demo.page import AT_ONCE, LIGHT, SLOW, Page, data_uri, place, told
+from r2id.demo.pictures import zip_of
+from r2id.demo.record import from_dict, to_dict
+from r2id.demo.studio import seconds
+from r2id.demo.visit import MAX_HISTORY, Entry, Visit, named_label, picture, png
+from r2id.image import read_parameters
+from r2id.limits import brief
+
+FRAMES = 48  # of an animation
+MAX_ZIP = 2**24  # pixels of all pictures in a zip
+THUMBS = 4  # shown of an entry
+SWEEPS = [("resolution, 8 to 512 pixels", "size"), ("ratio, 9:16 to 16:9", "ratio"), ("zoom", "zoom")]
+
+# The buttons are drawn anew whenever there is another latent: the one that was chosen keeps the focus.
+CHOOSE = """element.addEventListener("click", event => {
+  const button = event.target.closest("button");
+  if (button) trigger("select", { key: button.dataset.key });
+});
+watch("value", () => {
+  const key = element.contains(document.activeElement) && document.activeElement.dataset.key;
+  if (key) requestAnimationFrame(() => element.querySelector(`[data-key="${key}"]`)?.focus());
+});"""
+
+
+def build(page: Page) -> None:
+    with gr.Tab("History") as tab, gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            gr.HTML(
+                f"<h3>Made in this visit</h3>The last {MAX_HISTORY}, newest first. Choose one: all of it comes back."
+            )
+            entries = gr.HTML(elem_id="history", apply_default_css=False, js_on_load=CHOOSE)
+        with gr.Column(scale=2, min_width=320):
+            drop = gr.File(label="A PNG made here: its parameters come back", file_types=[".png"], height=150,
+                           elem_id="history-drop")  # fmt: skip
+            gr.HTML(
+                "<h3>To take along</h3>PNG, link and lines of Python are below the big picture, the latent beside it."
+            )
+            with gr.Row():
+                pack = gr.Button("Zip all pictures at this view", size="sm", min_width=140)
+                packed = gr.DownloadButton("Download zip", size="sm", min_width=140, interactive=False)
+            kind = gr.Radio(SWEEPS, value="size", label="Animate")
+            length = gr.Slider(2, 10, value=4, step=0.5, label="Length (seconds)")
+            with gr.Row():
+                animate = gr.Button("Make the animation", size="sm", min_width=140)
+                animated = gr.DownloadButton("Download GIF", size="sm", min_width=140, interactive=False)
+            bar = gr.HTML(elem_id="making")
+            movie = gr.Image(visible=False, format="gif", buttons=[], show_label=False, container=False, width=360)
+
+    def look(visit: Visit) -> list[str]:
+        return ["".join(entry_html(entry, entry.latent is visit.latent) for entry in visit.history)]
+
+    def pick(visit: Visit, event: gr.EventData) -> list:
+        with told():
+            entry = next((entry for entry in visit.history if key(entry) == event.key), None)
+            if entry is None:
+                raise ValueError(f"this one is no longer kept, only the last {MAX_HISTORY} are: choose another")
+            return page.restore(visit, entry.drawing, visit.view, entry.latent, origin=entry.origin, done=entry.done)
+
+    def read(visit: Visit, file: str) -> list:
+        """The controls as a PNG says; the latent stays."""
+        with told():
+            values = read_parameters(file)
+            if "origin" in values:
+                origin = brief(values["origin"])
+                raise ValueError(f"this picture is of a latent that was not diffused, {origin}: load the latent's file")
+            drawing, view = from_dict(values)
+            known = page.models.get(drawing.model).labels
+            for name in (drawing.label, drawing.other):
+                if name not in ("", *known):
+                    raise ValueError(f"label {brief(name)}: {drawing.model} has {', '.join(known)}")
+            restored = page.restore(visit, drawing, view)
+            gr.Info(html.escape(f"{named_label(drawing)}, seed {drawing.seed}: press Diffuse to make it again"))
+            return restored
+
+    def zipped(visit: Visit, *values) -> Iterator[list]:
+        """Progress, download."""
+        with told():
+            pipe, latent, made, origin, view = *there(visit), view_of(*values)
+            count, (height, width) = len(latent), view.size
+            if count * height * width > MAX_ZIP:
+                size = f"{count} × {width} × {height} pixels"
+                raise ValueError(f"{size}: a zip holds {MAX_ZIP:,} at most, choose a smaller resolution")
+            files = []
+            for i in range(count):
+                yield [bar_html(i / count, f"Picture {i + 1} of {count}"), gr.skip()]
+                drawing = made.row(i)
+                parameters = {"origin": origin} if origin else to_dict(drawing, view)
+                name = f"{i + 1:02}.png" if origin else f"{i + 1:02}-seed{drawing.seed}.png"
+                files.append((name, png(picture(pipe, latent[i], view), parameters)))
+            words = f"Download {count} {'picture' if count == 1 else 'pictures'}"
+            yield [gr.skip(), download(stored("r2id.zip", zip_of(files)), words)]
+
+    def swept(visit: Visit, kind: str, length: float, *values) -> Iterator[list]:
+        """Progress, download, the animation itself."""
+        with told():
+            pipe, latent, made, origin, view = *there(visit), view_of(*values)
+            named, row, most = origin or named_label(made), latent[visit.selected], FRAMES // 2 + 1
+            frames, start = [], time.perf_counter()
+            for frame in sweep(pipe, row, kind, view, frames=FRAMES):
+                frames.append(frame)
+                if (done := len(frames)) < most:
+                    left = (time.perf_counter() - start) / done * (most - done)
+                    yield [bar_html(done / most, f"Frame {done} of {most}, {seconds(left)} left"), gr.skip(), gr.skip()]
+            path, alt = stored("r2id.gif", gif(frames, length)), f"animation: {named}, its {kind} goes up and down"
+            button = download(path, f"Download {named}")
+            yield [gr.skip(), button, gr.Image(str(path), visible=True, alt_text=alt)]
+
+    page.watch(tab, look, [], [entries])
+    picked = entries.select(pick, page.visit, page.restored, **LIGHT)
+    picked.then(**page.again)
+    picked.success(None, None, None, js="() => document.querySelector('#show').scrollIntoView({block: 'nearest'})")
+    dropped = drop.upload(read, [page.visit, drop], page.restored, **LIGHT)
+    dropped.success(**page.again)
+    zips = pack.click(zipped, [page.visit, *page.view], [bar, packed], **SLOW)
+    sweeps = animate.click(swept, [page.visit, kind, length, *page.view], [bar, animated, movie], **SLOW)
+    for event, nothing, output in ((dropped, None, drop), (zips, "", bar), (sweeps, "", bar)):
+        for over in (event.success, event.failure):
+            over(lambda nothing=nothing: nothing, None, output, **AT_ONCE)
+
+
+def key(entry: Entry) -> str:
+    """What the page calls an entry: its place changes as others come and go."""
+    return str(hash(entry))
+
+
+def entry_html(entry: Entry, current: bool) -> str:
+    """A button: some thumbnails and what they are."""
+    drawing, (h, w), count = entry.drawing, entry.latent.size, len(entry.thumbs)
+    words = [entry.origin or f"{named_label(drawing)}, seed {drawing.seed}", f"{w} × {h} cells", drawing.model]
+    if count > 1:
+        words.append(f"{count} pictures")
+    if entry.done < drawing.steps:
+        words.append(f"stopped after step {entry.done} of {drawing.steps}")
+    small = "".join(
+        f'<img src="{data_uri(thumb)}" alt="picture {i} of {count}">'
+        for i, thumb in enumerate(entry.thumbs[:THUMBS], start=1)
+    )
+    lines = "".join(f"<span>{html.escape(line)}</span>" for line in words)
+    return f'<button data-key="{key(entry)}" aria-pressed="{str(current).lower()}"><div>{small}</div>{lines}</button>'
+
+
+def there(visit: Visit) -> tuple:
+    """Model, latent, drawing and origin of what is on the page."""
+    if visit.latent is None:
+        raise ValueError("there is no latent (one is dropped after an hour without use): press Diffuse")
+    return visit.pipe, visit.latent, visit.made, visit.origin
+
+
+def bar_html(share: float, words: str) -> str:
+    return f'<progress max="1" value="{share:.3f}" aria-label="Progress"></progress><span>{words}</span>'
+
+
+def stored(name: str, content: bytes) -> Path:
+    (path := place(name)).write_bytes(content)
+    return path
+
+
+def download(path: Path, words: str) -> gr.DownloadButton:
+    """A button that gives this file."""
+    kind, size = path.suffix[1:].upper(), f"{max(path.stat().st_size / 1e6, 0.1):.1f} MB"
+    return gr.DownloadButton(f"{words} ({kind}, {size})", value=str(path), interactive=True)

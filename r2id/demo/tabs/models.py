@@ -1,0 +1,70 @@
+"""The installed models, their cards, and models of the Hub."""
+
+import html
+
+import gradio as gr
+
+from r2id.checkpoint import MAX_HUB_BYTES
+from r2id.demo.models import MAX_HUB, Models
+from r2id.demo.page import AT_ONCE, SLOW, Events, Page, told
+from r2id.demo.visit import Visit
+
+LIMITS = f"safetensors files only, up to {MAX_HUB_BYTES / 2**30:.0f} GB; the last {MAX_HUB} stay"
+
+
+def build(page: Page) -> None:
+    names, model = page.models.names, page.draw[0]
+    with gr.Tab("Models") as tab, gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            chosen = gr.Radio(names, label="Installed models", info="The chosen one is used by Diffuse.")
+            broken = gr.HTML(broken_html(page.models))
+            hub = gr.Textbox(
+                label="A model of the Hugging Face Hub", placeholder="owner/name", info=LIMITS, max_length=200
+            )
+            add = gr.Button("Add this model", size="sm")
+        with gr.Column(scale=5, min_width=320):
+            card = gr.Markdown(elem_id="card", container=True)
+
+    def look(visit: Visit, name: str | None) -> list:
+        """Choices, what is broken, card."""
+        visit.tab = tab.label
+        page.models.scan()
+        name = name if name in page.models.names else None
+        return [gr.Radio(page.models.names, value=name), broken_html(page.models), card_of(name)]
+
+    def card_of(name: str | None) -> str:
+        with told():
+            return described(page.models, name) if name else "Choose a model to see its card."
+
+    def added(hub_id: str) -> list:
+        """Choices with the new model chosen; the text box, empty again."""
+        with told():
+            name = page.models.add(hub_id)
+            return [gr.Radio(page.models.names, value=name), ""]
+
+    adapt = dict(fn=Events(page).adapted, inputs=[chosen, *page.draw[1:]], outputs=page.draw, **AT_ONCE)
+    tab.select(look, [page.visit, model], [chosen, broken, card], **SLOW)
+    model.change(None, model, chosen, js="name => name")
+    chosen.change(card_of, chosen, card, **AT_ONCE)
+    chosen.input(**adapt)
+    wait = SLOW | dict(show_progress="minimal")  # a download shows that it goes on
+    gr.on([add.click, hub.submit], added, hub, [chosen, hub], **wait).success(**adapt)
+
+
+def broken_html(models: Models) -> str:
+    """The folders that cannot be used, and why."""
+    lines = [f"<div class=notice><b>{html.escape(name)}</b> cannot be used: {html.escape(fault)}</div>"
+             for name, fault in models.faults.items()]  # fmt: skip
+    return "".join(lines)
+
+
+def described(models: Models, name: str) -> str:
+    """What a model can do, and its card, as Markdown."""
+    config = models.get(name).config
+    (low, high), (narrow, wide), side = config.trained_cells, config.trained_aspects, config.training_size
+    cells = f"{low}" if low == high else f"{low} to {high}"
+    shapes = "square ones" if narrow == wide == 1 else f"ratios from {narrow:.2f} to {wide:.2f}"
+    facts = (
+        f"{len(config.labels)} labels; latents of {cells} cells on the long side, {shapes}; trained at {side} pixels"
+    )
+    return f"**{facts}.**\n\n{models.card(name) or 'There is no card beside its weights.'}"

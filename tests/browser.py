@@ -1,0 +1,171 @@
+"""A server with tiny models, and a browser on its page: fixtures for files that say `pytest_plugins = "browser"`."""
+
+import base64
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright import sync_api
+
+from r2id.image import read_parameters
+
+ROOT = Path(__file__).parents[1]
+ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"]
+CHROMIUM = "/usr/bin/chromium"
+PATIENCE = 90_000  # milliseconds; a busy machine is slow, not wrong
+WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
+
+
+@contextmanager
+def served(weights) -> Iterator[str]:
+    """`python app.py` on a free port, until it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "app.py", "--port", str(port), "--weights", str(weights), "--device", "cpu"]
+    server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(PATIENCE // 50):
+            assert server.poll() is None, "app.py ended instead of serving"
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """`with serve(weights) as url`: another server."""
+    return served
+
+
+@pytest.fixture(scope="session")
+def weights(tiny_weights, tmp_path_factory):
+    """Two models and a broken one."""
+    folder = tmp_path_factory.mktemp("page")
+    for name in ("tiny", "twin"):
+        shutil.copytree(tiny_weights, folder / name)
+    (folder / "spoilt").mkdir()
+    (folder / "spoilt" / "config.json").write_text("{")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def url(weights):
+    with served(weights) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if not Path(CHROMIUM).exists():
+        absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        absent("no browser here: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+
+
+class Visit:
+    """One visitor's page."""
+
+    def __init__(self, page: sync_api.Page, url: str):
+        self.hosts, self.page = set(), page
+        page.set_default_timeout(PATIENCE)
+        page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+        page.goto(url)
+
+    def part(self, name: str) -> sync_api.Locator:
+        """A part of the big picture's component: image, thumbs, said, caption, save, …"""
+        return self.page.locator(f'[data-part="{name}"]')
+
+    def shows(self, pattern: str, part: str = "caption") -> str:
+        """Waits until this text matches; returns it in one line."""
+        script = """([part, pattern]) => RegExp(pattern).test(
+            document.querySelector(`[data-part=${part}]`)?.innerText.replace(/\\s+/g, ' '))"""
+        self.page.wait_for_function(script, arg=[part, pattern])
+        return re.sub(r"\s+", " ", self.part(part).inner_text())
+
+    def natural(self, width: int, height: int) -> None:
+        """Waits until the picture has this size in its own pixels."""
+        script = """([width, height]) => { const image = document.querySelector('[data-part=image]');
+            return image?.naturalWidth === width && image.naturalHeight === height }"""
+        self.page.wait_for_function(script, arg=[width, height])
+
+    def type(self, label: str, text: str) -> None:
+        box = self.page.get_by_label(label, exact=True)
+        box.fill(text)
+        box.press("Enter")
+
+    def slide(self, label: str, key: str, times: int = 1) -> None:
+        self.page.get_by_label(f"range slider for {label}").focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+
+    def press(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def file(self) -> bytes:
+        """What Download PNG gives."""
+        script = """link => fetch(link.href).then(r => r.blob()).then(blob => new Promise(done => {
+            const reader = new FileReader();
+            reader.onload = () => done(reader.result.split(',')[1]);
+            reader.readAsDataURL(blob) }))"""
+        return base64.b64decode(self.part("save").evaluate(script))
+
+    def parameters(self) -> dict:
+        """What that file says of itself."""
+        return read_parameters(io.BytesIO(self.file()))
+
+    def pixels(self) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(self.file())), int)
+
+
+@pytest.fixture
+def visitor(browser):
+    """`visitor(url, viewport=PHONE, **options of a browser context)` → Visit, closed after the test."""
+    contexts = []
+
+    def visitor(url: str, **options) -> Visit:
+        contexts.append(browser.new_context(**{"viewport": WIDE, **options}))
+        return Visit(contexts[-1].new_page(), url)
+
+    yield visitor
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def visit(visitor, url):
+    """A visitor with a wide window."""
+    return visitor(url)
+
+
+@pytest.fixture
+def gallery() -> Path:
+    """Where screenshots are kept."""
+    (folder := ROOT / "tests" / "artefacts").mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def phone(visitor, url):
+    """A visitor with a phone, in the given theme: `phone("dark")`."""
+    return lambda theme: visitor(f"{url}?__theme={theme}", viewport=PHONE)
