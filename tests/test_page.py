@@ -235,7 +235,7 @@ def test_weights_are_asked_for_and_found_when_the_page_is_reloaded(visitor, serv
     with serve(tmp_path) as url:
         visit = visitor(url)
         visit.page.get_by_text("python train/train_resampler.py").wait_for()
-        assert visit.page.get_by_role("button", name="Diffuse").is_disabled()
+        assert visit.page.get_by_role("button", name="Diffuse", exact=True).is_disabled()
         shutil.copytree(tiny_weights, tmp_path / "dropped")
         visit.page.reload()
         visit.shows(f"{FINE}.*dropped on cpu")
