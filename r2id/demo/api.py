@@ -113,7 +113,7 @@ def endpoints(studio: Studio) -> None:
             try:
                 with Image.open(uploaded(image, "image")) as opened:
                     latent = pipe.encode(opened, latent_size=(latent_height, latent_width))
-            except OSError as error:
+            except (OSError, Image.DecompressionBombError) as error:
                 raise ValueError("image: not a picture file that can be read") from error
             latent.save(file := place("latent.safetensors"))
             return gr.FileData(path=str(file))

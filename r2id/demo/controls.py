@@ -118,7 +118,8 @@ def drawing_of(model, label, other, blend, count, cells, shape, steps, guidance,
 
 def draw_values(drawing: Drawing, lock: bool, pipe: Pipeline, models: list[str]) -> list[Any]:
     """The controls at this drawing, with the choices and ranges of its model."""
-    (low, high), stride, aspects = pipe.config.trained_cells, pipe.config.stride, pipe.config.trained_aspects
+    (low, high), stride, (narrow, wide) = pipe.config.trained_cells, pipe.config.stride, pipe.config.trained_aspects
+    trained = f"trained from {narrow:.2f} to {wide:.2f}" if narrow < wide else f"trained at {wide:.3g} only"
     ends = min(low, drawing.cells), max(high, low + stride, drawing.cells)  # a slider needs two positions
     special = dict(
         model=gr.Dropdown(models, value=drawing.model),
@@ -126,7 +127,7 @@ def draw_values(drawing: Drawing, lock: bool, pipe: Pipeline, models: list[str])
         other=gr.Dropdown([("none", ""), *pipe.labels], value=drawing.other),
         blend=100 * drawing.blend if drawing.other else 50,
         cells=gr.Slider(*ends, step=stride, value=drawing.cells),
-        shape=gr.Dropdown(value=drawing.shape, info="trained from {:.2f} to {:.2f}".format(*aspects)),
+        shape=gr.Dropdown(RATIOS, value=drawing.shape, allow_custom_value=True, info=trained),
     )
     return [*(asdict(drawing) | special).values(), lock]
 

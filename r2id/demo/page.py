@@ -23,7 +23,7 @@ from r2id.demo.record import Drawing, View, from_query
 from r2id.demo.studio import Studio
 from r2id.demo.visit import Visit
 from r2id.latent import Latent
-from r2id.limits import SEEDS
+from r2id.limits import SEEDS, brief
 
 HERE = Path(__file__).parent
 INLINE = 2**18  # bytes; larger pictures travel as files
@@ -86,9 +86,13 @@ class Page:
 
         Without a latent only the controls change, and the one on the page is marked as old. origin: where a latent that
         was not diffused comes from, in a few words. done: steps taken, where fewer than drawing.steps. lock: whether
-        Diffuse is to keep the seed. Raises ValueError for a model that is not there, and for a latent that is not its.
+        Diffuse is to keep the seed. Raises ValueError for a model or a label that is not there, and for a latent of
+        another model.
         """
         pipe = self.models.get(drawing.model)
+        for name in (drawing.label, drawing.other):
+            if name not in ("", *pipe.labels):
+                raise ValueError(f"label {brief(name)}: {drawing.model} has {', '.join(pipe.labels) or 'none'}")
         if latent is not None:
             visit.take(pipe, drawing, latent, origin=origin, done=done)
         return [visit, *draw_values(drawing, lock, pipe, self.models.names), *view_values(view)]
@@ -105,7 +109,6 @@ class Page:
                 yield result
 
         def opened(visit: Visit, *values):
-            visit.tab = tab.label
             with told():
                 yield from look(visit, *values)
 
@@ -235,6 +238,9 @@ class Events:
     def stop(self, visit: Visit):
         return staged(visit.stop())
 
+    def turned(self, visit: Visit, event: gr.SelectData):
+        visit.tab = event.value
+
     def select(self, visit: Visit, event: gr.EventData):
         visit.select(event.index)
 
@@ -246,12 +252,15 @@ class Events:
         with told():
             asked, usual = drawing_of(*values), self.studio.usual(values[0])
             pipe = self.models.get(usual.model)
-            low, high = pipe.config.trained_cells
-            kept = dict(count=asked.count, shape=asked.shape, seed=asked.seed)
-            if asked.label in ("", *pipe.labels):
-                kept["label"] = asked.label
-            if low <= asked.cells <= high:
-                kept["cells"] = asked.cells
+            (low, high), (narrow, wide) = pipe.config.trained_cells, pipe.config.trained_aspects
+            fits = dict(
+                count=True,
+                seed=True,
+                label=asked.label in ("", *pipe.labels),
+                cells=low <= asked.cells <= high and asked.cells % pipe.config.stride == 0,
+                shape=narrow <= asked.aspect <= wide,
+            )
+            kept = {name: getattr(asked, name) for name, fit in fits.items() if fit}
             return draw_values(replace(usual, **kept), values[-1], pipe, self.models.names)
 
     def marked(self, visit: Visit, *values):
@@ -329,8 +338,9 @@ def build(models: Models, tabs: Sequence[Callable[[Page], None]], api: Callable[
         version.change(events.saved, visit, save, **AT_ONCE)
         load.upload(events.loaded, [visit, load, *draw, *view], page.restored, **LIGHT).then(**page.again)
         if tabs:
-            with gr.Tabs():
+            with gr.Tabs() as strip:
                 for tab in tabs:
                     tab(page)
+            strip.select(events.turned, visit, None, **AT_ONCE)
         api(studio)
     return blocks

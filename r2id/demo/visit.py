@@ -91,12 +91,14 @@ class Visit:
     @property
     def row(self) -> Latent | None:
         """The selected latent."""
-        return None if self.latent is None else self._rows[self.selected]
+        with self._lock:
+            return None if self.latent is None else self._rows[self.selected]
 
     @property
     def drawing(self) -> Drawing | None:
         """What made the selected latent."""
-        return None if self.made is None else self.made.row(self.selected)
+        with self._lock:
+            return None if self.made is None else self.made.row(self.selected)
 
     @property
     def coming(self) -> Drawing | None:

@@ -75,10 +75,6 @@ def build(page: Page) -> None:
                 origin = brief(values["origin"])
                 raise ValueError(f"this picture is of a latent that was not diffused, {origin}: load the latent's file")
             drawing, view = from_dict(values)
-            known = page.models.get(drawing.model).labels
-            for name in (drawing.label, drawing.other):
-                if name not in ("", *known):
-                    raise ValueError(f"label {brief(name)}: {drawing.model} has {', '.join(known)}")
             restored = page.restore(visit, drawing, view)
             gr.Info(html.escape(f"{named_label(drawing)}, seed {drawing.seed}: press Diffuse to make it again"))
             return restored

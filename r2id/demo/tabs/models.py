@@ -7,7 +7,6 @@ import gradio as gr
 from r2id.checkpoint import MAX_HUB_BYTES
 from r2id.demo.models import MAX_HUB, Models
 from r2id.demo.page import AT_ONCE, SLOW, Events, Page, told
-from r2id.demo.visit import Visit
 
 LIMITS = f"safetensors files only, up to {MAX_HUB_BYTES / 2**30:.0f} GB; the last {MAX_HUB} stay"
 
@@ -25,9 +24,8 @@ def build(page: Page) -> None:
         with gr.Column(scale=5, min_width=320):
             card = gr.Markdown(elem_id="card", container=True)
 
-    def look(visit: Visit, name: str | None) -> list:
+    def look(name: str | None) -> list:
         """Choices, what is broken, card."""
-        visit.tab = tab.label
         page.models.scan()
         name = name if name in page.models.names else None
         return [gr.Radio(page.models.names, value=name), broken_html(page.models), card_of(name)]
@@ -43,7 +41,7 @@ def build(page: Page) -> None:
             return [gr.Radio(page.models.names, value=name), ""]
 
     adapt = dict(fn=Events(page).adapted, inputs=[chosen, *page.draw[1:]], outputs=page.draw, **AT_ONCE)
-    tab.select(look, [page.visit, model], [chosen, broken, card], **SLOW)
+    tab.select(look, model, [chosen, broken, card], **SLOW)
     model.change(None, model, chosen, js="name => name")
     chosen.change(card_of, chosen, card, **AT_ONCE)
     chosen.input(**adapt)
