@@ -56,7 +56,7 @@ from r2id.sampler import sample
 from r2id.schedule import Schedule
 
 FORMAT = 1
-TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory, fits a CPU's cache
+TILE_POINTS = {"cpu": 2**13, "other": 2**18}  # decoded at once, over the batch: bounds memory, fits a CPU's cache
 MAX_POINTS = 2**17  # decoded at once where a single pixel is the mean of many
 CACHED = 4  # latents whose memory is kept
 
