@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ class LabelCondition(nn.Module):
 
     def null(self, batch: int) -> Tensor:
         return self.table[-1:].expand(batch, -1, -1)
+
+    def rows(self, conditions: Sequence[Tensor | None], batch: int) -> Tensor:
+        """K conditions of B rows, tokens (B, N, D) or None for null → (K·B, N, D)."""
+        return torch.cat([self.null(batch) if tokens is None else tokens for tokens in conditions])
 
 
 def one_hot(labels_B: Tensor, count: int, *, dropped_B: Tensor | None = None) -> Tensor:

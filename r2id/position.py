@@ -189,6 +189,11 @@ def fourier(values: Tensor, frequencies: Tensor, spread: float = 0.0) -> Tensor:
     return features * torch.exp(-0.5 * (frequencies * spread) ** 2).repeat(2) if spread else features
 
 
+def flat(tokens: Tensor, positions: Positions) -> Tensor:
+    """Tokens of a grid, (…, H, W, D), in reading order as (…, N, D); other tokens as they are."""
+    return tokens.flatten(-3, -2) if positions.grid else tokens
+
+
 class PositionEmbedding(nn.Module):
     """Positions → (…, N, D), or (H, W, D) on a grid: a linear map of sin/cos features of both systems.
 

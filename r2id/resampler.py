@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2id.layers import Block
-from r2id.position import PositionEmbedding, Positions
+from r2id.position import PositionEmbedding, Positions, flat
 
 HARMONICS = 4  # of the local basis, in steps of a quarter turn a cell
 BASIS = 2 * HARMONICS + 1
@@ -139,11 +139,6 @@ class R2IR(nn.Module):
         for block, attended in zip(self.decoder, memory.attention, strict=True):
             pixel_BND = block(pixel_BND, attended)
         return self.image_out(self.image_norm(pixel_BND))
-
-
-def flat(tokens: Tensor, positions: Positions) -> Tensor:
-    """Tokens of a grid, (…, H, W, D), in reading order as (…, N, D); other tokens as they are."""
-    return tokens.flatten(-3, -2) if positions.grid else tokens
 
 
 def lap(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.layers import Attention, FeedForward
-from r2id.position import PositionEmbedding, Positions, patch_centres
+from r2id.position import PositionEmbedding, Positions, flat, patch_centres
 from r2id.schedule import log_snr
 
 LOG_SNR_SCALE = 0.25  # log-SNR reaches ±20, the sigmoid of `TimeDependentNorm` turns within ±4
@@ -186,9 +186,7 @@ class Transformer(nn.Module):
         """→ features (R, h, w, D); R rows are K conditions of B pictures."""
         token_BDhw = self.stem(noisy_BCHW)
         size = token_BDhw.shape[2:]
-        position_MD = self.position(patch_centres(positions, noisy_BCHW.shape[2:], self.patch))
-        if positions.grid:
-            position_MD = position_MD.flatten(0, 1)
+        position_MD = flat(self.position(patch_centres(positions, noisy_BCHW.shape[2:], self.patch)), positions)
         token_BMD = token_BDhw.flatten(2).transpose(1, 2) + position_MD
         token_RMD = token_BMD.repeat(len(class_RND) // len(token_BMD), 1, 1)
         token_RND = self.blocks(torch.cat((class_RND, token_RMD), dim=1), time_R)
@@ -237,9 +235,8 @@ class DiMR(nn.Module):
         if height % stride or width % stride:
             multiples = f"multiples of {stride}, the side of the coarsest tokens"
             raise ValueError(f"size ({height}, {width}): height and width must be {multiples}")
-        tokens = [self.condition.null(batch) if tokens is None else tokens for tokens in conditions]
         time_R = (LOG_SNR_SCALE * log_snr(alpha_bar_B)).to(noisy_BCHW.dtype).repeat(len(conditions))
-        features = [self.transformer(noisy_BCHW, positions, torch.cat(tokens), time_R)]
+        features = [self.transformer(noisy_BCHW, positions, self.condition.rows(conditions, batch), time_R)]
         for branch in self.finer:
             features.append(branch(noisy_BCHW, features[-1], time_R))
         predictions = [

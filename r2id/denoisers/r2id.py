@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.layers import AdaLN, Attention, FeedForward, NoiseEmbedding
-from r2id.position import PositionEmbedding, Positions
+from r2id.position import PositionEmbedding, Positions, flat
 
 
 @dataclass(frozen=True)
@@ -103,14 +102,11 @@ class R2ID(nn.Module):
         """Noisy latents (B, C, h, w) of unit variance at ᾱ (B,) → `config.objective`, (K, B, C, h, w)."""
         batch, _, *size = noisy_BChw.shape
         vector_BF = self.noise_embedding(alpha_bar_B)
-        position_MD = self.cell_position(positions)
-        if positions.grid:
-            position_MD = position_MD.flatten(0, 1)
+        position_MD = flat(self.cell_position(positions), positions)
         cell_BMD = self.cell_in(noisy_BChw.flatten(2).transpose(1, 2)) + position_MD
         for block in self.encoder:
             cell_BMD = block(cell_BMD, vector_BF)
-        tokens = [self.condition.null(batch) if tokens is None else tokens for tokens in conditions]
-        condition_BND = self.condition_norm(torch.cat(tokens))  # K·B rows from here on
+        condition_BND = self.condition_norm(self.condition.rows(conditions, batch))  # K·B rows from here on
         cell_BMD, vector_BF = (t.repeat(len(conditions), *[1] * (t.dim() - 1)) for t in (cell_BMD, vector_BF))
         for block in self.decoder:
             cell_BMD = block(cell_BMD, vector_BF, condition_BND)

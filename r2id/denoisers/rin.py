@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.layers import Block, FeedForward, NoiseEmbedding
-from r2id.position import PositionEmbedding, Positions, patch_centres
+from r2id.position import PositionEmbedding, Positions, flat, patch_centres
 from r2id.schedule import OBJECTIVES, x0_from
 
 MIN_DEVIATION = 1e-4  # a picture of one colour is not divided by 0
@@ -168,9 +168,7 @@ class RIN(nn.Module):
             estimate_RCHW = torch.zeros_like(input_RCHW) if carry is None else carry.estimate.flatten(0, 1)
             input_RCHW = torch.cat((input_RCHW, estimate_RCHW), dim=1)
         patch_RMC = F.pixel_unshuffle(input_RCHW, self.config.patch).flatten(2).transpose(1, 2)
-        position_MD = self.patch_position(patch_centres(positions, (height, width), self.config.patch))
-        if positions.grid:
-            position_MD = position_MD.flatten(0, 1)
+        position_MD = flat(self.patch_position(patch_centres(positions, (height, width), self.config.patch)), positions)
         token_KBMD = self.patch_in(patch_RMC).unflatten(0, (-1, batch)) + position_MD
         return token_KBMD.expand(count, -1, -1, -1).flatten(0, 1)
 
@@ -180,5 +178,5 @@ class RIN(nn.Module):
         before_RND = torch.zeros_like(self.latents[None]) if carry is None else carry.latents.flatten(0, 1)
         latent_RND = (self.latents + self.warm_norm(self.warm(before_RND))).expand(count * batch, -1, -1)
         time_R1D = self.noise_embedding(alpha_bar_B)[:, None].repeat(count, 1, 1)
-        condition_RND = torch.cat([self.condition.null(batch) if c is None else c for c in conditions])
+        condition_RND = self.condition.rows(conditions, batch)
         return torch.cat((latent_RND, time_R1D, condition_RND), dim=1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.layers import AdaLN, Attention, FeedForward, NoiseEmbedding
-from r2id.position import PositionEmbedding, Positions
+from r2id.position import PositionEmbedding, Positions, flat
 from r2id.schedule import check_objective
 
 
@@ -136,14 +136,11 @@ class S2ID(nn.Module):
         """Noisy pictures (B, C, H, W) at ᾱ (B,), positions in reading order → `config.objective`, (K, B, C, H, W)."""
         batch, _, *size = noisy_BCHW.shape
         vector_BF = self.noise_embedding(alpha_bar_B)
-        position_MD = self.pixel_position(positions)
-        if positions.grid:
-            position_MD = position_MD.flatten(0, 1)
+        position_MD = flat(self.pixel_position(positions), positions)
         pixel_BMD = self.pixel_in(noisy_BCHW.flatten(2).transpose(1, 2)) + position_MD
         for block in self.encoder:
             pixel_BMD = block(pixel_BMD, size, vector_BF)
-        tokens = [self.condition.null(batch) if tokens is None else tokens for tokens in conditions]
-        condition_BND = self.condition_norm(torch.cat(tokens))  # K·B rows from here on
+        condition_BND = self.condition_norm(self.condition.rows(conditions, batch))  # K·B rows from here on
         pixel_BMD, vector_BF = (t.repeat(len(conditions), *[1] * (t.dim() - 1)) for t in (pixel_BMD, vector_BF))
         for block in self.decoder:
             pixel_BMD = block(pixel_BMD, size, vector_BF, condition_BND)
