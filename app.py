@@ -15,6 +15,8 @@ from r2id.demo.api import endpoints
 from r2id.demo.models import Models
 from r2id.demo.page import HERE, build
 from r2id.demo.tabs import TABS
+from r2id.demo.worker import worker
+from r2id.memory import keep_freed
 
 THEME = gr.themes.Default(primary_hue="indigo", spacing_size="sm", font=["system-ui", "sans-serif"])
 
@@ -31,7 +33,8 @@ def main() -> None:
     if args.weights != parser.get_default("weights") and not args.weights.is_dir():
         parser.error(f"--weights {args.weights}: no such folder")
     os.makedirs(get_upload_folder(), exist_ok=True)
-    torch.set_num_threads(min(torch.get_num_threads(), 8))  # pictures are small: more threads wait for each other
+    keep_freed()
+    worker()
     server = dict(server_name=args.host, server_port=args.port, share=args.share, max_file_size="16mb")
     server |= dict(ssr_mode=False, mcp_server=importlib.util.find_spec("mcp") is not None)
     look = dict(theme=THEME, css_paths=HERE / "page.css", footer_links=["api"])

@@ -46,15 +46,15 @@ class Attention(nn.Module):
 
     def memory(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
         """What the context gives, whatever the queries: keys and values, or their sums for linear attention."""
-        key_BHME, value_BHME = self._heads(self.key_value(context_BMD)).chunk(2, dim=1)
-        key_BHME = self.key_norm(key_BHME)
+        key_BMD, value_BMD = self.key_value(context_BMD).chunk(2, dim=-1)
+        key_BHME, value_BHME = self._heads(key_BMD, self.key_norm), self._heads(value_BMD, nn.Identity())
         if self.attention == "softmax":
             return key_BHME, value_BHME
         key_BHME = F.elu(key_BHME) + 1
         return key_BHME.transpose(-1, -2) @ value_BHME, key_BHME.sum(dim=2, keepdim=True).transpose(-1, -2)
 
     def forward(self, query_BND: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
-        query_BHNE = self.query_norm(self._heads(self.query(query_BND)))
+        query_BHNE = self._heads(self.query(query_BND), self.query_norm)
         first, second = memory
         if self.attention == "softmax":
             mixed_BHNE = F.scaled_dot_product_attention(query_BHNE, first, second)
@@ -63,8 +63,8 @@ class Attention(nn.Module):
             mixed_BHNE = (query_BHNE @ first) / (query_BHNE @ second)
         return self.dropout(self.out(mixed_BHNE.transpose(1, 2).flatten(2)))
 
-    def _heads(self, tokens_BND: Tensor) -> Tensor:
-        return tokens_BND.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+    def _heads(self, tokens_BND: Tensor, norm: nn.Module) -> Tensor:
+        return norm(tokens_BND.unflatten(-1, (-1, self.head_width))).transpose(1, 2)
 
 
 class FeedForward(nn.Sequential):

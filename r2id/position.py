@@ -210,10 +210,15 @@ class PositionEmbedding(nn.Module):
         self.y = nn.Linear(features, width, bias=False)
 
     def forward(self, positions: Positions) -> Tensor:
+        x, y = self.terms(positions)
+        return x + y
+
+    def terms(self, positions: Positions) -> tuple[Tensor, Tensor]:
+        """What x and y contribute: (1, W, D) and (H, 1, D) on a grid, else (…, N, D) each."""
         spreads = positions.spread or ((0.0, 0.0), (0.0, 0.0))
         terms = []
         for axis, linear in enumerate((self.x, self.y)):
             systems = zip(positions.axes()[axis], spreads, strict=True)
             features = [fourier(values, self.frequencies, spread[axis]) for values, spread in systems]
             terms.append(linear(torch.cat(features, dim=-1)))
-        return terms[0] + terms[1]
+        return tuple(terms)

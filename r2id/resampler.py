@@ -20,6 +20,7 @@ from r2id.position import PositionEmbedding, Positions, flat
 
 HARMONICS = 4  # of the local basis, in steps of a quarter turn a cell
 BASIS = 2 * HARMONICS + 1
+COLUMNS = 16  # cells of a row that pixels are decoded from at once
 MIN_WEIGHT = 1e-3  # a cell that (almost) no pixel reached gets coefficients near zero, not noise
 
 
@@ -131,11 +132,13 @@ class R2IR(nn.Module):
 
     def decode(self, memory: Memory, pixels: Positions) -> Tensor:
         """Colours (B, N, C), about [-1, 1], at `pixels`."""
-        pixel_D = self.pixel_query_position(pixels)
-        if self.config.local and pixels.framed:
-            local = read_local(memory.local_BhwF, pixels)
-            pixel_D = pixel_D + self.pixel_local(local[..., : BASIS**2]) + local[..., BASIS**2 :]
-        pixel_BND = flat(pixel_D, pixels).expand(len(memory.attention[0][0]), -1, -1)
+        x_D, y_D = self.pixel_query_position.terms(pixels)
+        if not (self.config.local and pixels.framed):
+            pixel_BND = flat(x_D + y_D, pixels).expand(len(memory.attention[0][0]), -1, -1)
+        elif pixels.grid:
+            pixel_BND = read_grid(memory.local_BhwF, pixels, self.pixel_local, x_D[0], y_D[:, 0])
+        else:
+            pixel_BND = x_D + y_D + read_points(memory.local_BhwF, pixels, self.pixel_local)
         for block, attended in zip(self.decoder, memory.attention, strict=True):
             pixel_BND = block(pixel_BND, attended)
         return self.image_out(self.image_norm(pixel_BND))
@@ -176,30 +179,28 @@ def local_coefficients(colour_BNC: Tensor, pixels: Positions, cells: tuple[int, 
 
 def dense_lap(values: Tensor, count: int) -> Tensor:
     """`lap` as (…, count, 9), zero for all but the two nearest cells."""
-    index, basis = lap(values, count)
-    dense = basis.new_zeros(*values.shape, count, BASIS)
-    return dense.scatter_add(-2, index[..., None].expand_as(basis), basis)
+    return dense(*lap(values, count), count)
 
 
-def read_local(local_BhwF: Tensor, pixels: Positions) -> Tensor:
-    """Σ over a point's four cells of w·b·coefficients (81) and of w·token: (B, N, F), or (B, H, W, F) on a grid."""
+def dense(index: Tensor, basis: Tensor, count: int) -> Tensor:
+    """What `lap` gives, as (…, count, 9)."""
+    zeros = basis.new_zeros(*index.shape[:-1], count, BASIS)
+    return zeros.scatter_add(-2, index[..., None].expand_as(basis), basis)
+
+
+def read_points(local_BhwF: Tensor, pixels: Positions, linear: nn.Linear) -> Tensor:
+    """linear(Σ over a point's four cells of w·b·coefficients (81)) + Σ w·token, (B, N, D), for scattered points."""
     (x, _), (y, _) = pixels.axes()
     height, width = local_BhwF.shape[1:3]
     (row, row_basis), (column, column_basis) = lap(y, height), lap(x, width)
-    ones = local_BhwF.new_ones(1)
     tokens = local_BhwF.shape[-1] - BASIS**2
 
     def factors(basis: Tensor, outer: bool) -> Tensor:
         """The basis of one axis laid out over F: 81 products (row-major), then the bilinear weight for the token."""
         spread = basis.repeat_interleave(BASIS, dim=-1) if outer else basis.tile(BASIS)
-        return torch.cat((spread, basis[..., :1] * ones.expand(tokens)), dim=-1)
+        return torch.cat((spread, basis[..., :1].expand(*basis.shape[:-1], tokens)), dim=-1)
 
     row_factor, column_factor = factors(row_basis, True), factors(column_basis, False)
-    if pixels.grid is not None:  # rows first, at the latent's width, then columns
-        row, row_factor = row[:, 0], row_factor[:, 0]  # H 2, H 2 F
-        column, column_factor = column[0], column_factor[0]
-        lines = sum(local_BhwF[:, row[:, a]] * row_factor[:, a, None] for a in (0, 1))
-        return sum(lines[:, :, column[:, b]] * column_factor[:, b] for b in (0, 1))
     cells_XF = local_BhwF.flatten(0, 2)  # rows of all latents: an embedding look-up has the fastest gradient
     base_B1 = torch.arange(len(local_BhwF), device=x.device)[:, None] * (height * width)
     total = 0.0
@@ -207,4 +208,31 @@ def read_local(local_BhwF: Tensor, pixels: Positions) -> Tensor:
         for b in (0, 1):
             cell_BNF = F.embedding(base_B1 + row[..., a] * width + column[..., b], cells_XF)
             total = total + cell_BNF * (row_factor[..., a, :] * column_factor[..., b, :])
-    return total
+    return linear(total[..., : BASIS**2]) + total[..., BASIS**2 :]
+
+
+def read_grid(local_BhwF: Tensor, pixels: Positions, linear: nn.Linear, x_WD: Tensor, y_HD: Tensor) -> Tensor:
+    """`read_points` + x + y at the points of a grid, (B, H·W, D), where all of it separates: the linear map meets the
+    coefficients once a row and cell, and what is left for a pixel is one product over the cells of its row."""
+    (x, _), (y, _) = pixels.axes()
+    height, width = local_BhwF.shape[1:3]
+    (row, row_basis), (column, column_basis) = lap(y[:, 0], height), lap(x[0], width)
+    basis = [row_basis[:, a, None] for a in (0, 1)]  # (H, 1, 9) each
+    coefficient_Bhwij, token_BhwD = (
+        local_BhwF[..., : BASIS**2].unflatten(-1, (BASIS, BASIS)),
+        local_BhwF[..., BASIS**2 :],
+    )
+    line_BHwij = sum(coefficient_Bhwij[:, row[:, a]] * basis[a][..., None] for a in (0, 1))
+    token_BHwD = sum(token_BhwD[:, row[:, a]] * basis[a][..., :1] for a in (0, 1)) + (y_HD + linear.bias)[:, None]
+    mapped_BHwjD = torch.einsum("bhwij,dij->bhwjd", line_BHwij, linear.weight.unflatten(1, (BASIS, BASIS)))
+    # The first of the basis is the bilinear weight; those of one point sum to 1, so what all columns share goes there.
+    first_BHw1D = mapped_BHwjD[..., :1, :] + token_BHwD[..., None, :]
+    mapped_ZwjD = torch.cat((first_BHw1D, mapped_BHwjD[..., 1:, :]), dim=-2).flatten(0, 1)
+    parts = -(-width // COLUMNS)
+    read_ZWD = []
+    for index, lapped, x_VD in zip(*(v.chunk(parts) for v in (column, column_basis, x_WD)), strict=True):
+        low, high = (0, width) if parts == 1 else (index[0, 0].item(), index[-1, 1].item() + 1)
+        mapped_ZKD = mapped_ZwjD[:, low:high].flatten(1, 2)
+        weight_VK, many = dense(index - low, lapped, high - low).flatten(1), len(mapped_ZKD)
+        read_ZWD.append(torch.baddbmm(x_VD.expand(many, -1, -1), weight_VK.expand(many, -1, -1), mapped_ZKD))
+    return torch.cat(read_ZWD, dim=1).unflatten(0, line_BHwij.shape[:2]).flatten(1, 2)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r2id.position import Positions, grid_positions, points
-from r2id.resampler import BASIS, R2IR, R2IRConfig, dense_lap, lap, local_coefficients, read_local
+from r2id.position import Positions, grid_positions, points, window_of
+from r2id.resampler import BASIS, R2IR, R2IRConfig, dense_lap, lap, local_coefficients, read_grid, read_points
 
 TINY = R2IRConfig(channels=2, latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 VARIANTS = {
@@ -91,25 +91,37 @@ def test_a_cell_that_no_pixel_reached_has_zero_coefficients():
     assert coefficients[:, :, 3].abs().max() == 0 < coefficients[:, :, 0].abs().max()
 
 
-@pytest.mark.parametrize("cells", [(1, 1), (3, 4)])
-def test_reading_a_grid_equals_reading_its_points(cells):
-    local, grid = uniform(2, *cells, BASIS**2 + 3), grid_positions((6, 5), 5 / 6)
-    expected = read_local(local, grid).flatten(1, 2)
-    torch.testing.assert_close(read_local(local, as_points(grid)), expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(read_local(local, as_points(grid, 2)), expected, atol=1e-5, rtol=1e-4)
+def linear(width, seed=0):
+    made = torch.nn.Linear(BASIS**2, width)
+    for i, parameter in enumerate(made.parameters()):
+        parameter.data = uniform(*parameter.shape, seed=seed + i)
+    return made
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (3, 4), (2, 40)])
+@pytest.mark.parametrize("window", [(0.0, 0.0, 1.0, 1.0), (0.6, 0.1, 0.7, 0.3)])
+def test_reading_a_grid_equals_reading_its_points(cells, window):
+    """At once or in blocks of columns, the whole or a part."""
+    local, x_WD, y_HD, read = uniform(2, *cells, BASIS**2 + 3), uniform(50, 3), uniform(6, 3, seed=1), linear(3)
+    grid = window_of((6, 50), aspect=5 / 6, fit="contain", region=window).positions(range(6), range(50))
+    expected = read_points(local, as_points(grid), read) + (x_WD + y_HD[:, None]).flatten(0, 1)
+    torch.testing.assert_close(read_grid(local, grid, read, x_WD, y_HD), expected, atol=1e-5, rtol=1e-4)
+    each_own = read_points(local, as_points(grid, 2), read)
+    torch.testing.assert_close(each_own, read_points(local, as_points(grid), read), atol=1e-5, rtol=1e-4)
 
 
 def test_beyond_the_frame_the_nearest_edge_is_read():
-    local = uniform(1, 3, 4, BASIS**2 + 3)
+    local, read = uniform(1, 3, 4, BASIS**2 + 3), linear(3)
     outside, edge = torch.tensor([[[2.0, 0.1], [-0.9, 7.0]]]), torch.tensor([[[0.5, 0.1], [-0.5, 0.5]]])
-    assert torch.equal(read_local(local, points(outside, 1.0)), read_local(local, points(edge, 1.0)))
+    assert torch.equal(read_points(local, points(outside, 1.0), read), read_points(local, points(edge, 1.0), read))
 
 
 def test_tokens_are_interpolated_bilinearly():
-    local = uniform(1, 4, 4, BASIS**2 + 3)
-    read = read_local(local, grid_positions((7, 9), 1.0))[..., BASIS**2 :]
+    local, grid, read = uniform(1, 4, 4, BASIS**2 + 3), grid_positions((7, 9), 1.0), linear(3)
+    read.weight.data.zero_()
+    colours = read_grid(local, grid, read, torch.zeros(9, 3), torch.zeros(7, 3)) - read.bias
     expected = torch.nn.functional.interpolate(local[..., BASIS**2 :].permute(0, 3, 1, 2), (7, 9), mode="bilinear")
-    torch.testing.assert_close(read, expected.permute(0, 2, 3, 1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(colours, expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("cells", [(1, 1), (2, 3), (7, 4)])

@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from r2id.demo.record import Drawing, View, to_python, to_query
+from r2id.demo.worker import SMALL
 from r2id.image import save_png
 from r2id.latent import Latent
 from r2id.pipeline import DiffusionStep, Pipeline
 
 THUMB = 48  # long side in pixels of a picture in the grid
-LARGE = 2**18  # pixels above which a picture takes long enough to show progress and to give way to the next one
 MAX_HISTORY = 24  # entries
 MAX_KEPT = 2**21  # numbers in the trajectory, and in the history, of one visit
 ORDER = itertools.count(int(time.time() * 1000))  # never the same twice, and larger when the server is started again
@@ -54,7 +54,7 @@ class Job:
     @property
     def large(self) -> bool:
         height, width = self.view.size
-        return height * width > LARGE
+        return height * width > SMALL  # it takes long enough to show progress, and to give way to the next one
 
 
 class Visit:
