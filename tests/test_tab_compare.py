@@ -1,13 +1,15 @@
 """The tab Compare: as a visitor sees it, and the functions behind it."""
 
 import re
+import types
+from dataclasses import replace
 
 import gradio as gr
 import pytest
 
 from r2id.demo.controls import view_values
 from r2id.demo.record import Drawing, View
-from r2id.demo.tabs.compare import STRIP, latent_sizes, strip, title, wanted, wipe
+from r2id.demo.tabs.compare import SIZES_TITLE, STOP_SIZES, STRIP, diffused, latent_sizes, strip, title, wanted, wipe
 from r2id.demo.visit import Visit
 
 pytest_plugins = "browser"
@@ -58,6 +60,7 @@ def test_latent_sizes_and_models_stand_side_by_side(visit):
     visit.press("Diffuse at several sizes")
     for cells in (4, 8, 12, 16):
         page.get_by_text(re.compile(f"^{cells} × {cells} cells: diffused in [0-9]+ ms")).wait_for()
+    page.get_by_role("button", name="Stop sizes", disabled=True).wait_for()
     visit.press("Diffuse with both")
     for model in ("tiny", "twin"):
         page.get_by_text(re.compile(f"^{model}, 4 cells, 4 steps: diffused in [0-9]+ ms")).wait_for()
@@ -65,6 +68,18 @@ def test_latent_sizes_and_models_stand_side_by_side(visit):
     page.get_by_role("option", name="tiny").click()
     visit.press("Diffuse with both")
     page.get_by_text("tiny twice: choose two different models").wait_for()
+
+
+def test_diffusing_at_several_sizes_ends_where_stop_was_pressed(holding, tiny):
+    studio = types.SimpleNamespace(denoise=lambda d: tiny.diffuse_steps(d.labels, latent_size=(4, 4), steps=4, seed=0))
+    page = types.SimpleNamespace(studio=studio, models=types.SimpleNamespace(get=lambda name: tiny))
+    drawing = replace(holding.made, steps=4)
+    looks = diffused(page, holding, {"first": drawing, "second": drawing}, SIZES_TITLE, STOP_SIZES)
+    for _ in range(7):  # four steps, their picture, two steps
+        pictures, heading = next(looks)
+    assert "second: step 2 of 4" in heading
+    holding.stopped.add(STOP_SIZES)
+    assert list(looks) == [(gr.skip(), title(*SIZES_TITLE))]
 
 
 def test_the_strip_gives_way_to_another_latent(holding, tiny):

@@ -1,6 +1,7 @@
 """The tab History: what was made comes back, from the visit and from a file; what can be taken along is complete."""
 
 import io
+import re
 import zipfile
 from dataclasses import replace
 
@@ -105,6 +106,11 @@ def test_the_grid_and_an_animation_can_be_taken_along(phone):
     assert [read_parameters(each)["seed"] for each in files] == [(seed + i) % 2**32 for i in range(3)]
     pictures = [np.asarray(Image.open(each), int) for each in files]
     assert np.array_equal(pictures[0], visit.pixels()) and not np.array_equal(pictures[0], pictures[1])
+    visit.press("Make the animation")  # of the resolution
+    page.get_by_text(re.compile("Frame [0-9]+ of 25")).wait_for()
+    visit.press("Stop making")
+    page.get_by_role("button", name="Stop making", disabled=True).wait_for()
+    page.locator("#making progress").wait_for(state="detached")
     page.get_by_label("ratio, 9:16 to 16:9").check()
     visit.press("Make the animation")
     with page.expect_download() as download:

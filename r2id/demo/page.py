@@ -122,6 +122,20 @@ class Page:
         self.version.change(renewed, [self.visit, *inputs], outputs, trigger_mode="always_last", **SLOW)
 
 
+def stoppable(press: gr.Button, halt: gr.Button, visit: gr.State, fn: Callable, *what, **how):
+    """`press.click(fn, *what, **how)`, while which `halt` can be pressed: fn has to look whether that button's name is
+    among `Visit.stopped`."""
+    on, off = (f"() => ({{__type__: 'update', interactive: {state}}})" for state in ("true", "false"))
+    press.click(lambda visit: visit.stopped.discard(halt.value), visit, None, **AT_ONCE)
+    press.click(None, None, halt, js=on)  # before fn: events of one click wait for each other
+    run = press.click(fn, *what, **how)
+    for over in (run.success, run.failure):
+        over(None, None, halt, js=off)
+    halt.click(lambda visit: visit.stopped.add(halt.value), visit, None, **AT_ONCE)
+    halt.click(None, None, halt, js=off)
+    return run
+
+
 def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
@@ -168,20 +182,20 @@ class Events:
         self.page, self.models, self.studio = page, page.models, page.studio
 
     def opened(self, visit: Visit, request: gr.Request):
-        """Notices, Diffuse, stage, controls; with a latent: the link's, to be diffused, or the one that all share."""
+        """Notices, stage, controls; with a latent: the link's, to be diffused, or the one that all share."""
         self.models.scan()
         faults = [f"{name} cannot be used: {fault}" for name, fault in self.models.faults.items()]
         lines = [*map(html.escape, faults), *[NO_WEIGHTS] * (not self.models.names)]
         notice = "".join(f"<div class=notice>{line}</div>" for line in lines)
         if not self.models.names:
-            return [notice, gr.skip(), staged(visit.idle()), *[gr.skip()] * len(self.page.restored)]
+            return [notice, staged(visit.idle()), *[gr.skip()] * len(self.page.restored)]
         with told():
             values = self.followed(visit, request) if "model" in request.query_params else None
             if values is None:
                 drawing = self.studio.usual(self.models.names[0])
                 pipe, latent = self.studio.opening(drawing)
                 values = self.page.restore(visit, drawing, View(fit=usual_fit(pipe)), latent, lock=False)
-        return [notice, gr.Button(interactive=True), gr.skip(), *values]
+        return [notice, gr.skip(), *values]
 
     def followed(self, visit: Visit, request: gr.Request) -> list[Any] | None:
         """The page that a link asks for; None where it cannot be."""
@@ -318,7 +332,7 @@ def build(models: Models, tabs: Sequence[Callable[[Page], None]], api: Callable[
         work = dict(inputs=visit, outputs=[visit, stage], trigger_mode="multiple")
         run = dict(fn=events.generate, **work, **HEAVY)
 
-        opening = blocks.load(events.opened, visit, [notice, press, stage, *page.restored], **LIGHT)
+        opening = blocks.load(events.opened, visit, [notice, stage, *page.restored], **LIGHT)
         opening.then(**page.again)
         opening.then(**run).then(**page.again)
         wanted = press.click(events.want, [visit, *draw], [visit, stage, named["seed"]], **AT_ONCE)
@@ -329,6 +343,7 @@ def build(models: Models, tabs: Sequence[Callable[[Page], None]], api: Callable[
         gr.on([control.change for control in view], trigger_mode="always_last", **page.again)
         large.change(events.complete, **work, **LARGE)  # an event of its own: the next view does not wait for it
         reset.click(events.reset, visit, view, **AT_ONCE)
+        named["model"].change(lambda model: gr.Button(interactive=bool(model)), named["model"], press, **AT_ONCE)
         named["model"].input(events.adapted, draw, draw, **AT_ONCE)
         mark = dict(fn=events.marked, inputs=[visit, *draw], outputs=[extra["grid"], extra["note"]], **AT_ONCE)
         gr.on([control.change for control in (*draw, version)], trigger_mode="always_last", **mark)

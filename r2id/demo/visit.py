@@ -64,6 +64,7 @@ class Visit:
     big picture shows. done: steps taken. origin: where a latent that was not diffused comes from, else "". frames:
     x0 estimates of the trajectory, some left out where they are many. history: newest first. view: last asked for.
     version: changes with the latent and with the selection. tab: title of the open tab, "" before one was chosen.
+    stopped: names of the tabs' Stop buttons that were pressed.
     """
 
     def __init__(self):
@@ -73,6 +74,7 @@ class Visit:
         self.view = View()
         self.selected = self.done = self.version = 0
         self.origin = self.tab = ""
+        self.stopped: set[str] = set()
         self.frames: list[Latent] = []
         self.history: list[Entry] = []
         self._lock = threading.RLock()

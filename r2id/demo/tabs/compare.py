@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from r2id.demo.controls import view_of
-from r2id.demo.page import AT_ONCE, HEAVY, SLOW, Page, img, told
+from r2id.demo.page import AT_ONCE, HEAVY, SLOW, Page, img, stoppable, told
 from r2id.demo.pictures import SIZES, bicubic, decoded, inside, shown
 from r2id.demo.record import Drawing
 from r2id.demo.visit import Visit, named_label, whole_size
@@ -22,6 +22,7 @@ AT_MOST = 4  # latent sizes
 STRIP = "One latent, every size", "long side 8 to 1024 pixels, shown equally large"
 SIZES_TITLE = "Latents of several sizes", "same label and seed, diffused anew"
 MODELS_TITLE = "Two models", "same label and seed, each with its own defaults"
+STOP_SIZES, STOP_MODELS = "Stop sizes", "Stop models"
 
 # What nobody looks at costs nothing: "seen" is triggered while the element is on the screen, once for every new value.
 SEEN = """let seen = false, done = null;
@@ -96,13 +97,18 @@ def wipe(visit: Visit, *values):
     return dict(images=before + after, ratio=width / height, words=words)
 
 
-def diffused(page: Page, drawings: dict[str, Drawing], heading: tuple[str, str]) -> Iterator[tuple]:
-    """Diffuses the named drawings one by one: pictures with the time that they took, title with the progress."""
+def diffused(
+    page: Page, visit: Visit, drawings: dict[str, Drawing], heading: tuple[str, str], stop: str
+) -> Iterator[tuple]:
+    """Diffuses the named drawings one by one: pictures with the time that they took, title with the progress. stop:
+    name of the button that ends it."""
     pictures = []
     for name, drawing in drawings.items():
         pipe, spent = page.models.get(drawing.model), 0.0
         steps = page.studio.denoise(drawing)
         for index in range(1, drawing.steps + 1):
+            if stop in visit.stopped:
+                return (yield gr.skip(), title(*heading))
             start = time.perf_counter()
             latent = next(steps).latent
             spent += time.perf_counter() - start
@@ -134,7 +140,7 @@ def build(page: Page) -> None:
             config = page.models.get(drawing.model).config
             asked = [replace(drawing, cells=n) for n in latent_sizes(*config.trained_cells, config.stride)]
             names = ["{1} × {0} cells".format(*d.latent_size(config.stride)) for d in asked]
-            yield from diffused(page, dict(zip(names, asked, strict=True)), SIZES_TITLE)
+            yield from diffused(page, visit, dict(zip(names, asked, strict=True)), SIZES_TITLE, STOP_SIZES)
 
     def of_models(visit: Visit, *models: str):
         with told():
@@ -144,7 +150,7 @@ def build(page: Page) -> None:
             kept = dict(label=drawing.label, other=drawing.other, blend=drawing.blend, seed=drawing.seed)
             asked = [replace(page.studio.usual(model), **kept) for model in models]
             names = [f"{d.model}, {d.cells} cells, {d.steps} steps" for d in asked]
-            yield from diffused(page, dict(zip(names, asked, strict=True)), MODELS_TITLE)
+            yield from diffused(page, visit, dict(zip(names, asked, strict=True)), MODELS_TITLE, STOP_MODELS)
 
     def choices(first: str, second: str):
         """The installed models; those that were chosen stay as long as they are there."""
@@ -161,11 +167,13 @@ def build(page: Page) -> None:
         sizes_title = gr.HTML(title(*SIZES_TITLE))
         with gr.Row():
             press_sizes = gr.Button("Diffuse at several sizes", scale=0, min_width=280)
+            halt_sizes = gr.Button(STOP_SIZES, scale=0, min_width=120, interactive=False)
         at_sizes = gr.HTML()
         models_title = gr.HTML(title(*MODELS_TITLE))
         with gr.Row():
             models = [gr.Dropdown(label=label, min_width=140) for label in ("First model", "Second model")]
             press_models = gr.Button("Diffuse with both", scale=0, min_width=280)
+            halt_models = gr.Button(STOP_MODELS, scale=0, min_width=120, interactive=False)
         by_models = gr.HTML()
 
     gr.on([page.version.change, tab.select], None, None, strip_mark, js=NEW)
@@ -173,9 +181,10 @@ def build(page: Page) -> None:
     strip_mark.seen(strip, page.visit, [pictures, strip_title], trigger_mode="always_last", **SLOW)
     wipe_mark.seen(wipe, [page.visit, *page.view], pair, trigger_mode="always_last", **SLOW)
     gr.on([page.version.change, tab.select], choices, models, models, **AT_ONCE)
-    for press, fn, inputs, outputs, heading in [
-        (press_sizes, of_sizes, [page.visit], [at_sizes, sizes_title], SIZES_TITLE),
-        (press_models, of_models, [page.visit, *models], [by_models, models_title], MODELS_TITLE),
+    for press, halt, fn, inputs, outputs, heading in [
+        (press_sizes, halt_sizes, of_sizes, [page.visit], [at_sizes, sizes_title], SIZES_TITLE),
+        (press_models, halt_models, of_models, [page.visit, *models], [by_models, models_title], MODELS_TITLE),
     ]:
         press.click(None, None, outputs[1], js=f"() => `{title(heading[0], 'waiting for its turn')}`")
-        press.click(fn, inputs, outputs, **HEAVY).failure(None, None, outputs[1], js=f"() => `{title(*heading)}`")
+        run = stoppable(press, halt, page.visit, fn, inputs, outputs, **HEAVY)
+        run.failure(None, None, outputs[1], js=f"() => `{title(*heading)}`")

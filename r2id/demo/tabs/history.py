@@ -9,7 +9,7 @@ import gradio as gr
 
 from r2id.demo.animate import gif, sweep
 from r2id.demo.controls import view_of
-from r2id.demo.page import AT_ONCE, LIGHT, SLOW, Page, data_uri, place, told
+from r2id.demo.page import AT_ONCE, LIGHT, SLOW, Page, data_uri, place, stoppable, told
 from r2id.demo.pictures import zip_of
 from r2id.demo.record import from_dict, to_dict
 from r2id.demo.studio import seconds
@@ -19,6 +19,7 @@ from r2id.limits import brief
 
 FRAMES = 48  # of an animation
 MAX_ZIP = 2**24  # pixels of all pictures in a zip
+STOP = "Stop making"
 THUMBS = 4  # shown of an entry
 SWEEPS = [("resolution, 8 to 512 pixels", "size"), ("ratio, 9:16 to 16:9", "ratio"), ("zoom", "zoom")]
 
@@ -54,7 +55,9 @@ def build(page: Page) -> None:
             with gr.Row():
                 animate = gr.Button("Make the animation", size="sm", min_width=140)
                 animated = gr.DownloadButton("Download GIF", size="sm", min_width=140, interactive=False)
-            bar = gr.HTML(elem_id="making")
+            with gr.Row():
+                bar = gr.HTML(elem_id="making")
+                halt = gr.Button(STOP, size="sm", scale=0, min_width=120, interactive=False)
             movie = gr.Image(visible=False, format="gif", buttons=[], show_label=False, container=False, width=360)
 
     def look(visit: Visit) -> list[str]:
@@ -89,6 +92,8 @@ def build(page: Page) -> None:
                 raise ValueError(f"{size}: a zip holds {MAX_ZIP:,} at most, choose a smaller resolution")
             files = []
             for i in range(count):
+                if STOP in visit.stopped:
+                    return
                 yield [bar_html(i / count, f"Picture {i + 1} of {count}"), gr.skip()]
                 drawing = made.row(i)
                 parameters = {"origin": origin} if origin else to_dict(drawing, view)
@@ -104,6 +109,8 @@ def build(page: Page) -> None:
             named, row, most = origin or named_label(made), latent[visit.selected], FRAMES // 2 + 1
             frames, start = [], time.perf_counter()
             for frame in sweep(pipe, row, kind, view, frames=FRAMES):
+                if STOP in visit.stopped:
+                    return
                 frames.append(frame)
                 if (done := len(frames)) < most:
                     left = (time.perf_counter() - start) / done * (most - done)
@@ -118,8 +125,9 @@ def build(page: Page) -> None:
     picked.success(None, None, None, js="() => document.querySelector('#show').scrollIntoView({block: 'nearest'})")
     dropped = drop.upload(read, [page.visit, drop], page.restored, **LIGHT)
     dropped.success(**page.again)
-    zips = pack.click(zipped, [page.visit, *page.view], [bar, packed], **SLOW)
-    sweeps = animate.click(swept, [page.visit, kind, length, *page.view], [bar, animated, movie], **SLOW)
+    zips = stoppable(pack, halt, page.visit, zipped, [page.visit, *page.view], [bar, packed], **SLOW)
+    asked, made = [page.visit, kind, length, *page.view], [bar, animated, movie]
+    sweeps = stoppable(animate, halt, page.visit, swept, asked, made, **SLOW)
     for event, nothing, output in ((dropped, None, drop), (zips, "", bar), (sweeps, "", bar)):
         for over in (event.success, event.failure):
             over(lambda nothing=nothing: nothing, None, output, **AT_ONCE)
