@@ -45,6 +45,17 @@ def test_digits_are_read_as_their_label_whatever_the_size(mnist, cells):
         assert (read == labels).sum() >= 18
 
 
+@pytest.mark.parametrize("system", ["s2id", "rin", "dimr"])
+def test_the_other_systems_are_small_and_draw_digits_too(system):
+    folder, labels = ROOT / "weights" / f"mnist-{system}", torch.arange(10)
+    assert (folder / "denoiser.safetensors").stat().st_size <= 2**23
+    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    assert pipe.config.system == system and pipe.config.resampler is None
+    judge = load_classifier(ROOT / "train" / "classifiers" / "mnist.safetensors")
+    images = pipe.resample(pipe.diffuse(labels.tolist(), steps=12, seed=0), size=(32, 32))
+    assert (judge(to_classifier_size(images * 2 - 1)).argmax(dim=1) == labels).sum() >= 8
+
+
 def test_an_output_of_another_shape_shows_the_digit_whole(mnist):
     latent = mnist.diffuse([3], seed=0)
     square = mnist.resample(latent, size=(36, 36))

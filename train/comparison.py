@@ -37,9 +37,9 @@ BATCH_CELLS = 2**16  # diffused together: bounds the memory of large sizes
 class Protocol:
     """Sides of square pictures with the number generated, frames (width, height) around a square of training size."""
 
-    counts: dict[int, int] = field(default_factory=lambda: {16: 500, 32: 1000, 64: 200, 128: 50, 256: 20})
+    counts: dict[int, int] = field(default_factory=lambda: {16: 500, 32: 500, 64: 100, 128: 20, 256: 10})
     ratios: tuple[tuple[int, int], ...] = ((9, 16), (3, 4), (4, 3), (16, 9))
-    ratio_count: int = 200
+    ratio_count: int = 60
     frechet: int = 500  # pictures below which the distance is mostly bias
     shown: int = 3  # index of the picture on the sheet
 
