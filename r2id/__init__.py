@@ -4,9 +4,10 @@ Axes in tensor names: B batch, K conditions, C channels (c of a latent), H W pix
 points, M cells or context tokens, D width, F features, L labels. Sizes are (height, width).
 """
 
+from r2id.config import PipelineConfig
 from r2id.denoisers.r2id import R2ID, R2IDConfig
 from r2id.latent import Latent
-from r2id.pipeline import DiffusionStep, Pipeline, PipelineConfig
+from r2id.pipeline import DiffusionStep, Pipeline
 from r2id.resampler import R2IR, R2IRConfig
 
 __all__ = ["R2ID", "R2IR", "DiffusionStep", "Latent", "Pipeline", "PipelineConfig", "R2IDConfig", "R2IRConfig"]

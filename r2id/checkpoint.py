@@ -11,7 +11,7 @@ import sys
 import types
 import typing
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ import safetensors.torch
 import torch
 from huggingface_hub.utils import filter_repo_objects
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-MAX_FILE_BYTES = 2**31
-MAX_HEADER_BYTES = 2**20
+from r2id.limits import brief
+
+MAX_FILE_BYTES = 2**32  # a billion parameters in float32
+MAX_HEADER_BYTES = 2**22
 MAX_CONFIG_BYTES = 2**20
 MAX_AXES = 8
 MAX_HUB_BYTES = 2**32
@@ -31,8 +34,12 @@ HUB_FILES = ["config.json", "*.safetensors", "README.md", "report.json"]
 HUB_ID = re.compile(r"(?!weights/)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
-DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+DTYPES = {  # safetensors' names → torch's
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
+}
 REMEDY = "only safetensors files are read"
+FACTORIES = (torch.empty, torch.ones, torch.randn, torch.zeros)
 
 
 class CheckpointError(ValueError):
@@ -80,20 +87,30 @@ def save_tensors(tensors: dict[str, Tensor], path: str | Path) -> None:
     _write(path, data)
 
 
+def sketch(make: Callable[[], nn.Module]) -> nn.Module:
+    """The module that `make` builds, without memory for what torch's FACTORIES make: parameters of any size are only
+    names, shapes and dtypes, on the meta device."""
+    with _Weightless():
+        return make()
+
+
+def load_module(make: Callable[[], nn.Module], path: str | Path) -> nn.Module:
+    """The module that `make` builds, with the tensors of a file. Raises CheckpointError unless they fit it, and then
+    neither has taken any memory, whatever sizes `make` asks for."""
+    path = Path(path)
+    _refuse_suffix(path)
+    kinds = _check_header(_read(path, MAX_FILE_BYTES, first=8 + MAX_HEADER_BYTES), path, path.stat().st_size)
+    _check_fit(sketch(make), kinds, path)
+    module = make()
+    load_into(module, path)
+    return module
+
+
 def load_into(module: nn.Module, path: str | Path) -> None:
     """Load a file into a module in place, wherever the module is. Raises CheckpointError unless keys, shapes and dtypes
     all agree; the module is then unchanged."""
-    tensors, own = load_tensors(path), module.state_dict()
-    faults = []
-    if missing := own.keys() - tensors.keys():
-        faults.append(f"missing {_names(missing)}")
-    if extra := tensors.keys() - own.keys():
-        faults.append(f"not in the model {_names(extra)}")
-    if odd := [name for name in own.keys() & tensors.keys() if _kind(own[name]) != _kind(tensors[name])]:
-        name = min(odd)
-        faults.append(f"misshapen {_names(odd)} ({name!r} is {_kind(tensors[name])}, the model's {_kind(own[name])})")
-    if faults:
-        raise CheckpointError(f"{path}: does not fit {type(module).__name__}: {'; '.join(faults)}")
+    tensors = load_tensors(path)
+    _check_fit(module, {name: _kind(tensor) for name, tensor in tensors.items()}, path)
     module.load_state_dict(tensors)
 
 
@@ -141,8 +158,8 @@ def fetch(path_or_id: str | Path, revision: str | None = None) -> Path:
         raise CheckpointError(f"{name}: the download from the Hub failed, try again: {error}") from error
 
 
-def _read(path: Path, limit: int) -> bytes:
-    """The whole of a regular file of 1 to `limit` bytes."""
+def _read(path: Path, limit: int, first: int | None = None) -> bytes:
+    """A regular file of 1 to `limit` bytes, or its first ones."""
     if not os.path.isfile(path):
         raise CheckpointError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
     try:
@@ -150,7 +167,7 @@ def _read(path: Path, limit: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise CheckpointError(f"{path}: {size:,} bytes, at most {limit:,} are read")
-            data = file.read(limit)
+            data = file.read(limit if first is None else first)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if not data:
@@ -177,7 +194,7 @@ def _refuse_suffix(path: Path) -> None:
 
 def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
     """Tensors from the bytes of a safetensors file; `path` only heads the errors."""
-    _check_header(data, path)
+    _check_header(data, path, len(data))
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -187,21 +204,23 @@ def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_header(data: bytes, path: Path) -> None:
-    """Refuse what is no safetensors file, and what the format's own reader accepts but should not."""
+def _check_header(data: bytes, path: Path, size: int) -> dict[str, str]:
+    """Name → dtype and shape of every tensor of a file of `size` bytes, from its first ones.
+
+    Refuses what is no safetensors file, and what the format's own reader accepts but should not."""
     if data.startswith(b"PK\x03\x04"):
         raise CheckpointError(f"{path}: a zip archive, as pickles of PyTorch are: {REMEDY}")
     if data[0] == 0x80 and data[1:2] <= b"\x05" and data[8:9] != b"{":  # 0x80 may also begin a header's length.
         raise CheckpointError(f"{path}: a pickle, which can run code: {REMEDY}")
-    truncated = f"{path}: truncated at {len(data):,} bytes, fetch it again"
-    if len(data) < 9:
+    truncated = f"{path}: truncated at {size:,} bytes, fetch it again"
+    if size < 9:
         raise CheckpointError(truncated)
     if data[8:9] != b"{":
         raise CheckpointError(f"{path}: not a safetensors file: {REMEDY}")
     start = 8 + int.from_bytes(data[:8], "little")
     if start - 8 > MAX_HEADER_BYTES:
         raise CheckpointError(f"{path}: a header of {start - 8:,} bytes, at most {MAX_HEADER_BYTES:,} are read")
-    if start > len(data):
+    if start > size:
         raise CheckpointError(truncated)
     try:
         entries = {name: entry for name, entry in _json(data[8:start]).items() if name != "__metadata__"}
@@ -212,12 +231,41 @@ def _check_header(data: bytes, path: Path) -> None:
             for name, entry in entries.items()
             if entry["dtype"] not in DTYPES or len(entry["shape"]) > MAX_AXES or min(entry["shape"], default=1) < 1
         }
+        kinds = {name: f"{DTYPES.get(entry['dtype'])} {tuple(entry['shape'])}" for name, entry in entries.items()}
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{path}: malformed header: {error}") from error
     if odd:
         raise CheckpointError(f"{path}: unusable dtype or shape of {_names(odd)}, the first {odd[min(odd)]}")
-    if end > len(data):
+    if end > size:
         raise CheckpointError(truncated)
+    return kinds
+
+
+class _Weightless(TorchFunctionMode):
+    """See `sketch`. With `torch.device("meta")` the small buffers too were computed there, for which torch first loads
+    800 more modules."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in FACTORIES:
+            return torch.empty(*args, **kwargs | {"device": "meta"})
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def _check_fit(module: nn.Module, kinds: Mapping[str, str], path: str | Path) -> None:
+    """Raises CheckpointError unless the module has tensors of these names, dtypes and shapes."""
+    own, faults = {name: _kind(tensor) for name, tensor in module.state_dict().items()}, []
+    if missing := own.keys() - kinds.keys():
+        faults.append(f"missing {_names(missing)}")
+    if extra := kinds.keys() - own.keys():
+        faults.append(f"not in the model {_names(extra)}")
+    if odd := [name for name in own.keys() & kinds.keys() if own[name] != kinds[name]]:
+        name = min(odd)
+        faults.append(f"misshapen {_names(odd)} ({name!r} is {kinds[name]}, the model's {own[name]})")
+    if faults:
+        raise CheckpointError(f"{path}: does not fit {type(module).__name__}: {'; '.join(faults)}")
 
 
 def _json(data: bytes) -> Any:
@@ -256,7 +304,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         return float(value)
     if kind is Any or (type(value) is (origin or kind) and kind is not float):
         return value
-    raise _fault(key, f"must be {getattr(kind, '__name__', kind)}, not {value!r}")
+    raise _fault(key, f"must be {getattr(kind, '__name__', kind)}, not {brief(value)}")
 
 
 def _build(kind: type, values: dict[str, Any], key: str) -> Any:

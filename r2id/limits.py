@@ -1,4 +1,4 @@
-"""Limits of the public interface, and the checks that turn a bad argument into one line with the limit."""
+"""Limits of the public interface and of configurations; the checks turn a bad value into one line with the limit."""
 
 from __future__ import annotations
 
@@ -15,6 +15,27 @@ MAX_BATCH = 64
 MAX_GUIDANCE = 100.0
 MAX_ASPECT = 64.0  # of a frame, and its inverse
 SEEDS = 2**32
+
+# Fields of models' configurations, lowest and highest: well above any published model, and low enough that a model is
+# soon enough sketched to be compared with its weights.
+MAX_BLOCKS = 128
+MODEL_SIZES = {
+    "channels": (1, 64),
+    "latent_channels": (1, 4096),
+    "labels": (0, 2**17),
+    "label_tokens": (1, 4096),
+    "latents": (1, 2**14),
+    "patch": (1, 256),
+    "patches": (1, 256),
+    "kernel": (1, 63),
+    **dict.fromkeys(("width", "widths", "interface_width", "latent_width", "noise_width"), (1, 2**14)),
+    "heads": (1, 1024),
+    **dict.fromkeys(("expansion", "gated_expansion", "cell_expansion", "pixel_expansion"), (1, 64)),
+    **dict.fromkeys(("encoder_blocks", "decoder_blocks", "blocks", "compute_layers"), (1, MAX_BLOCKS)),
+    "cell_blocks": (0, MAX_BLOCKS),
+    "octaves": (-32, 32),
+}
+MODEL_NUMBERS = {"dropout": (0.0, 0.99), "jitter": (0.0, 16.0), "footprint": (0.0, 16.0)}
 
 
 def brief(value) -> str:
@@ -36,6 +57,24 @@ def number(value, name: str, low: float, high: float) -> float:
     if not real or not low <= value <= high:  # NaN is not
         raise ValueError(f"{name} {brief(value)}: must be a number, {low:g}…{high:g}")
     return float(value)
+
+
+def check_model(config) -> None:
+    """Raises ValueError for a field of a model's configuration that is out of its range, or octaves out of order."""
+    for name, (low, high) in MODEL_SIZES.items():
+        sizes = getattr(config, name, ())
+        for size in sizes if isinstance(sizes, tuple) else (sizes,):
+            whole(size, name, low, high)
+    for name, (low, high) in MODEL_NUMBERS.items():
+        number(getattr(config, name, low), name, low, high)
+    if config.octaves[0] > config.octaves[1]:
+        raise ValueError(f"octaves {config.octaves}: must be (low, high)")
+
+
+def check_heads(heads: int, **widths: int) -> None:
+    for name, width in widths.items():
+        if width % heads:
+            raise ValueError(f"{name} {width}: must be a multiple of the {heads} heads")
 
 
 def pair(value, name: str, high: int) -> tuple[int, int]:

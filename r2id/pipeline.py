@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +16,12 @@ from r2id.checkpoint import (
     fetch,
     from_dict,
     load_config,
-    load_into,
+    load_module,
     save_config,
     save_module,
 )
 from r2id.condition import mixture
+from r2id.config import PipelineConfig
 from r2id.denoisers import SYSTEMS
 from r2id.image import as_images
 from r2id.interpolation import interpolate_tiles, resize, tile_boxes
@@ -41,7 +41,6 @@ from r2id.limits import (
     whole,
 )
 from r2id.position import (
-    FITS,
     FULL,
     Positions,
     Window,
@@ -51,76 +50,12 @@ from r2id.position import (
     training_pitch,
     window_of,
 )
-from r2id.resampler import R2IR, Memory, R2IRConfig
+from r2id.resampler import R2IR, Memory
 from r2id.sampler import sample
-from r2id.schedule import Schedule
 
-FORMAT = 1
 TILE_POINTS = {"cpu": 2**13, "other": 2**18}  # decoded at once, over the batch: bounds memory, fits a CPU's cache
 MAX_POINTS = 2**17  # decoded at once where a single pixel is the mean of many
 CACHED = 4  # latents whose memory is kept
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What `diffuse` takes where nothing is said."""
-
-    steps: int = 20
-    guidance: float = 1.5
-    sampler: str = "dpm++"
-    latent_size: tuple[int, int] = (8, 8)
-
-
-@dataclass(frozen=True)
-class Training:
-    """What the weights cost, all stages together: images shown, steps, floating-point operations (forward and backward,
-    counted on a sample of the steps) and seconds on the machine that trained them."""
-
-    images: int
-    steps: int
-    operations: float
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PipelineConfig:
-    """`config.json`: what the weights beside it are. Sizes are (height, width), colours in [0, 1]. Without a resampler
-    the system works in pixel space: its latent is the picture at `latent_size`."""
-
-    format: int
-    system: str
-    labels: tuple[str, ...]
-    channels: int
-    background: tuple[float, ...]
-    training_size: int  # pixels on the short side of a training frame
-    trained_cells: tuple[int, int]  # fewest and most on a side
-    trained_aspects: tuple[float, float]  # narrowest and widest frame
-    stride: int  # latent sizes are multiples of it
-    fit: str  # default of `resample`
-    latent_mean: tuple[float, ...]
-    latent_std: tuple[float, ...]
-    schedule: Schedule
-    defaults: Defaults
-    resampler: R2IRConfig | None = None
-    denoiser: Any  # the system's own configuration, as `SYSTEMS` names it
-    training: Training | None = None
-
-    def __post_init__(self):
-        if self.format != FORMAT:
-            raise ValueError(f"format {self.format}: this version reads {FORMAT}; upgrade r2id or export again")
-        if self.system not in SYSTEMS:
-            raise ValueError(f"system {self.system!r}: must be one of {', '.join(SYSTEMS)}")
-        if self.fit not in FITS:
-            raise ValueError(f"fit {self.fit!r}: must be one of {', '.join(FITS)}")
-        channels = self.latent_channels
-        if not len(self.latent_mean) == len(self.latent_std) == channels or min(self.latent_std) <= 0:
-            raise ValueError(f"latent_mean and latent_std: each must hold {channels} values, the second above 0")
-        if not len(self.background) == self.channels == (self.resampler or self).channels:
-            raise ValueError(f"channels {self.channels}: must agree with background and resampler.channels")
-
-    @property
-    def latent_channels(self) -> int:
-        return self.resampler.latent_channels if self.resampler else self.channels
 
 
 @dataclass(frozen=True)
@@ -170,11 +105,8 @@ class Pipeline:
         config = replace(
             config, denoiser=from_dict(config_type, config.denoiser, f"{folder / 'config.json'}: denoiser")
         )
-        denoiser = model_type(config.denoiser)
-        resampler = config.resampler and R2IR(config.resampler)
-        if resampler:
-            load_into(resampler, folder / "resampler.safetensors")
-        load_into(denoiser, folder / "denoiser.safetensors")
+        denoiser = load_module(lambda: model_type(config.denoiser), folder / "denoiser.safetensors")
+        resampler = config.resampler and load_module(lambda: R2IR(config.resampler), folder / "resampler.safetensors")
         return cls(config, resampler, denoiser, device=device, resampler_device=resampler_device)
 
     def save(self, folder: str | Path) -> None:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2id.layers import Block
+from r2id.layers import ATTENTIONS, Block
+from r2id.limits import check_heads, check_model
 from r2id.position import PositionEmbedding, Positions, flat
 
 HARMONICS = 4  # of the local basis, in steps of a quarter turn a cell
@@ -44,13 +45,12 @@ class R2IRConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
-        for name in ("channels", "latent_channels", "width", "heads", "cell_expansion", "pixel_expansion"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: must be 1 or more")
-        if not 0 <= self.cell_blocks <= self.encoder_blocks:
+        check_model(self)
+        check_heads(self.heads, width=self.width)
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention {self.attention!r}: must be one of {', '.join(ATTENTIONS)}")
+        if self.cell_blocks > self.encoder_blocks:
             raise ValueError(f"cell_blocks {self.cell_blocks}: must be 0…{self.encoder_blocks}, the encoder_blocks")
-        if self.octaves[0] > self.octaves[1]:
-            raise ValueError(f"octaves {self.octaves}: must be (low, high)")
 
 
 @dataclass(frozen=True)

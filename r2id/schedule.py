@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from r2id.limits import number
+
 OBJECTIVES = ("v", "epsilon", "x0")
 LOG_SNR_LIMIT = 20.0
 # Below the last ᾱ of the linear β schedule (4e-5), so that no published schedule without ᾱ = 0 is altered.
@@ -81,12 +83,9 @@ class Schedule:
     def __post_init__(self):
         if self.name not in ALPHA_BARS:
             raise ValueError(f"schedule {self.name!r} is unknown: choose one of {', '.join(ALPHA_BARS)}")
-        if not (math.isfinite(self.shift_base) and self.shift_base > 0):
-            raise ValueError(f"shift_base {self.shift_base}: must be a positive number of cells")
-        if not (math.isfinite(self.shift_power) and self.shift_power >= 0):
-            raise ValueError(f"shift_power {self.shift_power}: must be 0 (no shift) or more")
-        if not (math.isfinite(self.input_scale) and self.input_scale > 0):
-            raise ValueError(f"input_scale {self.input_scale}: must be a positive number, 1 for none")
+        number(self.shift_base, "shift_base", 1e-3, 1e6)  # with the other two, exp(shift) stays finite
+        number(self.shift_power, "shift_power", 0.0, 16.0)
+        number(self.input_scale, "input_scale", 1e-3, 1e3)
 
     def alpha_bar(self, t_B: Tensor, *, cells: tuple[int, int]) -> Tensor:
         """t in [0, 1] → ᾱ in [0, 1] for a latent of `cells` (h, w). Raises ValueError for cells below 1."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from r2id import R2ID, R2IR, Pipeline, PipelineConfig, R2IDConfig, R2IRConfig
-from r2id.pipeline import Defaults
+from r2id.config import Defaults
 from r2id.schedule import Schedule
 
 torch.set_num_threads(1)

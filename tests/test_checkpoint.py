@@ -5,11 +5,9 @@ import json
 import os
 import pickle
 import struct
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
-import huggingface_hub
 import pytest
 import torch
 from torch import nn
@@ -17,15 +15,16 @@ from torch import nn
 from r2id import checkpoint
 from r2id.checkpoint import (
     CheckpointError,
-    fetch,
     from_dict,
     load_config,
     load_into,
+    load_module,
     load_tensors,
     save_config,
     save_module,
     save_tensors,
 )
+from r2id.resampler import R2IR, R2IRConfig
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ FAULTS = {
     "few bytes": (b"\x10\0\0", "truncated at 3 bytes"),
     "short header": (struct.pack("<Q", 99) + b'{"a":', "truncated at 13 bytes"),
     "short data": (safetensors_bytes({"a": entry(offsets=(0, 8), shape=(2,))}, FLOAT), "truncated at"),
-    "huge header": (struct.pack("<Q", 2**40) + b"{}", "a header of 1,099,511,627,776 bytes, at most 1,048,576"),
+    "huge header": (struct.pack("<Q", 2**40) + b"{}", "a header of 1,099,511,627,776 bytes, at most 4,194,304"),
     "not JSON": (safetensors_bytes("{nonsense}"), "malformed header"),
     "deep JSON": (safetensors_bytes("{" + '"a":{' * 100_000), "malformed header"),
     "no offsets": (safetensors_bytes({"a": {"dtype": "F32", "shape": [1]}}, FLOAT), "malformed header"),
@@ -208,10 +207,72 @@ def test_loading_names_what_does_not_fit_and_changes_nothing(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_another_dtype_does_not_fit(tmp_path):
-    save_tensors({"weight": torch.ones(1, 1, dtype=torch.float64)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"is float64 \(1, 1\), the model's float32 \(1, 1\)"):
-        load_into(nn.Linear(1, 1, bias=False), tmp_path / "a.safetensors")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool])
+def test_weights_of_another_dtype_are_refused_before_the_module_is_made(tmp_path, dtype):
+    save_tensors({"weight": torch.ones(1, 1, dtype=dtype)}, tmp_path / "a.safetensors")
+    kinds = f"{str(dtype).removeprefix('torch.')} (1, 1), the model's float32 (1, 1)"
+    for load in (partial(load_into, nn.Linear(1, 1, bias=False)), partial(load_module, only_sketch)):
+        with pytest.raises(CheckpointError) as error:
+            load(tmp_path / "a.safetensors")
+        assert f"misshapen 'weight' ('weight' is {kinds})" in message(error)
+
+
+def only_sketch() -> nn.Module:
+    """A module that fails the test if it is made in earnest."""
+    module = nn.Linear(1, 1, bias=False)
+    assert module.weight.is_meta
+    return module
+
+
+def test_a_module_is_made_with_the_weights_of_a_file(tmp_path):
+    config = R2IRConfig(latent_channels=3, width=16, heads=2)
+    model = R2IR(config)
+    save_module(model, tmp_path / "a.safetensors")
+    loaded = load_module(lambda: R2IR(config), tmp_path / "a.safetensors")
+    for part in (nn.Module.state_dict, lambda module: dict(module.named_buffers())):  # frequencies are in no file
+        theirs = part(loaded)
+        assert part(model).keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in part(model).items())
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"decoder_blocks": 128, "width": 2**14}, "missing "),
+        ({"encoder_blocks": 1}, "not in the model 'encoder.1."),
+        ({"width": 2**14, "cell_expansion": 64}, "misshapen 'cell_blocks.0."),
+        ({"latent_channels": 4096}, "misshapen 'cell_in.weight', 'latent_out.bias', 'latent_out.weight' ('cell_in"),
+    ],
+    ids=["missing", "extra", "wide", "misshapen"],
+)
+def test_a_configuration_that_asks_for_another_model_takes_no_memory(tmp_path, values, text):
+    config = R2IRConfig(latent_channels=3, width=16, heads=2)
+    save_module(R2IR(config), tmp_path / "a.safetensors")
+    other, made = replace(config, **values), []
+
+    def make() -> nn.Module:
+        made.append(R2IR(other))
+        return made[-1]
+
+    with pytest.raises(CheckpointError) as error:
+        load_module(make, tmp_path / "a.safetensors")
+    assert "a.safetensors: does not fit R2IR: " in message(error) and text in message(error)
+    assert [module.cell_in.weight.is_meta for module in made] == [True]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_file_is_never_loaded_into_a_module(tmp_path, fault):
+    (tmp_path / "a.safetensors").write_bytes(FAULTS[fault][0])
+    with pytest.raises(CheckpointError) as error:
+        load_module(lambda: nn.Linear(1, 1, bias=False), tmp_path / "a.safetensors")
+    assert message(error)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    header = {"weight": entry(shape=(1, 1)), "bias": entry(offsets=(4, 8))}
+    (tmp_path / "a.safetensors").write_bytes(safetensors_bytes(header, FLOAT + struct.pack("<f", float("nan"))))
+    with pytest.raises(CheckpointError, match="a.safetensors: NaN or infinity in 'bias'$"):
+        load_module(lambda: nn.Linear(1, 1), tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -246,6 +307,7 @@ def test_config_survives_save_and_load(tmp_path):
         (b'{"a": {"b": 1, "b": 2}}', "repeated keys 'b'"),
         (b'{"a": "\xff"}', "not usable as JSON"),
         (b"[" * 100_000, "not usable as JSON"),
+        (b'{"a": ' + b"9" * 100_000 + b"}", "not usable as JSON"),
         (b" " * (checkpoint.MAX_CONFIG_BYTES + 1), "1,048,577 bytes, at most 1,048,576"),
     ],
 )
@@ -299,105 +361,24 @@ def test_every_fault_of_a_dict_names_its_key(change, text):
     assert message(error).startswith(f"config.json: {text}")
 
 
+@pytest.mark.parametrize("depth", [1, 10, 100, 400, 800, 950, 990, 5_000])
+def test_deep_values_end_in_one_line(tmp_path, depth):
+    nested = "[" * depth + "]" * depth
+    for text in (f'{{"name": {nested}}}', f'{{"name": "a", "inner": {nested}}}', f'{{"sizes": {nested}}}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError) as error:
+            from_dict(Outer, load_config(tmp_path), "config.json")
+        assert message(error)
+
+
+def test_a_number_beyond_all_floats_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "a", "inner": {"width": 1}, "rate": 1e999}')
+    with pytest.raises(CheckpointError, match="^config.json: rate: must be float, not inf$"):
+        from_dict(Outer, load_config(tmp_path), "config.json")
+
+
 def test_faults_at_the_top():
     with pytest.raises(CheckpointError, match="^a.toml: missing keys 'inner', 'name'$"):
         from_dict(Outer, {}, "a.toml")
     with pytest.raises(CheckpointError, match=r"^a.toml: must be Outer, not \[\]$"):
         from_dict(Outer, [], "a.toml")
-
-
-class Hub:
-    """Stands for the two functions of huggingface_hub that are used, and remembers how they were called."""
-
-    def __init__(self, monkeypatch, folder: Path, sizes: dict, error: Exception | None = None, cached: bool = False):
-        self.folder, self.sizes, self.error, self.cached, self.calls = folder, sizes, error, cached, []
-        monkeypatch.setattr(huggingface_hub, "model_info", self.model_info)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
-
-    def model_info(self, repo_id, *, revision, timeout, files_metadata):
-        assert files_metadata and timeout == checkpoint.HUB_TIMEOUT_SECONDS
-        self.calls.append(("info", repo_id, revision))
-        if self.error:
-            raise self.error
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in self.sizes.items()])
-
-    def snapshot_download(self, repo_id, *, revision, allow_patterns, etag_timeout, local_files_only=False):
-        assert allow_patterns == ["config.json", "*.safetensors", "README.md", "report.json"]
-        assert etag_timeout == checkpoint.HUB_TIMEOUT_SECONDS
-        self.calls.append(("cache" if local_files_only else "download", repo_id, revision))
-        if local_files_only and not self.cached:
-            raise FileNotFoundError("not in the cache")
-        return str(self.folder)
-
-
-def test_an_existing_folder_is_local(tmp_path, monkeypatch):
-    hub = Hub(monkeypatch, tmp_path, {})
-    assert fetch(tmp_path) == fetch(str(tmp_path)) == tmp_path
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert fetch("owner/name") == Path("owner/name")
-    assert not hub.calls
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "name",
-        "weights/none",
-        "./owner/name",
-        "../owner/name",
-        "/owner/name",
-        ".owner/name",
-        "owner/",
-        "/name",
-        "a/b/c",
-    ]
-    + ["owner/name\n", "owner/na me", "https://host/owner", "owner\\name", "öwner/name", "a\0/b", "~/name", "a" * 9999],
-)
-def test_what_is_neither_folder_nor_id_never_reaches_the_hub(tmp_path, monkeypatch, name):
-    hub = Hub(monkeypatch, tmp_path, {})
-    with pytest.raises(CheckpointError, match="no such folder, and not a Hub id of the form owner/name") as error:
-        fetch(name)
-    assert message(error) and not hub.calls
-
-
-def test_an_id_is_downloaded_at_its_revision(tmp_path, monkeypatch):
-    hub = Hub(monkeypatch, tmp_path, {"config.json": 9, "denoiser.safetensors": 99, "state.pt": 2**50})
-    assert fetch("owner/name-1.0_b", revision="v1") == tmp_path
-    assert hub.calls == [("info", "owner/name-1.0_b", "v1"), ("download", "owner/name-1.0_b", "v1")]
-
-
-@pytest.mark.parametrize(("size", "text"), [(2**33, "8,589,934,601 bytes on the Hub: at most"), (None, "inf bytes")])
-def test_a_large_or_unsized_repository_is_not_downloaded(tmp_path, monkeypatch, size, text):
-    hub = Hub(monkeypatch, tmp_path, {"config.json": 9, "denoiser.safetensors": size})
-    with pytest.raises(CheckpointError, match=text):
-        fetch("owner/name")
-    assert [call[0] for call in hub.calls] == ["info"]
-
-
-def test_without_an_answer_the_cache_will_do(tmp_path, monkeypatch):
-    hub = Hub(monkeypatch, tmp_path, {}, error=TimeoutError("no answer"), cached=True)
-    assert fetch("owner/name") == tmp_path
-    assert [call[0] for call in hub.calls] == ["info", "cache"]
-
-
-def test_without_answer_and_cache_the_answer_is_one_line(tmp_path, monkeypatch):
-    Hub(
-        monkeypatch,
-        tmp_path,
-        {},
-        error=OSError("404 Client Error.\n\nRepository not found.\nIf it is private, log in."),
-    )
-    with pytest.raises(CheckpointError, match="owner/name: .*404 Client Error. Repository not found.") as error:
-        fetch("owner/name")
-    assert message(error)
-
-
-def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
-    Hub(monkeypatch, tmp_path, {"config.json": 9})
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda **_: (_ for _ in ()).throw(OSError("reset\nby peer"))
-    )
-    with pytest.raises(CheckpointError, match="owner/name: the download from the Hub failed, try again: reset by peer"):
-        fetch("owner/name")

@@ -18,7 +18,7 @@ from grey import in_grey
 from PIL import Image
 
 from r2id import Pipeline
-from r2id.pipeline import Training
+from r2id.config import Training
 from train import benchmark, comparison, evaluate, ways
 from train.classifier import load_classifier
 from train.comparison import Protocol, System, compare, fingerprint

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from r2id import R2ID, R2IR
+from r2id.config import Defaults
 from r2id.denoisers import SYSTEMS
-from r2id.pipeline import Defaults
 from train.losses import Law
 from train.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 
@@ -34,7 +34,8 @@ def test_every_recipe_reads_and_its_model_can_be_built(path):
     stages = [stage for stage in stages if stage.name == recipe.name]  # one run: both stages, but in pixel space
     pixels = kind_of(path) is DenoiserRecipe and recipe.pixels
     assert {type(stage) for stage in stages} == ({DenoiserRecipe} if pixels else {ResamplerRecipe, DenoiserRecipe})
-    assert len({stage.law.cells for stage in stages}) == 1
+    (fewest, most), *others = sorted((stage.law.cells for stage in stages), key=lambda cells: cells[0] - cells[1])
+    assert all(fewest <= low <= high <= most for low, high in others)  # the denoiser's are within the resampler's
 
 
 def parameters(model_type: type, config) -> int:
@@ -153,6 +154,45 @@ def test_a_wrong_recipe_is_named_in_one_line(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_recipe(DenoiserRecipe, path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_settings_take_the_place_of_what_is_written(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL + "[[optimisation.phases]]\nsteps = 4\nrate = [1e-3, 1e-4]\n")
+    settings = [
+        *("model.width=128", 'schedule.name = "sigmoid"', "optimisation.phases.1.steps=100", "warm_start=1"),
+        *("optimisation.phases.0.rate=[0.5, 0.25]", "optimisation.phases.0.rate.1 = 1e-2", "law={square = 1}"),
+    ]
+    recipe = read_recipe(DenoiserRecipe, path, settings)
+    assert (recipe.model.width, recipe.schedule.name, recipe.warm_start) == (128, "sigmoid", 1.0)
+    assert [phase.steps for phase in recipe.optimisation.phases] == [3, 100]
+    assert recipe.optimisation.phases[0].rate == (0.5, 0.01) and recipe.law.square == 1.0
+    phases = read_recipe(DenoiserRecipe, path, ["optimisation.phases=[{steps=5, rate=[1, 1]}]"]).optimisation.phases
+    assert [phase.steps for phase in phases] == [5]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.width", "--set model.width: must be KEY=VALUE, such as model.width=128"),
+        ("=3", "--set =3: must be KEY=VALUE"),
+        ("schedule.name=cosine", """not a TOML value; text needs quotes: --set 'schedule.name="cosine"'"""),
+        ("optimisation.phases.1.steps=9", "optimisation.phases has 1 items, so a number from 0 must follow"),
+        ("optimisation.phases.first.steps=9", "optimisation.phases has 1 items, so a number from 0 must follow"),
+        ("optimisation.phases.steps=9", "optimisation.phases has 1 items, so a number from 0 must follow"),
+        ("name.x=9", "--set name.x=9: name is 'x', nothing can follow it"),
+        ("model.widht=9", "recipe.toml --set model.widht=9: model: unknown keys 'widht', known are "),
+        ("modle.width=9", "recipe.toml --set modle.width=9: unknown keys 'modle', known are "),
+        ("model.width=9.5", "recipe.toml --set model.width=9.5: model: width: must be int, not 9.5"),
+        ("optimisation.phases.0.steps=0", "phases: there must be at least one, each of 1 step or more"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named_in_one_line(tmp_path, setting, message):
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL)
+    with pytest.raises(ValueError) as caught:
+        read_recipe(DenoiserRecipe, path, [setting])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_a_recipe_is_named(tmp_path):

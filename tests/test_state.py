@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 import torch
 
+from train import state as module
 from train.state import KEEP, State, load_state, save_state, states
 
 
@@ -60,9 +62,55 @@ def test_a_crash_before_the_rename_leaves_the_older_state(tmp_path, monkeypatch)
     assert {path.name for path in tmp_path.iterdir()} == {"state-00000001", "state-00000003"}
 
 
+@pytest.mark.parametrize(
+    ("owner", "write"), [(Path, "mkdir"), (module, "save_tensors"), (Path, "write_text"), (module, "flush")]
+)
+def test_a_full_disk_leaves_the_older_state_and_nothing_of_the_new_one(tmp_path, monkeypatch, owner, write):
+    save_state(tmp_path, state(1))
+    whole = getattr(owner, write)
+
+    def full(path, *rest, **options):
+        if write != "mkdir" or path.name.startswith("tmp-"):
+            whole(path, *rest, **options)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, write, full)
+        with pytest.raises(OSError, match="No space left on device"):
+            save_state(tmp_path, state(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000001"]
+    assert load_state(tmp_path).about["step"] == 1
+    save_state(tmp_path, state(2))
+    assert load_state(tmp_path).about["step"] == 2
+
+
+def test_large_states_take_several_files_and_miss_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FILE_BYTES", 30)  # the three tensors have 24, 8 and 4 bytes
+    path = save_state(tmp_path, state(3))
+    names = ["state-00001-of-00002.safetensors", "state-00002-of-00002.safetensors", "state.json"]
+    assert sorted(file.name for file in path.iterdir()) == names
+    read = load_state(tmp_path).tensors
+    assert all(torch.equal(value, read[name]) for name, value in state(3).tensors.items())
+    for lost in names:
+        save_state(tmp_path, state(4)).joinpath(lost).unlink()
+        with pytest.warns(UserWarning, match="state-00000004: damaged state passed over"):
+            assert load_state(tmp_path).about["step"] == 3
+    monkeypatch.setattr(module, "FILE_BYTES", 1)  # one tensor is never split
+    assert len(list(save_state(tmp_path, state(5)).glob("*.safetensors"))) == 3
+
+
 def truncate(folder: Path) -> None:
     path = folder / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
+
+
+def empty(folder: Path) -> None:
+    (folder / "state.safetensors").write_bytes(b"")
+
+
+def lose_tensors(folder: Path) -> None:
+    (folder / "state.safetensors").unlink()
 
 
 def lose(folder: Path) -> None:
@@ -73,7 +121,11 @@ def scribble(folder: Path) -> None:
     (folder / "state.json").write_text('{"step": ')
 
 
-@pytest.mark.parametrize("damage", [truncate, lose, scribble])
+def overwrite(folder: Path) -> None:
+    (folder / "state.json").write_bytes(b"\xff\xfe\x00")
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, lose_tensors, lose, scribble, overwrite])
 def test_a_damaged_newest_state_is_passed_over(tmp_path, damage):
     save_state(tmp_path, state(1))
     damage(save_state(tmp_path, state(2)))

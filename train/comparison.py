@@ -37,7 +37,7 @@ BATCH_CELLS = 2**16  # diffused together: bounds the memory of large sizes
 class Protocol:
     """Sides of square pictures with the number generated, frames (width, height) around a square of training size."""
 
-    counts: dict[int, int] = field(default_factory=lambda: {16: 500, 32: 500, 64: 100, 128: 20, 256: 10})
+    counts: dict[int, int] = field(default_factory=lambda: {16: 500, 32: 500, 64: 100, 128: 10, 256: 2})
     ratios: tuple[tuple[int, int], ...] = ((9, 16), (3, 4), (4, 3), (16, 9))
     ratio_count: int = 60
     frechet: int = 500  # pictures below which the distance is mostly bias

@@ -1,48 +1,55 @@
-"""Images and labels from a Hub id, a folder of parquet files or an image folder, on one path through `datasets`."""
+"""Images and labels of a data set: in memory where they fit, else decoded when a step asks for them, stored or
+streamed."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset
-from datasets.exceptions import DatasetsError
-from PIL import Image as PILImage
+from datasets import Dataset, Image
 from torch import Tensor
 
-from r2id.image import from_pil
-
-T = TypeVar("T")
+from train.decode import Batch, Decoded, Decoder, border, border_colour, channels_of, shared_colour
+from train.sources import Label, Row, Stored, Stream, cells_of, layout, open_stored, open_streamed, rows_of
 
 SPLITS = ("train", "validation", "test")
 VALIDATION = 5_000  # rows held out at the end of the training set; a tenth of a set of fewer than 50,000
-GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "F")
+IN_MEMORY = 2**30  # bytes of decoded images: a training set of more is decoded when a step asks for it
+SAMPLE = 1_024  # images that stand for a set which is not in memory
+CHUNK = 64  # rows read and decoded together
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split, in memory.
+    """One split: tensors in memory (four bytes a value, so 246 MB for 60,000 grey images at 32x32), or what is indexed
+    like them.
 
-    images: float32 (N, C, size, size) in [-1, 1]; four bytes a value, so 246 MB for 60,000 grey images at 32x32.
+    images: float32 (N, C, size, size) in [-1, 1].
     labels: int64 (N,), indices into `names`; -1 where a row has none.
     names: the class names in order, () for a set without labels.
     background: the colour of the border, per channel in [0, 1], where nearly all border pixels share one; else None.
+    stream: where the images come from one, whose places have no end.
     """
 
-    images: Tensor
-    labels: Tensor
+    images: Tensor | Decoded
+    labels: Tensor | Decoded
     names: tuple[str, ...]
     background: tuple[float, ...] | None
+    stream: Stream | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def count(self) -> int | None:
+        """N, or None for a stream."""
+        return None if self.stream else len(self.images)
 
 
 def load_images(
@@ -50,102 +57,139 @@ def load_images(
 ) -> ImageSet:
     """The first `limit` (or all) images of a split, as `size` x `size` pixels.
 
-    data: a Hub id such as `ylecun/mnist`, a folder of `train-*.parquet` and `test-*.parquet` in the Hub's layout, or a
-    folder of images whose sub-folders are the labels, below `train/` and `test/` where there is a test set.
+    data: a Hub id such as `ylecun/mnist`; or a folder of images, whose sub-folders are the labels if it has any, below
+    `train/` and `test/` where there is a test set; or a folder of parquet or WebDataset shards, `train-*` and `test-*`
+    where there is a test set (in a `.tar`, labels are `.cls`, or `label` in `.json`).
     channels: 1 or 3; by default 1 if every image of the split is grey.
     Images that are not square are cropped at the centre; all are resized bicubically with antialiasing and clipped to
-    the range. Transparency is laid on white.
+    the range. Transparency is laid on white. Images that cannot be read are left out, with a warning that names them.
     The validation split is the end of the training set (`VALIDATION`), the train split is the rest. A set stored class
     by class is first put into a fixed random order.
-    Raises ValueError for an unknown split, data that cannot be found or read, and a split that is missing or empty.
+    A training set without a limit that would take more than IN_MEMORY stays on disk: its images are decoded when they
+    are asked for, the one after it in place of one that cannot be read, and SAMPLE of them tell its background, and its
+    channels if they would take more as grey images too.
+    Raises ValueError for an unknown split, data that cannot be found or read, a split that is missing or empty, and one
+    of which more than half cannot be read.
     """
+    check(split, size, channels, limit)
+    rows, names = stored_rows(data, split, limit)
+    every, sample = range(len(rows)), np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int).tolist()
+
+    def large(channels: int) -> bool:
+        return split == "train" and limit is None and 4 * len(rows) * channels * size**2 > IN_MEMORY
+
+    if channels is None:
+        channels = channels_of(map(rows.read, chunked(sample if large(1) else every)))
+    decoder = Decoder(data, channels, size)
+    if large(channels):
+        return on_demand(rows, decoder, names, map(rows.read, chunked(sample)))
+    return in_memory(decoder, map(rows.read, chunked(every)), len(rows), names)
+
+
+def stream_images(
+    data: str, split: str, *, size: int = 32, channels: int | None = None, limit: int | None = None, seed: int = 0
+) -> ImageSet:
+    """Like `load_images`, for a Hub id or shards that are larger than the disk: rows are read when they are needed.
+
+    The train split without a limit has no end: its images and labels are asked for by place, in an order that follows
+    from the seed (see `Stream`). All else is in memory. The validation split is the first VALIDATION rows of the first
+    shard, which training leaves out. The first SAMPLE rows of the training set tell the channels, the background and,
+    where labels are no ClassLabel, their names. Raises ValueError too for shards stored class by class.
+    """
+    check(split, size, channels, limit)
+    splits = open_streamed(data)
+    rows = splits[stored_name(data, split, splits)]
+    plan = layout(rows.features, data)
+    rows, train = (part.cast_column(plan.image, Image(decode=False)) for part in (rows, splits.get("train", rows)))
+    head = list(cells_of(train.take(SAMPLE), data))
+    values = [plan.value(cells[plan.label]) if plan.label else None for cells in head]
+    whole = {value for value in values if isinstance(value, int)}  # numbers are without gaps, whatever comes first
+    index, names = plan.numbers([*values, *range(max(whole, default=-1))])
+    names = names if any(value in index for value in values) else ()
+    sample = list(rows_of(head, plan, index, data))
+    decoder = Decoder(data, channels or channels_of([sample]), size)
+
+    if split == "train":
+        if len(names) > 1 and len({row.label for row in sample}) == 1:
+            remedy = "shuffle the rows before they are stored, or do not stream"
+            raise ValueError(f"{data}: the first {len(sample):,} rows are all {names[sample[0].label]!r}; {remedy}")
+        stream = Stream(train, plan, index, data, skip=VALIDATION, seed=seed)
+        if limit is None:
+            return on_demand(stream, decoder, names, chunked(sample))
+        found = stream.read(range(limit))
+    else:
+        rows = train.shard(train.num_shards, 0).take(VALIDATION) if split == "validation" else rows
+        found = list(rows_of(cells_of(rows.take(limit) if limit else rows, data), plan, index, data))
+    if not found:
+        raise ValueError(f"{data}: the {split} split is empty; add images")
+    return in_memory(decoder, chunked(found), len(found), names)
+
+
+def check(split: str, size: int, channels: int | None, limit: int | None) -> None:
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels {channels}: must be 1 (grey), 3 (colour) or None (as the images are)")
     if size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"size {size}, limit {limit}: must be at least 1")
-    splits = _open(data)
-    stored = "test" if split == "test" else "train"
-    if stored not in splits:
-        raise ValueError(f"{data}: no {stored} split, only {', '.join(splits)}; add {stored}-*.parquet or {stored}/")
-    rows = splits[stored]
-    image_column = next((name for name, feature in rows.features.items() if isinstance(feature, Image)), None)
-    if image_column is None:
-        raise ValueError(f"{data}: no image column among {', '.join(rows.features)}; store one as datasets.Image")
-    labels_N, names = _labels(splits, stored)
 
-    indices = np.arange(len(rows))
-    classes = len(labels_N.unique())
+
+def stored_name(data: str, split: str, splits: dict) -> str:
+    """What a split is a part of as the data are stored."""
+    name = "test" if split == "test" else "train"
+    if name not in splits:
+        raise ValueError(f"{data}: no {name} split, only {', '.join(splits)}; add {name}-*.parquet, .tar or {name}/")
+    return name
+
+
+def stored_rows(data: str, split: str, limit: int | None) -> tuple[Stored, tuple[str, ...]]:
+    """The rows of a split and the names of their labels: see `load_images`."""
+    splits = open_stored(data)
+    rows = splits[stored_name(data, split, splits)]
+    plan = layout(rows.features, data)
+
+    def values(rows: Dataset) -> list[Label]:
+        return [plan.value(cell) for cell in rows[plan.label][:]] if plan.label else [None] * len(rows)
+
+    index, names = plan.numbers(() if plan.names else values(splits.get("train", rows)))
+    labels_N = torch.tensor([index.get(value, -1) for value in values(rows)])
+    order, classes = np.arange(len(rows)), len(labels_N.unique())
     if classes > 1 and int((labels_N.diff() != 0).sum()) == classes - 1:
-        indices = np.random.default_rng(0).permutation(indices)
+        order = np.random.default_rng(0).permutation(order)
     held_out = min(VALIDATION, max(1, len(rows) // 10))
-    kept = {"train": indices[:-held_out], "validation": indices[-held_out:], "test": indices}[split][:limit]
+    kept = {"train": order[:-held_out], "validation": order[-held_out:], "test": order}[split][:limit]
     if len(kept) == 0:
-        raise ValueError(f"{data}: the {split} split of {len(rows)} {stored} images is empty; add images")
+        raise ValueError(f"{data}: the {split} split of {len(rows)} images is empty; add images")
+    return Stored(rows, plan.image, kept, labels_N[kept]), names if (labels_N >= 0).any() else ()
 
-    files = [row[image_column] for row in rows.cast_column(image_column, Image(decode=False)).select(kept)]
-    if channels is None:
-        channels = 1 if all(_read(file, _is_grey, data) for file in files) else 3
-    images_NCHW = torch.empty(len(files), channels, size, size)
-    for row, file in enumerate(files):
-        images_NCHW[row] = _square(_read(file, lambda image: from_pil(image, channels, background=1.0), data), size)
+
+def chunked(items: Iterable[T]) -> Iterator[list[T]]:
+    items = iter(items)
+    while chunk := list(islice(items, CHUNK)):
+        yield chunk
+
+
+def in_memory(decoder: Decoder, chunks: Iterable[list[Row]], count: int, names: tuple[str, ...]) -> ImageSet:
+    """The images of `count` rows that can be read."""
+    images_NCHW, labels = torch.empty(count, decoder.channels, decoder.size, decoder.size), []
+    for rows in chunks:
+        for row, image_CHW in zip(rows, decoder(rows), strict=True):
+            if image_CHW is not None:
+                images_NCHW[len(labels)] = image_CHW
+                labels.append(row.label)
+    decoder.report()
+    images_NCHW = images_NCHW[: len(labels)]
     background = border_colour(images_NCHW)
-    return ImageSet(images_NCHW.mul_(2).sub_(1), labels_N[kept], names, background)
+    return ImageSet(images_NCHW.mul_(2).sub_(1), torch.tensor(labels), names, background)
 
 
-def border_colour(images_NCHW: Tensor) -> tuple[float, ...] | None:
-    """The colour in [0, 1], to 1/255, that at least 95% of the border pixels share to 2%; None if there is none."""
-    sides = images_NCHW[:, :, (0, -1), :], images_NCHW[:, :, :, (0, -1)]
-    border_CN = torch.cat([side.transpose(0, 1).flatten(1) for side in sides], dim=1)
-    colour_C = (border_CN.median(dim=1).values * 255).round() / 255
-    near = ((border_CN - colour_C[:, None]).abs() < 0.02).all(dim=0).float().mean()
-    return tuple(colour_C.tolist()) if near >= 0.95 else None
-
-
-def _open(data: str) -> DatasetDict:
-    folder = Path(data).expanduser()
-    if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data):
-        raise ValueError(f"{data}: no such folder; give a folder of parquet files or images, or a Hub id (owner/name)")
-    try:
-        return load_dataset(str(folder) if folder.is_dir() else data)
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        kind = "folder without usable parquet files or images" if folder.is_dir() else "not a folder, nor on the Hub"
-        raise ValueError(f"{data}: {kind}: {reason}") from error
-
-
-def _labels(splits: DatasetDict, split: str) -> tuple[Tensor, tuple[str, ...]]:
-    """The first ClassLabel column, else a column `label` whose sorted values in the training set are the names."""
-    rows: Dataset = splits[split]
-    column = next((name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)), None)
-    if column is not None:
-        labels = [-1 if label is None else label for label in rows[column]]
-        return torch.tensor(labels), tuple(rows.features[column].names)
-    if "label" not in rows.features:
-        return torch.full((len(rows),), -1), ()
-    values = sorted(set(splits.get("train", rows)["label"]) - {None})
-    index = {value: number for number, value in enumerate(values)}
-    return torch.tensor([index.get(value, -1) for value in rows["label"]]), tuple(str(value) for value in values)
-
-
-def _read(file: dict, use: Callable[[PILImage.Image], T], data: str) -> T:
-    """`use` of a row of an undecoded image column (the file's bytes, or its path); pixels are decoded only if used."""
-    try:
-        with PILImage.open(io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"]) as image:
-            return use(image)
-    except (OSError, ValueError, PILImage.DecompressionBombError) as error:
-        raise ValueError(f"{data}: cannot read {file['path'] or 'an image'}: {error}; mend or remove it") from error
-
-
-def _is_grey(image: PILImage.Image) -> bool:
-    return image.mode in GREY_MODES
-
-
-def _square(pixels_CHW: Tensor, size: int) -> Tensor:
-    """The centre square, resized to (C, size, size) in [0, 1]."""
-    height, width = pixels_CHW.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square_1CHW = pixels_CHW[None, :, top : top + side, left : left + side]
-    return F.interpolate(square_1CHW, size=(size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
+def on_demand(rows: Stored | Stream, decoder: Decoder, names: tuple[str, ...], sample: Iterable[list[Row]]) -> ImageSet:
+    """The images of rows that stay where they are; sample: some rows, in chunks, that tell the background."""
+    found = ([image for image in decoder(rows) if image is not None] for rows in sample)
+    borders = [border(torch.stack(images)) for images in found if images]
+    decoder.report()
+    batch, stream = Batch(rows, decoder), rows if isinstance(rows, Stream) else None
+    count = None if stream else len(rows)
+    images = Decoded(batch, 0, (count, decoder.channels, decoder.size, decoder.size))
+    colour = shared_colour(torch.cat(borders, dim=1))
+    return ImageSet(images, Decoded(batch, 1, (count,)), names, colour, stream)

@@ -27,9 +27,10 @@ from PIL import Image
 from torch import Tensor
 
 from r2id.condition import one_hot
+from r2id.config import PipelineConfig
 from r2id.image import contact_sheet
 from r2id.limits import MAX_BATCH
-from r2id.pipeline import Latent, Pipeline, PipelineConfig
+from r2id.pipeline import Latent, Pipeline
 from r2id.schedule import noisy, target
 from train.classifier import Classifier, accuracy, load_classifier, to_classifier_size
 from train.comparison import compare

@@ -1,24 +1,39 @@
 """Training state → weights: `python train/export.py runs/mnist weights/mnist` writes what `Pipeline.from_pretrained`
-reads, from the averaged weights of the newest states."""
+reads, from the averaged weights of the newest states, and a model card; `--push owner/name` uploads it to the Hub."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import re
+import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from torch import Tensor
 
-from r2id.checkpoint import from_dict
+from r2id.checkpoint import HUB_ID, HUB_TIMEOUT_SECONDS, CheckpointError, from_dict
+from r2id.config import FORMAT, Defaults, PipelineConfig, Training
 from r2id.denoisers import SYSTEMS
-from r2id.pipeline import FORMAT, Defaults, Pipeline, PipelineConfig, Training
+from r2id.pipeline import Pipeline
 from r2id.resampler import R2IR, R2IRConfig
 from r2id.schedule import Schedule
+from train.card import Origin, model_card
 from train.recipe import DenoiserRecipe, read_recipe
 from train.state import State, load_state
+
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+REFUSED = {
+    401: "the token is not valid; run `hf auth login`, or set HF_TOKEN to one that may write",
+    403: "the token may not write there; use one that may, or a name of your own",
+}
 
 
 def build_pipeline(stage_1: State | None, about: dict, denoiser_tensors: dict[str, Tensor]) -> Pipeline:
@@ -64,7 +79,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", help="folder of the run, with denoiser/ and, but in pixel space, resampler/")
     parser.add_argument("weights", help="folder to write, such as weights/mnist")
     parser.add_argument("--config", help="denoiser recipe whose [defaults] to write; default: the run's own")
+    parser.add_argument("--license", help="for the card: an identifier of the Hub's list, such as mit or cc-by-4.0")
+    parser.add_argument("--card", action="store_true", help="write README.md anew where there is one: its text is lost")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this repository of the Hub")
+    parser.add_argument("--private", action="store_true", help="with --push: a private repository")
     args = parser.parse_args(argv)
+    if args.license and not LICENCE.fullmatch(args.license):
+        raise ValueError(f"--license {args.license}: must be an identifier of the Hub's list, such as mit or cc-by-4.0")
+    if args.push and not HUB_ID.fullmatch(args.push):
+        raise ValueError(f"--push {args.push}: must be USER/NAME")
+    if args.private and not args.push:
+        raise ValueError("--private: goes with --push only")
     denoiser = newest_state(args.run, "denoiser")
     about = denoiser.about
     resampler = None
@@ -75,8 +100,79 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"{args.run}: {seen}; train the denoiser again")
     if args.config:
         about["recipe"]["defaults"] = asdict(read_recipe(DenoiserRecipe, args.config).defaults)
-    build_pipeline(resampler, about, denoiser.part("ema")).save(args.weights)
-    print(f"{args.weights}: resampler step {about['resampler_step']}, denoiser {about['step']}")
+    pipe, folder = build_pipeline(resampler, about, denoiser.part("ema")), Path(args.weights)
+    before = fingerprints(folder)
+    pipe.save(folder)
+    print(f"{folder}: resampler step {about['resampler_step']}, denoiser {about['step']}")
+    card, report = folder / "README.md", folder / "report.json"
+    same = fingerprints(folder) == before
+    if report.exists() and not same:
+        print(f"{report}: is of other weights, so left out; measure again and export again with --card")
+    if args.card or not card.exists():
+        stages = ({"resampler": resampler.about} if resampler else {}) | {"denoiser": about}
+        figures = read_report(report) if same and report.exists() else None
+        samples = copy_samples(Path(args.run) / "denoiser", folder, about["step"])
+        origin = Origin(folder, args.push, stages, args.license, samples, figures)
+        partial = card.with_suffix(".partial")
+        partial.write_text(model_card(pipe, origin), encoding="utf-8")
+        partial.replace(card)
+    else:
+        print(f"{card}: kept as it is{'' if same else ', though the weights are new'}; --card writes it anew")
+    if args.push:
+        weights = ["denoiser.safetensors", *(["resampler.safetensors"] if resampler else [])]
+        files = ["config.json", *weights, "README.md", *(["report.json"] if same else [])]
+        commit = push(folder, args.push, files + shown(card), private=args.private)
+        print(f'{args.push}: Pipeline.from_pretrained("{args.push}", revision="{commit}")')
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
+
+
+def read_report(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not usable as JSON ({error}); measure again with train/evaluate.py") from None
+
+
+def copy_samples(run: Path, folder: Path, step: int) -> int | None:
+    """The run's last sheet of samples up to a step → samples.png. → its step, None where there is none."""
+    sheets = {int(path.stem[8:]): path for path in run.glob("samples-*.png") if path.stem[8:].isdecimal()}
+    last = max((drawn for drawn in sheets if drawn <= step), default=None)
+    if last is not None:
+        shutil.copyfile(sheets[last], folder / "samples.png")
+    return last
+
+
+def shown(card: Path) -> list[str]:
+    """The pictures beside a card that it shows."""
+    text = card.read_text(encoding="utf-8")
+    return sorted(path.name for path in card.parent.glob("*.png") if path.name in text)
+
+
+def push(folder: Path, name: str, files: list[str], *, private: bool) -> str:
+    """Uploads files of a folder to the Hub repository `owner/name`, which is made where there is none. → the commit.
+
+    Raises ValueError, one line: without a token, network or permission, and for `private` where it is public already.
+    """
+    api, public = HfApi(), False
+    try:
+        if get_token() is None:
+            raise ValueError("no token of the Hub; run `hf auth login`, or set HF_TOKEN")
+        with suppress(RepositoryNotFoundError):
+            public = not api.model_info(name, timeout=HUB_TIMEOUT_SECONDS).private
+        if private and public:
+            raise ValueError("the repository is public; make it private in its settings, or give another name")
+        api.create_repo(name, private=private or None, exist_ok=True)
+        return api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=files).oid
+    except HfHubHTTPError as error:
+        raise CheckpointError(f"--push {name}: {REFUSED.get(error.response.status_code, error)}") from error
+    except ValueError as error:
+        raise CheckpointError(f"--push {name}: {error}") from error
+    except Exception as error:  # The Hub's other errors have no base class in common.
+        reason = error.__cause__ or error
+        raise CheckpointError(f"--push {name}: no upload to {api.endpoint}: {reason}; try again") from error
 
 
 def newest_state(run: str, stage: str) -> State:
@@ -89,5 +185,5 @@ def newest_state(run: str, stage: str) -> State:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -1,18 +1,23 @@
 """One training loop for every model, under `accelerate`: it yields, callers display; stopped, it resumes where it was.
 
-Everything random in a step follows from (seed, step), so a resumed run equals one that was never stopped.
+Everything random in a step follows from (seed, step, part), so the step is also the place in the data and the state of
+the generators, and a resumed run equals one that was never stopped. A step's batch falls into equal parts, `accumulate`
+for each process: two processes do what one does with twice the parts.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +27,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from train.state import State, load_state, save_state
 
+if TYPE_CHECKING:
+    from train.sources import Stream
+
 COUNTED = 20  # steps: of so many, the operations of one are counted, which slows it
+SHOWN = 25  # steps between those whose metrics are read
+TRACKERS = ("tensorboard", "wandb", "none")
+
+# (loss module, indices, phase, step, part) → loss, metrics, of all indices or the first `metrics["images"]`
+Compute = Callable[[nn.Module, Tensor, "Phase", int, int], tuple[Tensor, dict]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,9 @@ class Optimisation:
     """How any model is trained."""
 
     phases: tuple[Phase, ...]
-    batch: int = 48
+    batch: int = 48  # images a step, over all processes
+    accumulate: int = 1  # parts, one after another, of each process's share: less memory, the same step
+    compile: bool = False  # by torch.compile, which takes minutes for each of the first shapes
     seed: int = 0
     warmup: int = 100  # steps over which the rate rises from 0
     weight_decay: float = 0.01
@@ -56,8 +71,8 @@ class Optimisation:
     def __post_init__(self):
         if not self.phases or min(phase.steps for phase in self.phases) < 1:
             raise ValueError("phases: there must be at least one, each of 1 step or more")
-        if self.batch < 1:
-            raise ValueError(f"batch {self.batch}: must be 1 or more")
+        if self.batch < 1 or self.accumulate < 1:
+            raise ValueError(f"batch {self.batch}, accumulate {self.accumulate}: must be 1 or more")
 
     @property
     def steps(self) -> int:
@@ -89,13 +104,34 @@ class Progress:
 class Run:
     """A model in training: its loss module, optimiser, averaged weights and place on disk."""
 
-    def __init__(self, loss: nn.Module, optimisation: Optimisation, *, count: int, folder: Path, about: dict):
-        """loss: module with `.model`; count: training images; folder: of the states; about: JSON kept with them."""
-        self.accelerator = Accelerator(log_with="tensorboard", project_dir=folder)
-        self.accelerator.init_trackers("tensorboard")
-        self.optimisation, self.count, self.folder = optimisation, count, folder
+    def __init__(
+        self,
+        loss: nn.Module,
+        optimisation: Optimisation,
+        *,
+        count: int | None,
+        folder: Path | None,
+        about: dict,
+        track: str = "tensorboard",
+        stream: Stream | None = None,
+    ):
+        """loss: module with `.model`; count: training images, None for a stream; folder: of the states, None to read
+        and write nothing; about: JSON kept with them; track: one of TRACKERS."""
+        if track != "none" and importlib.util.find_spec(track) is None:
+            raise ValueError(f"track {track}: it is not installed; pip install {track}, or --track none")
+        tracker = track if folder and track != "none" else None
+        self.accelerator = Accelerator(log_with=tracker, project_dir=folder)
+        self.optimisation, self.count, self.stream, self.folder = optimisation, count, stream, folder
+        if optimisation.batch % self.parts or (count is not None and count < self.parts):
+            parts = f"{self.accelerator.num_processes} processes x accumulate {optimisation.accumulate}"
+            raise ValueError(f"batch {optimisation.batch}, {count} images: must fill {parts} parts of equal size")
+        if tracker:
+            options = {"wandb": {"dir": str(folder), "group": str(folder), "config": about}}
+            self.accelerator.init_trackers("tensorboard" if track == "tensorboard" else "r2id", init_kwargs=options)
         self.about = json.loads(json.dumps(about))  # as it reads back
         model = loss.model
+        if optimisation.compile:
+            loss.compile()
         optimiser = torch.optim.AdamW(
             model.parameters(), betas=(0.9, optimisation.beta2), weight_decay=optimisation.weight_decay
         )
@@ -104,63 +140,90 @@ class Run:
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.step = 0
         self.spent: dict[str, float] | None = {"images": 0, "steps": 0, "operations": 0.0, "seconds": 0.0}
-        self.resume()
+        self.changed: list[str] = []  # what differs from the state that was resumed: "key: old → new"
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.resume()
+
+    @property
+    def parts(self) -> int:
+        """How many equal parts a step's batch falls into, over all processes."""
+        return self.accelerator.num_processes * self.optimisation.accumulate
 
     def batch(self, step: int) -> Tensor:
-        """Indices of a step's images: a new order each epoch, this process's share."""
-        size = self.optimisation.batch
-        per_epoch = max(1, self.count // size)
-        epoch, place = divmod(step, per_epoch)
+        """Indices of a step's images, of all processes: a new order each epoch, or the places of a stream."""
+        if self.count is None:
+            return torch.arange(self.optimisation.batch) + step * self.optimisation.batch
+        size = min(self.optimisation.batch, self.count) // self.parts * self.parts
+        epoch, place = divmod(step, self.count // size)
         order = torch.randperm(self.count, generator=generator(self.optimisation.seed, -1 - epoch))
-        indices = order[place * size : (place + 1) * size]
-        return indices[self.accelerator.process_index :: self.accelerator.num_processes]
+        return order[place * size : (place + 1) * size]
 
-    def train(self, compute: Callable[[nn.Module, Tensor, Phase, int], tuple[Tensor, dict]]) -> Iterator[Progress]:
-        """compute(loss module, indices, phase, step) → loss, metrics, of all indices or the first `metrics["images"]`.
-        Yields after every step.
+    def train(self, compute: Compute) -> Iterator[Progress]:
+        """Yields after every step.
 
-        Raises FloatingPointError for a loss that is not finite.
+        Raises FloatingPointError for a loss or gradient that is not finite, OSError where the last state cannot be
+        written; one before it is tried again later, with a warning.
         """
         saved, seen, began = time.monotonic(), 0, time.monotonic()
         with StopSignal() as stop:
             while self.step < self.optimisation.steps:
-                phase, rate = self.optimisation.at(self.step)
-                for group in self.optimiser.param_groups:
-                    group["lr"] = rate
-                torch.manual_seed(mix(self.optimisation.seed, self.step))  # dropout
-                indices, started = self.batch(self.step), time.monotonic()
+                started = time.monotonic()
                 with operations() if self.step % COUNTED == 0 else nullcontext() as counter:
-                    loss, metrics = compute(self.loss, indices, phase, self.step)
-                    if not math.isfinite(loss.item()):
-                        remedy = "the last state on disk is good, go on from it with a lower rate"
-                        raise FloatingPointError(f"step {self.step}: the loss is {loss.item()}; {remedy}")
-                    self.accelerator.backward(loss)
-                images = metrics.pop("images", len(indices)) * self.accelerator.num_processes
+                    images, metrics = self.update(compute)
                 seen += images
-                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimisation.clip)
-                self.optimiser.step()
-                self.optimiser.zero_grad()
                 self.spend(images, counter, time.monotonic() - started)
-                self.step += 1
-                self.average()
+                last = self.step == self.optimisation.steps
+                evaluation = last or self.step % self.optimisation.evaluate_every == 0
                 shown = {}
-                if self.step % 25 == 0:
+                if self.step % SHOWN == 0 or evaluation:
                     speed = seen / (time.monotonic() - began)
                     seen, began = 0, time.monotonic()
-                    shown = {key: value.item() for key, value in metrics.items()}
-                    shown |= {"rate": rate, "gradient": float(norm), "images/s": round(speed, 1)}
+                    shown = {key: self.accelerator.reduce(value, "mean").item() for key, value in metrics.items()}
+                    shown |= {"rate": self.optimiser.param_groups[0]["lr"], "images/s": round(speed, 1)}
                     self.accelerator.log(shown, step=self.step)
-                last = self.step == self.optimisation.steps
-                stopped = stop.asked  # read once: who is asked later, while the caller evaluates, saves a step later
+                stopped = self.anywhere(stop.asked)  # once: who is asked later, while the caller evaluates, saves later
                 if last or stopped or time.monotonic() - saved > self.optimisation.save_every:
-                    self.save()
+                    self.save(final=last or stopped)
                     saved = time.monotonic()
-                evaluation = last or self.step % self.optimisation.evaluate_every == 0
                 yield Progress(self.step, self.optimisation.steps, shown, evaluation, stopped)
                 if evaluation:
                     seen, began = 0, time.monotonic()
                 if stopped:
                     return
+
+    def update(self, compute: Compute) -> tuple[int, dict[str, Tensor]]:
+        """One step of the optimiser and of the averages. → images it took, of all processes, and this one's metrics."""
+        phase, rate = self.optimisation.at(self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        indices, accumulate = self.batch(self.step), self.optimisation.accumulate
+        images, total = 0, {}
+        first = self.accelerator.process_index * accumulate
+        for part in range(first, first + accumulate):
+            torch.manual_seed(mix(self.optimisation.seed, self.step, part))  # dropout
+            more = part + 1 < first + accumulate  # gradients are averaged over the processes with the last part
+            with self.accelerator.no_sync(self.loss) if more else nullcontext():
+                loss, metrics = compute(self.loss, indices[part :: self.parts], phase, self.step, part)
+                self.accelerator.backward(loss / accumulate)
+            images += metrics.pop("images", len(indices) // self.parts) * self.accelerator.num_processes
+            for key, value in {"loss": loss.detach(), **metrics}.items():
+                total[key] = total.get(key, 0) + value / accumulate
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimisation.clip)
+        # A scaler of gradients expects that they overflow now and then, and leaves that step out.
+        if not total["loss"].isfinite() or not (self.accelerator.scaler or norm.isfinite()):
+            fault = f"the loss is {total['loss'].item()}, the gradient's norm {norm.item()}"
+            remedy = "the last state on disk is good, go on from it with a lower rate"
+            raise FloatingPointError(f"step {self.step}: {fault}; {remedy}")
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step += 1
+        self.average()
+        return images, total | {"gradient": norm}
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether it holds in any of the processes, which agree on it here."""
+        return self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item() > 0
 
     def spend(self, images: int, counter: FlopCounterMode | None, seconds: float) -> None:
         """Adds a step to what the run has cost; operations of a counted step stand for those up to the next one."""
@@ -170,7 +233,7 @@ class Run:
         self.spent["steps"] += 1
         self.spent["seconds"] += seconds
         if counter is not None:
-            steps = min(COUNTED, self.optimisation.steps - self.step) * self.accelerator.num_processes
+            steps = min(COUNTED, self.optimisation.steps - self.step + 1) * self.accelerator.num_processes
             self.spent["operations"] += float(counter.get_total_flops()) * steps
 
     @torch.no_grad()
@@ -186,23 +249,43 @@ class Run:
                 file.write(json.dumps({"step": self.step, **metrics}) + "\n")
         self.accelerator.log(metrics, step=self.step)
 
-    def save(self) -> None:
+    def save(self, *, final: bool = True) -> None:
+        """Raises OSError where it cannot be written; unless final that is a warning."""
         if not self.accelerator.is_main_process:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
-        save_state(self.folder, State(tensors, {"step": self.step, "spent": self.spent, **self.about}))
+        scaler = self.accelerator.scaler and self.accelerator.scaler.state_dict()
+        place = self.stream and self.stream.position(self.step * self.optimisation.batch)
+        about = {"step": self.step, "spent": self.spent, "scaler": scaler, "stream": place, **self.about}
+        try:
+            save_state(self.folder, State(tensors, about))
+        except OSError as error:
+            fault = f"{self.folder}: step {self.step} could not be saved ({error.strerror}); make room"
+            if final:
+                raise OSError(f"{fault}, then the same command goes on from the state before") from error
+            warnings.warn(f"{fault}, training goes on and tries again", stacklevel=2)
 
     def resume(self) -> None:
+        """Goes on from the newest state. Raises ValueError where it is of another model."""
         state = load_state(self.folder)
+        step = torch.tensor([state.about["step"] if state else 0], device=self.accelerator.device)
+        if self.accelerator.gather(step).unique().numel() > 1:
+            raise ValueError(f"{self.folder}: processes found different states; give an --out that all of them share")
         if state is None:
             return
-        if state.about["model"] != self.about["model"]:
-            raise ValueError(f"{self.folder} holds another model: {state.about['model']}; give another --out")
+        if other := differences(state.about["model"], self.about["model"]):
+            raise ValueError(f"{self.folder} holds another model: {brief(other)}; give another --out")
+        before = {key: state.about.get(key) for key in self.about.keys() - {"model"}}
+        self.changed = differences(before, {key: self.about[key] for key in before})
         self.step = state.about["step"]
         self.spent = state.about.get("spent")  # unknown for a run that began without counting
+        if self.accelerator.scaler and state.about.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state.about["scaler"])
+        if self.stream and state.about.get("stream") and state.about.get("data") == self.about.get("data"):
+            self.stream.seek(*state.about["stream"])
         self.model.load_state_dict(state.part("model"))
         self.ema = {name: value.to(self.ema[name].device) for name, value in state.part("ema").items()}
         wanted = self.optimiser.state_dict()
@@ -213,12 +296,26 @@ class Run:
         self.optimiser.load_state_dict(wanted)
 
 
+def differences(old, new, key: str = "") -> list[str]:
+    """Two JSON values → "key: old → new" of every part that differs, keys dotted, items of lists by number."""
+    if type(old) is type(new) and isinstance(old, (dict, list)):
+        olds, news = (value if isinstance(value, dict) else dict(enumerate(value)) for value in (old, new))
+        pairs = [(f"{key}.{name}" if key else str(name), olds.get(name), news.get(name)) for name in {**olds, **news}]
+        return [line for name, a, b in pairs for line in differences(a, b, name)]
+    return [] if old == new else [f"{key}: {old} → {new}"]
+
+
+def brief(lines: list[str], most: int = 6) -> str:
+    return ", ".join(lines[:most]) + (f" and {len(lines) - most} more" if lines[most:] else "")
+
+
 @contextmanager
 def operations() -> Iterator[FlopCounterMode]:
     """Counts floating-point operations, forward and backward: `get_total_flops()`. Attention runs as plain products
-    meanwhile, since fused kernels go uncounted on a CPU."""
+    meanwhile, and nothing compiled, since fused kernels go uncounted on a CPU."""
     mapping = {torch.ops.aten.convolution_backward: convolution_backward_operations}
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), counter:
         yield counter
 
 
@@ -246,10 +343,10 @@ class StopSignal:
         self.asked = True
 
 
-def mix(seed: int, step: int) -> int:
-    """One 63-bit seed of two numbers, different for each pair in use."""
-    return (seed * 1_000_003 + step * 7_919 + 12_345) % (2**63 - 1)
+def mix(seed: int, step: int, part: int = 0) -> int:
+    """One 63-bit seed of three numbers. Generators on the CPU take its lower 32 bits, so those must differ too."""
+    return (seed * 1_000_003 + step * 7_919 + part * 2_654_435_761 + 12_345) % (2**63 - 1)
 
 
-def generator(seed: int, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mix(seed, step))
+def generator(seed: int, step: int, part: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(mix(seed, step, part))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ else:
     import tomli as tomllib
 
 from r2id.checkpoint import from_dict
+from r2id.config import Defaults
 from r2id.denoisers import SYSTEMS
-from r2id.pipeline import Defaults
 from r2id.resampler import R2IRConfig
 from r2id.sampler import SAMPLERS
 from r2id.schedule import Schedule
-from train.loop import Optimisation, Phase
+from train.loop import TRACKERS, Optimisation, Phase
 from train.losses import Law
 
 
@@ -81,20 +82,58 @@ def law_of(recipe: ResamplerRecipe | DenoiserRecipe, phase: Phase) -> Law:
     return replace(recipe.law, cells=phase.cells) if phase.cells else recipe.law
 
 
-def read_recipe(kind: type, path: str | Path):
-    """A TOML file as `kind`. Raises ValueError, one line, for a file that is missing, malformed or has unknown keys."""
+def read_recipe(kind: type, path: str | Path, settings: Sequence[str] = ()):
+    """A TOML file as `kind`, with settings such as "model.width=128" in place of its own. Raises ValueError, one line,
+    for a file that is missing, malformed or has unknown keys, and for a setting that is or does."""
     try:
         values = tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); train/configs/ has the recipes") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML ({error})") from None
-    return from_dict(kind, values, path)
+    for setting in settings:
+        put(values, setting)
+    return from_dict(kind, values, " ".join([str(path), *(f"--set {setting}" for setting in settings)]))
+
+
+def put(values: dict, setting: str) -> None:
+    """Puts "dotted.key=VALUE" into the values of a TOML file: VALUE is TOML too, the items of a list go by number."""
+    key, equals, text = (part.strip() for part in setting.partition("="))
+    if not (key and equals):
+        raise ValueError(f"--set {setting}: must be KEY=VALUE, such as model.width=128")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        raise ValueError(f"--set {setting}: not a TOML value; text needs quotes: --set '{key}=\"{text}\"'") from None
+    *path, last = key.split(".")
+    at: Any = values
+    for depth, name in enumerate([*path, last]):
+        above = ".".join(path[:depth])
+        if isinstance(at, list):
+            if not name.isdecimal() or int(name) >= len(at):
+                raise ValueError(f"--set {setting}: {above} has {len(at)} items, so a number from 0 must follow")
+            name = int(name)
+        elif not isinstance(at, dict):
+            raise ValueError(f"--set {setting}: {above} is {at!r}, nothing can follow it")
+        if depth == len(path):
+            at[name] = value
+        else:
+            at = at[name] if isinstance(at, list) else at.setdefault(name, {})
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="recipe, a file of train/configs/")
     parser.add_argument("--data", help="Hub id, folder of parquet files or folder of images; default: the recipe's")
+    parser.add_argument("--stream", action="store_true", help="read shards while training: sets larger than the disk")
     parser.add_argument("--out", help="folder of the run; default: runs/NAME. Give the same one to resume")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="in place of the recipe's, as TOML: model.width=128, optimisation.phases.0.steps=100. Repeatable",
+    )
+    parser.add_argument("--track", default="tensorboard", choices=TRACKERS, help="where metrics go (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="measure a few steps, print the cost, write nothing")
     return parser

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from r2id.pipeline import PipelineConfig
+from r2id.config import PipelineConfig
 from train.classifier import Classifier
 
 GAP, LETTERS = 4, 13  # pixels between pictures, of a line of text

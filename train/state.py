@@ -14,6 +14,7 @@ from torch import Tensor
 from r2id.checkpoint import load_tensors, save_tensors
 
 KEEP = 2  # newest states that stay
+FILE_BYTES = 2**30  # of tensors in one file, unless one alone is larger; more than that is slow to copy, check and read
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,29 @@ class State:
 
 
 def save_state(folder: Path, state: State) -> Path:
-    """Writes `folder/state-STEP`; a crash at any moment leaves the older states whole."""
+    """Writes `folder/state-STEP`; a crash at any moment leaves the older states whole. Raises OSError where the disk is
+    full, say, with nothing left of the new one."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"state-{state.about['step']:08d}"
     temporary = folder / f"tmp-{final.name}"
-    for stale in [*folder.glob("tmp-*"), final]:
+    for stale in folder.glob("tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    temporary.mkdir()
-    save_tensors(state.tensors, temporary / "state.safetensors")
-    (temporary / "state.json").write_text(json.dumps(state.about, indent=1))
-    for path in (*temporary.iterdir(), temporary):
-        flush(path)
+    try:
+        temporary.mkdir()
+        files = split(state.tensors)
+        for number, tensors in enumerate(files, 1):
+            save_tensors(tensors, temporary / file_name(number, len(files)))
+        (temporary / "state.json").write_text(json.dumps(state.about, indent=1))
+        for path in (*temporary.iterdir(), temporary):
+            flush(path)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)  # damaged, or the same
     temporary.rename(final)
     flush(folder)
     for old in [path for path in states(folder) if path <= final][:-KEEP]:  # later ones were damaged
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -51,10 +60,35 @@ def load_state(folder: Path) -> State | None:
     """The newest whole state of a run, or None; a damaged one is passed over with a warning."""
     for path in reversed(states(folder)):
         try:
-            return State(load_tensors(path / "state.safetensors"), json.loads((path / "state.json").read_text()))
+            return read_state(path)
         except (OSError, ValueError) as error:
             warnings.warn(f"{path}: damaged state passed over ({error})", stacklevel=2)
     return None
+
+
+def read_state(path: Path) -> State:
+    files = sorted(path.glob("state*.safetensors"))
+    count = int(files[0].stem.rpartition("-of-")[2]) if len(files) > 1 else 1
+    tensors = {}
+    for number in range(1, count + 1):
+        tensors |= load_tensors(path / file_name(number, count))
+    return State(tensors, json.loads((path / "state.json").read_text()))
+
+
+def split(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors in their order, as few files' worth as hold FILE_BYTES each."""
+    files, size = [{}], 0
+    for name, tensor in tensors.items():
+        if files[-1] and size + tensor.nbytes > FILE_BYTES:
+            files.append({})
+            size = 0
+        files[-1][name] = tensor
+        size += tensor.nbytes
+    return files
+
+
+def file_name(number: int, count: int) -> str:
+    return "state.safetensors" if count == 1 else f"state-{number:05d}-of-{count:05d}.safetensors"
 
 
 def states(folder: Path) -> list[Path]:

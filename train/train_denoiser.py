@@ -6,19 +6,20 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from r2id.checkpoint import from_dict
 from r2id.denoisers import SYSTEMS
 from r2id.image import contact_sheet
 from r2id.resampler import R2IR, R2IRConfig
-from train.data import load_images
+from train.data import load_images, stream_images
+from train.entry import dry_run, follow, script
 from train.export import build_pipeline
 from train.loop import Run, generator
 from train.losses import DenoiserLoss, Law, encode, pad_to
@@ -31,14 +32,15 @@ SHEET = ((4, 4), (8, 8), (12, 12), (5, 8), (8, 5))  # latent sizes on the sample
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(__doc__).parse_args(argv)
-    recipe = read_recipe(DenoiserRecipe, args.config)
+    recipe = read_recipe(DenoiserRecipe, args.config, args.set)
     root = Path(args.out or f"runs/{recipe.name}")
     data = args.data or recipe.data
     stage_1, resampler = None, None
     if not recipe.pixels:
         stage_1, resampler = trained_resampler(root / "resampler")
     size = stage_1.about["recipe"]["training_size"] if stage_1 else recipe.training_size
-    train = load_images(data, "train", size=size, channels=resampler and resampler.config.channels)
+    load = partial(stream_images, seed=recipe.optimisation.seed) if args.stream else load_images
+    train = load(data, "train", size=size, channels=resampler and resampler.config.channels)
     if train.background is None and recipe.law.square < 1:
         raise ValueError(f"{data}: no known background, so frames cannot be padded; set law.square = 1")
     channels = train.images.shape[1]
@@ -69,31 +71,41 @@ def main(argv: list[str] | None = None) -> None:
         "background": train.background,
         "latent_mean": mean,
         "latent_std": std,
-        "images": len(train),
+        "data": data,
+        "images": train.count,
         "resampler_step": stage_1 and stage_1.about["step"],
     }
-    run = Run(loss, recipe.optimisation, count=len(train), folder=root / "denoiser", about=about)
+    states = None if args.dry_run else root / "denoiser"
+    run = Run(
+        loss,
+        recipe.optimisation,
+        count=train.count,
+        folder=states,
+        about=about,
+        track=args.track,
+        stream=train.stream,
+    )
 
-    def compute(loss, indices, phase, step):
-        generator_ = generator(recipe.optimisation.seed, step)
-        shape = law_of(recipe, phase).draw(size, generator=generator_, stride=stride)
+    def compute(loss, indices, phase, step, part):
+        rng = generator(recipe.optimisation.seed, step)
+        shape = law_of(recipe, phase).draw(size, generator=rng, stride=stride)
+        if part:  # all parts of a step have its shape, each its own draws
+            rng = generator(recipe.optimisation.seed, step, part)
         device = run.accelerator.device
-        count = max(1, cells_a_step // (shape.cells[0] * shape.cells[1] * run.accelerator.num_processes))
-        indices = indices[:count]
-        value, metrics = loss(train.images[indices].to(device), train.labels[indices].to(device), shape, generator_)
+        indices = indices[: max(1, cells_a_step // (shape.cells[0] * shape.cells[1] * run.parts))]
+        value, metrics = loss(train.images[indices].to(device), train.labels[indices].to(device), shape, rng)
         return value, metrics | {"images": len(indices)}
 
-    with tqdm(total=recipe.optimisation.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar:
-        for progress in run.train(compute):
-            bar.update()
-            if progress.metrics:
-                bar.set_postfix(mse=f"{progress.metrics['mse']:.4f}", images=f"{progress.metrics['images/s']}/s")
-            if progress.evaluation and run.accelerator.is_main_process:
-                run.log(progress.metrics)
-                pipeline = build_pipeline(stage_1, about, run.ema)
-                sheet(pipeline).save(root / "denoiser" / f"samples-{progress.step:06d}.png")
-            if progress.stopped:
-                bar.write(f"stopped at step {progress.step}, state saved; the same command goes on")
+    def evaluated(progress):
+        run.log(progress.metrics)
+        sheet(build_pipeline(stage_1, about, run.ema)).save(root / "denoiser" / f"samples-{progress.step:06d}.png")
+        return f"mse {progress.metrics['mse']:.4f}"
+
+    if args.dry_run:
+        for line in dry_run(run, compute):
+            run.accelerator.print(line, flush=True)
+    else:
+        follow(run, compute, evaluated)
 
 
 def trained_resampler(folder: Path) -> tuple[State, R2IR]:
@@ -135,7 +147,4 @@ def sheet(pipeline):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    script(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -12,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from r2id.image import contact_sheet
 from r2id.position import grid_positions
 from r2id.resampler import R2IR
-from train.data import load_images
+from train.data import load_images, stream_images
+from train.entry import dry_run, follow, script
 from train.loop import Run, generator
 from train.losses import ResamplerLoss, encode
 from train.recipe import ResamplerRecipe, arguments, law_of, read_recipe
@@ -29,11 +30,12 @@ SIZES = (4, 6, 8, 10, 16)
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(__doc__).parse_args(argv)
-    recipe = read_recipe(ResamplerRecipe, args.config)
+    recipe = read_recipe(ResamplerRecipe, args.config, args.set)
     folder = Path(args.out or f"runs/{recipe.name}") / "resampler"
     data = args.data or recipe.data
-    train = load_images(data, "train", size=recipe.training_size)
-    held = load_images(data, "validation", size=recipe.training_size, limit=CHECKED)
+    load = partial(stream_images, seed=recipe.optimisation.seed) if args.stream else load_images
+    train = load(data, "train", size=recipe.training_size)
+    held = load(data, "validation", size=recipe.training_size, limit=CHECKED)
     recipe = replace(recipe, model=replace(recipe.model, channels=train.images.shape[1]))
     if train.background is None and (recipe.margin or recipe.law.square < 1):
         raise ValueError(f"{data}: no known background, so frames cannot be padded; set margin = 0, law.square = 1")
@@ -51,30 +53,42 @@ def main(argv: list[str] | None = None) -> None:
         "model": asdict(recipe.model),
         "labels": train.names,
         "background": train.background,
-        "images": len(train),
+        "data": data,
+        "images": train.count,
     }
-    run = Run(loss, recipe.optimisation, count=len(train), folder=folder, about=about)
+    states = None if args.dry_run else folder
+    run = Run(
+        loss,
+        recipe.optimisation,
+        count=train.count,
+        folder=states,
+        about=about,
+        track=args.track,
+        stream=train.stream,
+    )
 
-    def compute(loss, indices, phase, step):
-        generator_ = generator(recipe.optimisation.seed, step)
-        shape = law_of(recipe, phase).draw(recipe.training_size, generator=generator_)
+    def compute(loss, indices, phase, step, part):
+        rng = generator(recipe.optimisation.seed, step)
+        shape = law_of(recipe, phase).draw(recipe.training_size, generator=rng)
+        if part:  # all parts of a step have its shape, each its own draws
+            rng = generator(recipe.optimisation.seed, step, part)
         images = train.images[indices].to(run.accelerator.device)
-        return loss(images, shape, phase.pixels_in, phase.pixels_out, generator_, consistency=phase.consistency)
+        return loss(images, shape, phase.pixels_in, phase.pixels_out, rng, consistency=phase.consistency)
 
     averaged = R2IR(recipe.model).eval().to(run.accelerator.device)
-    with tqdm(total=recipe.optimisation.steps, initial=run.step, unit="step", dynamic_ncols=True) as bar:
-        for progress in run.train(compute):
-            bar.update()
-            if progress.metrics:
-                bar.set_postfix(mse=f"{progress.metrics['mse']:.4f}", images=f"{progress.metrics['images/s']}/s")
-            if progress.evaluation and run.accelerator.is_main_process:
-                averaged.load_state_dict(run.ema)
-                figures, sheet = evaluate(averaged, held.images)
-                run.log(figures)
-                sheet.save(folder / f"samples-{progress.step:06d}.png")
-                bar.write(f"{progress.step}: " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()))
-            if progress.stopped:
-                bar.write(f"stopped at step {progress.step}, state saved; the same command goes on")
+
+    def evaluated(progress):
+        averaged.load_state_dict(run.ema)
+        figures, sheet = evaluate(averaged, held.images)
+        run.log(figures)
+        sheet.save(folder / f"samples-{progress.step:06d}.png")
+        return ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
+
+    if args.dry_run:
+        for line in dry_run(run, compute):
+            run.accelerator.print(line, flush=True)
+    else:
+        follow(run, compute, evaluated)
 
 
 @torch.no_grad()
@@ -101,7 +115,4 @@ def evaluate(model: R2IR, images: Tensor):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    script(main)

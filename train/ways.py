@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from r2id.config import PipelineConfig
 from r2id.image import to_pil
 from r2id.interpolation import interpolate_tiles
-from r2id.pipeline import Latent, Pipeline, PipelineConfig
+from r2id.pipeline import Latent, Pipeline
 from r2id.position import window_of
 from train.benchmark import median_seconds, peak_memory, product_seconds, reset_peak
 from train.loop import operations

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.layers import Attention, FeedForward
+from r2id.limits import MAX_BLOCKS, check_heads, check_model, whole
 from r2id.position import PositionEmbedding, Positions, flat, patch_centres
 from r2id.schedule import log_snr
 
@@ -42,24 +43,17 @@ class DiMRConfig:
     jitter: float = 0.0  # σ in pixels by which training moves the positions
 
     def __post_init__(self):
+        check_model(self)
         if not 0 < len(self.patches) == len(self.widths) == len(self.blocks):
             raise ValueError(f"patches {self.patches}, widths and blocks: must have one value a branch, all three")
         if any(coarse <= fine or coarse % fine for coarse, fine in pairwise(self.patches)):
             raise ValueError(f"patches {self.patches}: each must be a larger multiple of the next")
-        for name in ("latent_channels", "label_tokens", "heads", "expansion", "gated_expansion"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: must be 1 or more")
-        for name in ("patches", "widths", "blocks"):
-            if min(getattr(self, name)) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: must be 1 or more, each")
-        if self.kernel < 1 or self.kernel % 2 == 0:
+        whole(sum(self.blocks), "blocks together", 1, MAX_BLOCKS)
+        check_heads(self.heads, widths=self.widths[0])
+        if self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel}: must be odd, so that a token is in the middle")
         if self.objective not in ("v", "epsilon", "x0"):
             raise ValueError(f"objective {self.objective!r}: must be v, epsilon or x0")
-        if self.octaves[0] > self.octaves[1]:
-            raise ValueError(f"octaves {self.octaves}: must be (low, high)")
-        if self.jitter < 0:
-            raise ValueError(f"jitter {self.jitter}: must be 0 (off) or more")
 
     @property
     def stride(self) -> int:

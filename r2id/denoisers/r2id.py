@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
-from r2id.layers import AdaLN, Attention, FeedForward, NoiseEmbedding
+from r2id.layers import ATTENTIONS, AdaLN, Attention, FeedForward, NoiseEmbedding
+from r2id.limits import check_heads, check_model
 from r2id.position import PositionEmbedding, Positions, flat
 
 
@@ -40,13 +41,12 @@ class R2IDConfig:
     jitter: ClassVar[float] = 0.0  # of cells in training
 
     def __post_init__(self):
-        for name in ("latent_channels", "label_tokens", "width", "heads", "expansion", "noise_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: must be 1 or more")
+        check_model(self)
+        check_heads(self.heads, width=self.width)
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention {self.attention!r}: must be one of {', '.join(ATTENTIONS)}")
         if self.objective not in ("v", "epsilon", "x0"):
             raise ValueError(f"objective {self.objective!r}: must be v, epsilon or x0")
-        if self.octaves[0] > self.octaves[1]:
-            raise ValueError(f"octaves {self.octaves}: must be (low, high)")
 
 
 class R2IDBlock(nn.Module):

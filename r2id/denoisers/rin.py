@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.layers import Block, FeedForward, NoiseEmbedding
+from r2id.limits import MAX_BLOCKS, check_heads, check_model, whole
 from r2id.position import PositionEmbedding, Positions, flat, patch_centres
 from r2id.schedule import OBJECTIVES, x0_from
 
@@ -49,16 +50,11 @@ class RINConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
-        counts = ("latent_channels", "label_tokens", "patch", "interface_width", "latents", "latent_width")
-        for name in (*counts, "blocks", "compute_layers", "heads", "expansion"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: must be 1 or more")
+        check_model(self)
+        whole(self.blocks * self.compute_layers, "blocks x compute_layers", 1, MAX_BLOCKS)
+        check_heads(self.heads, interface_width=self.interface_width, latent_width=self.latent_width)
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective {self.objective!r}: must be v, epsilon or x0")
-        if self.octaves[0] > self.octaves[1]:
-            raise ValueError(f"octaves {self.octaves}: must be (low, high)")
-        if self.jitter < 0:
-            raise ValueError(f"jitter {self.jitter}: must be 0 (none) or more")
 
     @property
     def stride(self) -> int:

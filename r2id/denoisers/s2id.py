@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.layers import AdaLN, Attention, FeedForward, NoiseEmbedding
+from r2id.limits import check_heads, check_model
 from r2id.position import PositionEmbedding, Positions, flat
 from r2id.schedule import check_objective
 
@@ -42,17 +43,9 @@ class S2IDConfig:
     stride: ClassVar[int] = 1  # pictures of any size
 
     def __post_init__(self):
-        counts = ("latent_channels", "label_tokens", "width", "heads", "encoder_blocks", "decoder_blocks")
-        for name in (*counts, "expansion", "noise_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: must be 1 or more")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width}: must be a multiple of the {self.heads} heads")
+        check_model(self)
+        check_heads(self.heads, width=self.width)
         check_objective(self.objective)
-        if self.octaves[0] > self.octaves[1]:
-            raise ValueError(f"octaves {self.octaves}: must be (low, high)")
-        if self.jitter < 0:
-            raise ValueError(f"jitter {self.jitter}: must be 0 (none) or more")
 
 
 class AxialAttention(nn.Module):

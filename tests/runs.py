@@ -1,0 +1,58 @@
+"""Finished runs without training: states of a pipeline's weights, with all that training writes beside them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+
+from r2id import Pipeline
+from train.loop import Optimisation, Phase
+from train.losses import Law
+from train.recipe import DenoiserRecipe, ResamplerRecipe
+from train.state import State, save_state
+
+STEPS = 30
+SPENT = {"images": 1234, "steps": STEPS, "operations": 5e12, "seconds": 90.0}
+
+
+def finished_run(folder: Path, pipe: Pipeline, *, step: int = STEPS, data: str = "owner/pictures") -> Path:
+    """A run of STEPS steps, exported after `step` of them; its averaged weights are the pipeline's. → its folder."""
+    config, pixels = pipe.config, pipe.resampler is None
+    phases = (Phase(10, (2e-3, 1e-3)), Phase(STEPS - 10, (1e-3, 1e-5)))
+    shared = {"name": "small", "optimisation": Optimisation(phases=phases, batch=6), "data": data}
+    law = Law(cells=config.trained_cells, square=1.0 if pixels else 0.5)
+    recipes = {}
+    if not pixels:
+        recipes["resampler"] = ResamplerRecipe(
+            **shared, training_size=config.training_size, law=law, model=config.resampler
+        )
+    recipes["denoiser"] = DenoiserRecipe(
+        **shared,
+        system=config.system,
+        pixels=pixels,
+        training_size=config.training_size if pixels else None,
+        law=law,
+        schedule=config.schedule,
+        model=config.denoiser,
+        defaults=config.defaults,
+    )
+    for stage, recipe in recipes.items():
+        model = getattr(pipe, stage)
+        about = {
+            "step": step,
+            "spent": SPENT,
+            "recipe": asdict(recipe),
+            "model": asdict(model.config),
+            "labels": config.labels,
+            "background": config.background,
+            "latent_mean": config.latent_mean,
+            "latent_std": config.latent_std,
+            "images": 64,
+            "resampler_step": None if pixels else step,
+        }
+        save_state(folder / stage, State({f"ema.{key}": value for key, value in model.state_dict().items()}, about))
+    for drawn in (10, 20, STEPS):
+        Image.new("L", (drawn, 1)).save(folder / "denoiser" / f"samples-{drawn:06d}.png")
+    return folder
