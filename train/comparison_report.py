@@ -99,7 +99,7 @@ def tables(results: Results) -> Iterator[Table]:
     yield figures(results, "Read as their label by the judge", "accuracy", "{:.1%}", numbered, real="real images")
     if enough := {title: shown for title, shown in numbered.items() if "frechet" in results.real[title]}:
         title = "Fréchet distance in the judge's features, where there are enough pictures"
-        yield figures(results, title, "frechet", "{:.1f}", enough, real="training images (the floor)")
+        yield figures(results, title, "frechet", "{:.2f}", enough, real="training images (the floor)")
     titles = {column.title: column.title for column in results.columns}
     yield figures(results, "Milliseconds of one picture", "ms", "{:,.0f}", titles)
     reference = next(iter(results.systems))
