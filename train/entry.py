@@ -6,7 +6,7 @@ import errno
 import sys
 import time
 from collections.abc import Callable, Iterator
-from statistics import mean
+from statistics import mean, median
 
 import torch
 from tqdm import tqdm
@@ -52,12 +52,14 @@ def dry_run(run: Run, compute: Compute) -> Iterator[str]:
         reset_peak(device)
         times = [timed(run, compute, step) for step in steps]
         peak = peak_memory(device)
-        flops = mean(operations_of(run, compute, step) for step in steps)
-        seconds += mean(times) * phase.steps
-        counted += flops * phase.steps
+        flops = [operations_of(run, compute, step) for step in steps]
+        # Steps differ by their shapes, and a shared machine by the minute: so the median time of an operation.
+        taken = mean(flops) * median(time / count for time, count in zip(times, flops, strict=True))
+        seconds += taken * phase.steps
+        counted += mean(flops) * phase.steps
         start += phase.steps
-        cost = f"{flops / 1e9:,.1f} GFLOP and {mean(times):.3g} s a step, {peak / 1e6:,.0f} MB at most"
-        yield f"phase {number}: {phase.steps:,} steps, {cost}, {clock(mean(times) * phase.steps)}"
+        cost = f"{mean(flops) / 1e9:,.1f} GFLOP and {taken:.3g} s a step, {peak / 1e6:,.0f} MB at most"
+        yield f"phase {number}: {phase.steps:,} steps, {cost}, {clock(taken * phase.steps)}"
     yield f"in all: {start:,} steps, {counted / 1e12:,.1f} TFLOP, {clock(seconds)} without evaluations"
 
 
