@@ -33,9 +33,10 @@ MODEL_SIZES = {
     **dict.fromkeys(("expansion", "gated_expansion", "cell_expansion", "pixel_expansion"), (1, 64)),
     **dict.fromkeys(("encoder_blocks", "decoder_blocks", "blocks", "compute_layers"), (1, MAX_BLOCKS)),
     "cell_blocks": (0, MAX_BLOCKS),
+    "harmonics": (1, 64),
     "octaves": (-32, 32),
 }
-MODEL_NUMBERS = {"dropout": (0.0, 0.99), "jitter": (0.0, 16.0), "footprint": (0.0, 16.0)}
+MODEL_NUMBERS = {"dropout": (0.0, 0.99), "turn": (0.0, 16.0), "jitter": (0.0, 16.0), "footprint": (0.0, 16.0)}
 
 
 def brief(value) -> str:

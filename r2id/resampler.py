@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from r2id.layers import ATTENTIONS, Block
 from r2id.limits import check_heads, check_model
-from r2id.position import PositionEmbedding, Positions, flat
+from r2id.position import PositionEmbedding, Positions, flat, fourier
 
-HARMONICS = 4  # of the local basis, in steps of a quarter turn a cell
-BASIS = 2 * HARMONICS + 1
 COLUMNS = 16  # cells of a row that pixels are decoded from at once
+GAIN_WIDTH = 16
 MIN_WEIGHT = 1e-3  # a cell that (almost) no pixel reached gets coefficients near zero, not noise
 
 
@@ -40,6 +39,9 @@ class R2IRConfig:
     pixel_expansion: int = 2  # feed-forward width of a pixel, there are many
     attention: str = "softmax"
     local: bool = True  # lapped local Fourier coefficients beside attention
+    harmonics: int = 4  # of the local basis
+    turn: float = 0.25  # of the first of them, full turns a cell
+    direct: bool = True  # the local path also leads straight from colours to latent and back, linearly
     octaves: tuple[int, int] = (-2, 5)  # of position features; half a wave of the last is a training pixel
     footprint: float = 0.5  # sigma of what features average over where jitter is off, in training pixels; 0 is a point
     dropout: float = 0.0
@@ -58,7 +60,8 @@ class Memory:
     """What decoding needs of a latent, made once for every tile and output size."""
 
     attention: list[tuple[Tensor, Tensor]]  # one memory per decoder block
-    local_BhwF: Tensor | None  # each cell's Fourier coefficients, then its token for interpolation
+    local_BhwZ: Tensor | None  # each cell's Fourier coefficients, then its token for interpolation
+    direct_BhwCij: Tensor | None  # each cell's Fourier coefficients of the colours
 
 
 class R2IR(nn.Module):
@@ -74,7 +77,9 @@ class R2IR(nn.Module):
         self.pixel_norm = nn.LayerNorm(width)
         self.cell_query_position = PositionEmbedding(width, config.octaves)
         if config.local:
-            self.cell_local = nn.Linear(BASIS**2 * config.channels, width)
+            self.basis = LocalBasis(config)
+            basis = self.basis.size
+            self.cell_local = nn.Linear(basis**2 * config.channels, width)
         self.encoder = nn.ModuleList(
             Block(
                 width,
@@ -98,14 +103,19 @@ class R2IR(nn.Module):
         self.cell_norm = nn.LayerNorm(width)
         self.pixel_query_position = PositionEmbedding(width, config.octaves)
         if config.local:
-            self.local_out = nn.Linear(width, BASIS**2 + width)
-            self.pixel_local = nn.Linear(BASIS**2, width)
+            self.local_out = nn.Linear(width, basis**2 + width)
+            self.pixel_local = nn.Linear(basis**2, width)
         self.decoder = nn.ModuleList(
             Block(width, expansion=config.pixel_expansion, crossing=True, selfing=False, **shared)
             for _ in range(config.decoder_blocks)
         )
         self.image_norm = nn.LayerNorm(width)
         self.image_out = nn.Linear(width, config.channels)
+        self.direct = DirectPath(config) if config.local and config.direct else None
+        if self.direct:  # what the rest adds to it begins at zero
+            for last in (self.latent_out, self.image_out):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
 
     def encode(self, colour_BNC: Tensor, pixels: Positions, cells: Positions) -> Tensor:
         """Colours (B, N, C) in [-1, 1] at `pixels` → latent before tanh, (B, c, h, w); `cells` is a grid.
@@ -115,20 +125,25 @@ class R2IR(nn.Module):
         pixel_BND = self.pixel_norm(self.pixel_in(colour_BNC) + flat(self.pixel_position(pixels), pixels))
         cell_BMD = flat(self.cell_query_position(cells), cells).expand(len(colour_BNC), -1, -1)
         if self.config.local:
-            cell_BMD = cell_BMD + self.cell_local(local_coefficients(colour_BNC, pixels, cells.grid))
+            local_BMF = local_coefficients(colour_BNC, pixels, cells.grid, self.basis)
+            cell_BMD = cell_BMD + self.cell_local(local_BMF)
         for block in self.encoder:
             cell_BMD = block(cell_BMD, block.cross.memory(pixel_BND))
         latent_BMc = self.latent_out(self.latent_norm(cell_BMD))
+        if self.direct:
+            latent_BMc = latent_BMc + self.direct.encode(local_BMF, cells)
         return latent_BMc.transpose(1, 2).unflatten(2, cells.grid)
 
     def memory(self, latent_BChw: Tensor, cells: Positions) -> Memory:
         """What every decoded point of these latents, (B, c, h, w) in [-1, 1], has in common."""
-        cell_BMD = self.cell_in(latent_BChw.flatten(2).transpose(1, 2)) + flat(self.cell_position(cells), cells)
+        latent_BMc = latent_BChw.flatten(2).transpose(1, 2)
+        cell_BMD = self.cell_in(latent_BMc) + flat(self.cell_position(cells), cells)
         for block in self.cell_blocks:
             cell_BMD = block(cell_BMD)
         cell_BMD = self.cell_norm(cell_BMD)
-        local_BhwF = self.local_out(cell_BMD).unflatten(1, cells.grid) if self.config.local else None
-        return Memory([block.cross.memory(cell_BMD) for block in self.decoder], local_BhwF)
+        local_BhwZ = self.local_out(cell_BMD).unflatten(1, cells.grid) if self.config.local else None
+        direct_BhwCij = self.direct.memory(latent_BMc, cells) if self.direct else None
+        return Memory([block.cross.memory(cell_BMD) for block in self.decoder], local_BhwZ, direct_BhwCij)
 
     def decode(self, memory: Memory, pixels: Positions) -> Tensor:
         """Colours (B, N, C), about [-1, 1], at `pixels`."""
@@ -136,95 +151,166 @@ class R2IR(nn.Module):
         if not (self.config.local and pixels.framed):
             pixel_BND = flat(x_D + y_D, pixels).expand(len(memory.attention[0][0]), -1, -1)
         elif pixels.grid:
-            pixel_BND = read_grid(memory.local_BhwF, pixels, self.pixel_local, x_D[0], y_D[:, 0])
+            pixel_BND = read_grid(memory.local_BhwZ, pixels, self.basis, self.pixel_local, x_D[0], y_D[:, 0])
         else:
-            pixel_BND = x_D + y_D + read_points(memory.local_BhwF, pixels, self.pixel_local)
+            pixel_BND = x_D + y_D + read_points(memory.local_BhwZ, pixels, self.basis, self.pixel_local)
         for block, attended in zip(self.decoder, memory.attention, strict=True):
             pixel_BND = block(pixel_BND, attended)
-        return self.image_out(self.image_norm(pixel_BND))
+        colour_BNC = self.image_out(self.image_norm(pixel_BND))
+        if self.direct and pixels.framed:
+            colour_BNC = colour_BNC + read_direct(memory.direct_BhwCij, pixels, self.basis)
+        return colour_BNC
 
 
-def lap(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Absolute coordinates (…) along one axis of `count` cells → index (…, 2) of the two nearest cells and their
-    lapped basis (…, 2, 9): the bilinear weight times {1, sin and cos of (π/2)·k·offset}, offset in cells.
+class DirectPath(nn.Module):
+    """A linear codec beside all else: local coefficients → latent → local coefficients. What is linear in the task is
+    learned here, soon and exactly; attention adds the rest. How much each harmonic counts depends on how large a cell
+    is, since those of small cells are finer than the pixels."""
 
-    Beyond the frame the nearest point of its edge is read: unclamped, the sinusoids would repeat there.
-    """
-    cell = values.clamp(-0.5, 0.5) * count + (count - 1) / 2
-    inner = cell.clamp(0, count - 1)
-    first = inner.floor()
-    index = torch.stack((first, (first + 1).clamp(max=count - 1)), dim=-1)
-    weight = torch.stack((1 - (inner - first), inner - first), dim=-1)
-    angle = (cell[..., None] - index)[..., None] * (math.pi / 2 * torch.arange(1, HARMONICS + 1, device=values.device))
-    basis = torch.cat((torch.ones_like(angle[..., :1]), angle.sin(), angle.cos()), dim=-1)
-    return index.long(), weight[..., None] * basis
+    def __init__(self, config: R2IRConfig):
+        super().__init__()
+        self.channels, self.basis = config.channels, 2 * config.harmonics + 1
+        self.latent = nn.Linear(self.basis**2 * config.channels, config.latent_channels)
+        self.colour = nn.Linear(config.latent_channels, config.channels * self.basis**2)
+        self.gain_in, self.gain_out = (
+            nn.Sequential(nn.Linear(1, GAIN_WIDTH), nn.Tanh(), nn.Linear(GAIN_WIDTH, self.basis)) for _ in range(2)
+        )
+        for gain in (self.gain_in, self.gain_out):
+            nn.init.zeros_(gain[-1].weight)
+            nn.init.ones_(gain[-1].bias)
+
+    def gains(self, network: nn.Module, cells: Positions) -> Tensor:
+        """Of each pair of harmonics, (F, F) or (B, 1, F, F)."""
+        x, y = (network(side.log2()[..., None]) for side in cell_sides(cells))
+        return y[..., :, None] * x[..., None, :]
+
+    def encode(self, local_BMF: Tensor, cells: Positions) -> Tensor:
+        """What `local_coefficients` gave → latent before tanh, (B, M, c)."""
+        local_BMijC = local_BMF.unflatten(-1, (self.basis, self.basis, self.channels))
+        return self.latent((local_BMijC * self.gains(self.gain_in, cells)[..., None]).flatten(2))
+
+    def memory(self, latent_BMc: Tensor, cells: Positions) -> Tensor:
+        """Coefficients of the colours, (B, h, w, C, F, F), for `read_direct`."""
+        colour_BMCij = self.colour(latent_BMc).unflatten(-1, (self.channels, self.basis, self.basis))
+        return (colour_BMCij * self.gains(self.gain_out, cells)[..., None, :, :]).unflatten(1, cells.grid)
 
 
-def local_coefficients(colour_BNC: Tensor, pixels: Positions, cells: tuple[int, int]) -> Tensor:
-    """Lapped Fourier coefficients (B, M, 81·C) of scattered colours: Σ w·colour·b / Σ w per cell, w bilinear."""
+def cell_sides(cells: Positions) -> tuple[Tensor, Tensor]:
+    """Width and height of a cell, in short sides of the frame, () or (B, 1) each."""
+    reach = (p.abs().amax(dim=-2, keepdim=p.ndim > 2) for p in (cells.relative, cells.absolute))
+    relative, absolute = reach
+    scale = torch.where(absolute > 0, relative / absolute, 1.0)  # a single cell says nothing of the frame: a square
+    scale = scale / scale.amin(dim=-1, keepdim=True)
+    return scale[..., 0] / cells.grid[1], scale[..., 1] / cells.grid[0]
+
+
+class LocalBasis(nn.Module):
+    """The lapped Fourier basis of one axis. What is finer than the training pixels fades out, as it does for position
+    features: cells of a large latent are too small for the higher harmonics."""
+
+    def __init__(self, config: R2IRConfig):
+        super().__init__()
+        self.size = 2 * config.harmonics + 1
+        self.footprint = config.footprint * 2.0 ** -config.octaves[1]  # sigma, in sides of a square frame
+        frequencies = 2 * math.pi * config.turn * torch.arange(1, config.harmonics + 1)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def lap(self, values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Absolute coordinates (…) along `count` cells → index (…, 2) of the two nearest cells and their basis
+        (…, 2, F): the bilinear weight times {1, sin and cos of frequency·offset}, offset in cells.
+
+        Beyond the frame the nearest point of its edge is read: unclamped, the sinusoids would repeat there.
+        """
+        cell = values.clamp(-0.5, 0.5) * count + (count - 1) / 2
+        inner = cell.clamp(0, count - 1)
+        first = inner.floor()
+        index = torch.stack((first, (first + 1).clamp(max=count - 1)), dim=-1)
+        weight = torch.stack((1 - (inner - first), inner - first), dim=-1)
+        waves = fourier(cell[..., None] - index, self.frequencies)
+        return index.long(), weight[..., None] * torch.cat((torch.ones_like(waves[..., :1]), waves), dim=-1)
+
+    def dense(self, values: Tensor, count: int) -> Tensor:
+        """`lap` as (…, count, F), zero for all but the two nearest cells."""
+        return dense(*self.lap(values, count), count)
+
+
+def dense(index: Tensor, basis: Tensor, count: int) -> Tensor:
+    """What `lap` gives, as (…, count, F)."""
+    zeros = basis.new_zeros(*index.shape[:-1], count, basis.shape[-1])
+    return zeros.scatter_add(-2, index[..., None].expand_as(basis), basis)
+
+
+def local_coefficients(colour_BNC: Tensor, pixels: Positions, cells: tuple[int, int], basis: LocalBasis) -> Tensor:
+    """Lapped Fourier coefficients (B, M, F²·C) of scattered colours: Σ w·colour·b / Σ w per cell, w bilinear."""
     (x, _), (y, _) = pixels.axes()
-    spread_y, spread_x = (dense_lap(v, n) for v, n in zip((y, x), cells, strict=True))
-    if pixels.grid is None:  # (…, N, cells, 9) each
+    spread_y, spread_x = (basis.dense(v, n) for v, n in zip((y, x), cells, strict=True))
+    if pixels.grid is None:  # (…, N, cells, F) each
         y_BMN, x_BNM = spread_y.flatten(-2).transpose(-1, -2), spread_x.flatten(-2)
         sums = torch.stack([(y_BMN * colour[:, None]) @ x_BNM for colour in colour_BNC.unbind(-1)], dim=-1)
         weights = spread_y[..., 0].transpose(-1, -2) @ spread_x[..., 0]
-    else:  # a grid separates: (H, cells, 9) and (W, cells, 9)
+    else:  # a grid separates: (H, cells, F) and (W, cells, F)
         y_HM, x_WM = spread_y.flatten(0, 1).flatten(1), spread_x.flatten(0, 1).flatten(1)
         sums = torch.einsum("hm,bhwc,wn->bmnc", y_HM, colour_BNC.unflatten(1, pixels.grid), x_WM)
         weights = torch.outer(spread_y[..., 0].flatten(0, 1).sum(0), spread_x[..., 0].flatten(0, 1).sum(0))[None]
-    sums = sums.unflatten(2, (cells[1], BASIS)).unflatten(1, (cells[0], BASIS))  # B h 9 w 9 C
+    sums = sums.unflatten(2, (cells[1], basis.size)).unflatten(1, (cells[0], basis.size))  # B h F w F C
     sums = sums.transpose(2, 3).flatten(3)
     return (sums / weights.clamp(min=MIN_WEIGHT)[..., None]).flatten(1, 2)
 
 
-def dense_lap(values: Tensor, count: int) -> Tensor:
-    """`lap` as (…, count, 9), zero for all but the two nearest cells."""
-    return dense(*lap(values, count), count)
-
-
-def dense(index: Tensor, basis: Tensor, count: int) -> Tensor:
-    """What `lap` gives, as (…, count, 9)."""
-    zeros = basis.new_zeros(*index.shape[:-1], count, BASIS)
-    return zeros.scatter_add(-2, index[..., None].expand_as(basis), basis)
-
-
-def read_points(local_BhwF: Tensor, pixels: Positions, linear: nn.Linear) -> Tensor:
-    """linear(Σ over a point's four cells of w·b·coefficients (81)) + Σ w·token, (B, N, D), for scattered points."""
+def read_direct(local_BhwCij: Tensor, pixels: Positions, basis: LocalBasis) -> Tensor:
+    """Σ over cells and basis of b·coefficient, colours (B, N, C): the inverse of `local_coefficients`, near enough."""
     (x, _), (y, _) = pixels.axes()
-    height, width = local_BhwF.shape[1:3]
-    (row, row_basis), (column, column_basis) = lap(y, height), lap(x, width)
-    tokens = local_BhwF.shape[-1] - BASIS**2
+    height, width = local_BhwCij.shape[1:3]
+    if pixels.grid is None:
+        across_BNwj, down_BNhi = basis.dense(x, width), basis.dense(y, height)
+        line_BNwjC = torch.einsum("bnhi,bhwcij->bnwjc", down_BNhi.expand(len(local_BhwCij), -1, -1, -1), local_BhwCij)
+        return torch.einsum("bnwj,bnwjc->bnc", across_BNwj.expand(len(local_BhwCij), -1, -1, -1), line_BNwjC)
+    across_WX = basis.dense(x[0], width).flatten(1)
+    down_HX = basis.dense(y[:, 0], height).flatten(1)
+    line_BHwCj = torch.einsum("yr,brwcj->bywcj", down_HX, local_BhwCij.permute(0, 1, 4, 2, 3, 5).flatten(1, 2))
+    return torch.einsum("xr,byrc->byxc", across_WX, line_BHwCj.transpose(3, 4).flatten(2, 3)).flatten(1, 2)
 
-    def factors(basis: Tensor, outer: bool) -> Tensor:
-        """The basis of one axis laid out over F: 81 products (row-major), then the bilinear weight for the token."""
-        spread = basis.repeat_interleave(BASIS, dim=-1) if outer else basis.tile(BASIS)
-        return torch.cat((spread, basis[..., :1].expand(*basis.shape[:-1], tokens)), dim=-1)
+
+def read_points(local_BhwZ: Tensor, pixels: Positions, basis: LocalBasis, linear: nn.Linear) -> Tensor:
+    """linear(Σ over a point's four cells of w·b·coefficients (F²)) + Σ w·token, (B, N, D), for scattered points."""
+    (x, _), (y, _) = pixels.axes()
+    height, width = local_BhwZ.shape[1:3]
+    (row, row_basis), (column, column_basis) = basis.lap(y, height), basis.lap(x, width)
+    size = basis.size
+    tokens = local_BhwZ.shape[-1] - size**2
+
+    def factors(lapped: Tensor, outer: bool) -> Tensor:
+        """The basis of one axis laid out over Z: F² products (row-major), then the bilinear weight for the token."""
+        spread = lapped.repeat_interleave(size, dim=-1) if outer else lapped.tile(size)
+        return torch.cat((spread, lapped[..., :1].expand(*lapped.shape[:-1], tokens)), dim=-1)
 
     row_factor, column_factor = factors(row_basis, True), factors(column_basis, False)
-    cells_XF = local_BhwF.flatten(0, 2)  # rows of all latents: an embedding look-up has the fastest gradient
-    base_B1 = torch.arange(len(local_BhwF), device=x.device)[:, None] * (height * width)
+    cells_XZ = local_BhwZ.flatten(0, 2)  # rows of all latents: an embedding look-up has the fastest gradient
+    base_B1 = torch.arange(len(local_BhwZ), device=x.device)[:, None] * (height * width)
     total = 0.0
     for a in (0, 1):
         for b in (0, 1):
-            cell_BNF = F.embedding(base_B1 + row[..., a] * width + column[..., b], cells_XF)
-            total = total + cell_BNF * (row_factor[..., a, :] * column_factor[..., b, :])
-    return linear(total[..., : BASIS**2]) + total[..., BASIS**2 :]
+            cell_BNZ = F.embedding(base_B1 + row[..., a] * width + column[..., b], cells_XZ)
+            total = total + cell_BNZ * (row_factor[..., a, :] * column_factor[..., b, :])
+    return linear(total[..., : size**2]) + total[..., size**2 :]
 
 
-def read_grid(local_BhwF: Tensor, pixels: Positions, linear: nn.Linear, x_WD: Tensor, y_HD: Tensor) -> Tensor:
+def read_grid(
+    local_BhwZ: Tensor, pixels: Positions, basis: LocalBasis, linear: nn.Linear, x_WD: Tensor, y_HD: Tensor
+) -> Tensor:
     """`read_points` + x + y at the points of a grid, (B, H·W, D), where all of it separates: the linear map meets the
     coefficients once a row and cell, and what is left for a pixel is one product over the cells of its row."""
     (x, _), (y, _) = pixels.axes()
-    height, width = local_BhwF.shape[1:3]
-    (row, row_basis), (column, column_basis) = lap(y[:, 0], height), lap(x[0], width)
-    basis = [row_basis[:, a, None] for a in (0, 1)]  # (H, 1, 9) each
-    coefficient_Bhwij, token_BhwD = (
-        local_BhwF[..., : BASIS**2].unflatten(-1, (BASIS, BASIS)),
-        local_BhwF[..., BASIS**2 :],
+    height, width = local_BhwZ.shape[1:3]
+    (row, row_basis), (column, column_basis) = basis.lap(y[:, 0], height), basis.lap(x[0], width)
+    near, far = (row_basis[:, a, None] for a in (0, 1))  # (H, 1, F) each
+    coefficient_Bhwij = local_BhwZ[..., : basis.size**2].unflatten(-1, (basis.size, basis.size))
+    token_BhwD = local_BhwZ[..., basis.size**2 :]
+    line_BHwij = sum(coefficient_Bhwij[:, row[:, a]] * b[..., None] for a, b in enumerate((near, far)))
+    token_BHwD = (
+        sum(token_BhwD[:, row[:, a]] * b[..., :1] for a, b in enumerate((near, far))) + (y_HD + linear.bias)[:, None]
     )
-    line_BHwij = sum(coefficient_Bhwij[:, row[:, a]] * basis[a][..., None] for a in (0, 1))
-    token_BHwD = sum(token_BhwD[:, row[:, a]] * basis[a][..., :1] for a in (0, 1)) + (y_HD + linear.bias)[:, None]
-    mapped_BHwjD = torch.einsum("bhwij,dij->bhwjd", line_BHwij, linear.weight.unflatten(1, (BASIS, BASIS)))
+    mapped_BHwjD = torch.einsum("bhwij,dij->bhwjd", line_BHwij, linear.weight.unflatten(1, (basis.size, basis.size)))
     # The first of the basis is the bilinear weight; those of one point sum to 1, so what all columns share goes there.
     first_BHw1D = mapped_BHwjD[..., :1, :] + token_BHwD[..., None, :]
     mapped_ZwjD = torch.cat((first_BHw1D, mapped_BHwjD[..., 1:, :]), dim=-2).flatten(0, 1)

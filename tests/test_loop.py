@@ -302,7 +302,7 @@ def test_what_changed_since_the_state_is_told(tmp_path):
     new = {"a": [{"b": 1}, {"b": 3}], "c": [1], "d": 4, "f": True}
     wanted = ["a.1.b: 2 → 3", "c.1: 2 → None", "d: {'e': 'x'} → 4", "f: None → True"]
     assert differences(old, new) == wanted and differences(old, old) == []
-    assert loop.brief(wanted, most=2) == "a.1.b: 2 → 3, c.1: 2 → None and 2 more"
+    assert loop.listed(wanted, most=2) == "a.1.b: 2 → 3, c.1: 2 → None and 2 more"
 
 
 def test_a_stream_is_read_in_order_and_on_from_where_it_was(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from r2id.position import Positions, grid_positions, points, window_of
-from r2id.resampler import BASIS, R2IR, R2IRConfig, dense_lap, lap, local_coefficients, read_grid, read_points
+from r2id.resampler import R2IR, LocalBasis, R2IRConfig, local_coefficients, read_grid, read_points
 
 TINY = R2IRConfig(channels=2, latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 VARIANTS = {
@@ -15,7 +15,10 @@ VARIANTS = {
     "linear": replace(TINY, attention="linear"),
     "published": replace(TINY, local=False, cell_blocks=0, attention="linear"),
     "deep": replace(TINY, encoder_blocks=3, decoder_blocks=2, cell_blocks=2),
+    "fine": replace(TINY, harmonics=6, turn=0.5),
 }
+QUARTERS = LocalBasis(replace(TINY, footprint=0.0))  # four harmonics of a quarter turn a cell
+BASIS = 9  # their sines and cosines, and the constant
 
 
 @pytest.fixture(params=VARIANTS)
@@ -36,7 +39,7 @@ def as_points(grid: Positions, rows: int | None = None, order: torch.Tensor | sl
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_lap_weights_sum_to_one_everywhere(count):
-    weights = dense_lap(torch.linspace(-0.8, 0.8, 201), count)[..., 0]
+    weights = QUARTERS.dense(torch.linspace(-0.8, 0.8, 201), count)[..., 0]
     torch.testing.assert_close(weights.sum(-1), torch.ones(201))
     assert weights.min() >= 0 and (weights > 0).sum(-1).max() <= 2
 
@@ -44,20 +47,20 @@ def test_lap_weights_sum_to_one_everywhere(count):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_laps_are_continuous_across_centres_and_borders(count):
     places = (torch.arange(2 * count + 1) / (2 * count) - 0.5).double()
-    before, after = (dense_lap(places + step, count) for step in (-1e-7, 1e-7))
+    before, after = (QUARTERS.dense(places + step, count) for step in (-1e-7, 1e-7))
     assert (before - after).abs().max() < 1e-5 * count
 
 
 def test_a_cell_owns_its_centre():
-    index, basis = lap(grid_positions((1, 4), 4.0).absolute[:, 0], 4)
+    index, basis = QUARTERS.lap(grid_positions((1, 4), 4.0).absolute[:, 0], 4)
     assert index[:, 0].tolist() == [0, 1, 2, 3]
     torch.testing.assert_close(basis[:, 0], torch.tensor([1.0] + [0.0] * 4 + [1.0] * 4).expand(4, -1))
     assert basis[:, 1].abs().max() == 0
 
 
-def test_the_basis_is_fourier_in_quarter_turns_a_cell():
-    index, basis = lap(torch.tensor([-0.15]), 2)  # in cells: 0.2 from the first centre, -0.8 from the second
+def test_the_basis_is_fourier_in_the_offset_from_each_cell():
     turns = math.pi / 2 * torch.arange(1, 5)
+    index, basis = QUARTERS.lap(torch.tensor([-0.15]), 2)  # in cells: 0.2 from the first centre, -0.8 from the second
     for i, (offset, weight) in enumerate([(0.2, 0.8), (-0.8, 0.2)]):
         expected = torch.cat((torch.ones(1), (turns * offset).sin(), (turns * offset).cos())) * weight
         torch.testing.assert_close(basis[0, i], expected, atol=1e-6, rtol=1e-5)
@@ -65,13 +68,15 @@ def test_the_basis_is_fourier_in_quarter_turns_a_cell():
 
 
 def test_one_pixel_is_enough_for_its_four_cells():
-    coefficients = local_coefficients(torch.tensor([[[0.3]]]), points(torch.tensor([[[0.1, 0.1]]]), 1.0), (2, 2))
+    coefficients = local_coefficients(
+        torch.tensor([[[0.3]]]), points(torch.tensor([[[0.1, 0.1]]]), 1.0), (2, 2), QUARTERS
+    )
     torch.testing.assert_close(coefficients[..., 0], torch.full((1, 4), 0.3))
 
 
 def test_the_constant_coefficient_is_the_weighted_mean_of_the_colours():
     grid = grid_positions((8, 8), 1.0)
-    coefficients = local_coefficients(torch.tensor([0.3, -0.7]).expand(2, 64, 2), grid, (3, 4))
+    coefficients = local_coefficients(torch.tensor([0.3, -0.7]).expand(2, 64, 2), grid, (3, 4), QUARTERS)
     assert coefficients.shape == (2, 12, BASIS**2 * 2)
     torch.testing.assert_close(coefficients[..., :2], torch.tensor([0.3, -0.7]).expand(2, 12, 2))
 
@@ -79,14 +84,18 @@ def test_the_constant_coefficient_is_the_weighted_mean_of_the_colours():
 @pytest.mark.parametrize("cells", [(1, 1), (3, 4), (10, 2)])
 def test_coefficients_of_a_grid_equal_those_of_its_points(cells):
     grid, colours = grid_positions((6, 5), 5 / 6), uniform(2, 30, 2)
-    expected = local_coefficients(colours, grid, cells)
-    torch.testing.assert_close(local_coefficients(colours, as_points(grid, 2), cells), expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(local_coefficients(colours, as_points(grid), cells), expected, atol=1e-5, rtol=1e-4)
+    expected = local_coefficients(colours, grid, cells, QUARTERS)
+    torch.testing.assert_close(
+        local_coefficients(colours, as_points(grid, 2), cells, QUARTERS), expected, atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        local_coefficients(colours, as_points(grid), cells, QUARTERS), expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_a_cell_that_no_pixel_reached_has_zero_coefficients():
     left = points(torch.stack((uniform(40) * 0.2 - 0.3, uniform(40, seed=1) / 2), -1)[None], 1.0)  # x below -0.1
-    coefficients = local_coefficients(uniform(1, 40, 2), left, (4, 4)).unflatten(1, (4, 4))
+    coefficients = local_coefficients(uniform(1, 40, 2), left, (4, 4), QUARTERS).unflatten(1, (4, 4))
     assert coefficients.isfinite().all()
     assert coefficients[:, :, 3].abs().max() == 0 < coefficients[:, :, 0].abs().max()
 
@@ -104,22 +113,24 @@ def test_reading_a_grid_equals_reading_its_points(cells, window):
     """At once or in blocks of columns, the whole or a part."""
     local, x_WD, y_HD, read = uniform(2, *cells, BASIS**2 + 3), uniform(50, 3), uniform(6, 3, seed=1), linear(3)
     grid = window_of((6, 50), aspect=5 / 6, fit="contain", region=window).positions(range(6), range(50))
-    expected = read_points(local, as_points(grid), read) + (x_WD + y_HD[:, None]).flatten(0, 1)
-    torch.testing.assert_close(read_grid(local, grid, read, x_WD, y_HD), expected, atol=1e-5, rtol=1e-4)
-    each_own = read_points(local, as_points(grid, 2), read)
-    torch.testing.assert_close(each_own, read_points(local, as_points(grid), read), atol=1e-5, rtol=1e-4)
+    expected = read_points(local, as_points(grid), QUARTERS, read) + (x_WD + y_HD[:, None]).flatten(0, 1)
+    torch.testing.assert_close(read_grid(local, grid, QUARTERS, read, x_WD, y_HD), expected, atol=1e-5, rtol=1e-4)
+    each_own = read_points(local, as_points(grid, 2), QUARTERS, read)
+    torch.testing.assert_close(each_own, read_points(local, as_points(grid), QUARTERS, read), atol=1e-5, rtol=1e-4)
 
 
 def test_beyond_the_frame_the_nearest_edge_is_read():
     local, read = uniform(1, 3, 4, BASIS**2 + 3), linear(3)
     outside, edge = torch.tensor([[[2.0, 0.1], [-0.9, 7.0]]]), torch.tensor([[[0.5, 0.1], [-0.5, 0.5]]])
-    assert torch.equal(read_points(local, points(outside, 1.0), read), read_points(local, points(edge, 1.0), read))
+    assert torch.equal(
+        read_points(local, points(outside, 1.0), QUARTERS, read), read_points(local, points(edge, 1.0), QUARTERS, read)
+    )
 
 
 def test_tokens_are_interpolated_bilinearly():
     local, grid, read = uniform(1, 4, 4, BASIS**2 + 3), grid_positions((7, 9), 1.0), linear(3)
     read.weight.data.zero_()
-    colours = read_grid(local, grid, read, torch.zeros(9, 3), torch.zeros(7, 3)) - read.bias
+    colours = read_grid(local, grid, QUARTERS, read, torch.zeros(9, 3), torch.zeros(7, 3)) - read.bias
     expected = torch.nn.functional.interpolate(local[..., BASIS**2 :].permute(0, 3, 1, 2), (7, 9), mode="bilinear")
     torch.testing.assert_close(colours, expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4)
 
@@ -191,7 +202,7 @@ def test_points_without_a_place_in_the_frame_skip_the_local_path():
     memory = model.memory(uniform(1, 3, 2, 2), cells)
     unframed = model.decode(memory, replace(grid, framed=False))
     assert not torch.allclose(unframed, model.decode(memory, grid))
-    changed = replace(memory, local_BhwF=memory.local_BhwF + 1)
+    changed = replace(memory, local_BhwZ=memory.local_BhwZ + 1)
     assert torch.equal(model.decode(changed, replace(grid, framed=False)), unframed)
 
 

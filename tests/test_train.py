@@ -19,7 +19,7 @@ from PIL import Image
 
 from r2id import Pipeline
 from r2id.position import grid_positions
-from train import export, train_denoiser, train_resampler
+from train import entry, export, train_denoiser, train_resampler
 from train.loop import generator, operations
 from train.state import load_state, save_state, states
 
@@ -233,7 +233,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(trained, images, tmp_path, monke
         return generator(seed, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script, "generator", asked)
+        patch.setattr(entry, "generator", asked)
         script.main(command)
     assert load_state(run / stage).about["step"] == 4
     assert "stopped at step 4, state saved; the same command goes on" in "".join(capfd.readouterr())

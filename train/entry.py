@@ -5,16 +5,57 @@ from __future__ import annotations
 import errno
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from statistics import mean, median
 
 import torch
+from torch import Generator, nn
 from tqdm import tqdm
 
 from train.benchmark import machine, peak_memory, reset_peak
-from train.loop import Compute, Progress, Run, brief, operations
+from train.data import ImageSet
+from train.loop import Compute, Phase, Progress, Run, generator, listed, operations
+from train.losses import Shape
+from train.recipe import DenoiserRecipe, ResamplerRecipe, law_of
 
 MEASURED = 3  # steps of each phase, spread over it
+
+
+def run_of(
+    args: Namespace, recipe: ResamplerRecipe | DenoiserRecipe, loss: nn.Module, train: ImageSet, folder: Path, **about
+) -> Run:
+    """The run of a recipe, which writes nothing if it is dry. about: what its states keep beside recipe and data."""
+    about |= {"recipe": asdict(recipe), "labels": train.names, "background": train.background, "images": train.count}
+    return Run(
+        loss,
+        recipe.optimisation,
+        count=train.count,
+        folder=None if args.dry_run else folder,
+        about=about,
+        track=args.track,
+        stream=train.stream,
+    )
+
+
+def draw(
+    recipe: ResamplerRecipe | DenoiserRecipe, phase: Phase, step: int, part: int, size: int, *, stride: int = 1
+) -> tuple[Shape, Generator]:
+    """A step's shape, and the generator of all else that its part draws: parts have one shape, each its own draws."""
+    rng = generator(recipe.optimisation.seed, step)
+    shape = law_of(recipe, phase).draw(size, generator=rng, stride=stride)
+    return shape, generator(recipe.optimisation.seed, step, part) if part else rng
+
+
+def carry_out(run: Run, compute: Compute, evaluate: Callable[[Progress], str], *, dry: bool) -> None:
+    """Trains to the end, or prints what that would cost."""
+    if dry:
+        for line in dry_run(run, compute):
+            run.accelerator.print(line, flush=True)
+    else:
+        follow(run, compute, evaluate)
 
 
 def follow(run: Run, compute: Compute, evaluate: Callable[[Progress], str]) -> None:
@@ -22,7 +63,7 @@ def follow(run: Run, compute: Compute, evaluate: Callable[[Progress], str]) -> N
     main = run.accelerator.is_main_process
     with tqdm(total=run.optimisation.steps, initial=run.step, unit="step", dynamic_ncols=True, disable=not main) as bar:
         if run.changed and main:
-            bar.write(f"changed since step {run.step}, from here on as it is now: {brief(run.changed)}")
+            bar.write(f"changed since step {run.step}, from here on as it is now: {listed(run.changed)}")
         if run.step >= run.optimisation.steps and main:
             bar.write(f"{run.folder}: all {run.optimisation.steps} steps are done; more steps or another --out go on")
         for progress in run.train(compute):

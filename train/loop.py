@@ -277,7 +277,7 @@ class Run:
         if state is None:
             return
         if other := differences(state.about["model"], self.about["model"]):
-            raise ValueError(f"{self.folder} holds another model: {brief(other)}; give another --out")
+            raise ValueError(f"{self.folder} holds another model: {listed(other)}; give another --out")
         before = {key: state.about.get(key) for key in self.about.keys() - {"model"}}
         self.changed = differences(before, {key: self.about[key] for key in before})
         self.step = state.about["step"]
@@ -305,7 +305,7 @@ def differences(old, new, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {old} → {new}"]
 
 
-def brief(lines: list[str], most: int = 6) -> str:
+def listed(lines: list[str], most: int = 6) -> str:
     return ", ".join(lines[:most]) + (f" and {len(lines) - most} more" if lines[most:] else "")
 
 

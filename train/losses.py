@@ -111,7 +111,8 @@ class ResamplerLoss(nn.Module):
         """
         canvas_BCHW = pad_to(image_BCHW, shape.canvas, self.background)
         cells = grid_positions(shape.cells, shape.aspect)
-        colour_BNC, pixels = self.pixels(canvas_BCHW, shape, pixels_in, generator)
+        as_used = self.jitter == "true"  # the encoder gets all pixels where they are
+        colour_BNC, pixels = self.pixels(canvas_BCHW, shape, pixels_in, generator, exact=as_used)
         latent_BChw = self.model.encode(colour_BNC, pixels, cells)
         colour_BNC, pixels = self.pixels(canvas_BCHW, shape, pixels_out, generator, self.margin)
         if consistency:
@@ -129,15 +130,22 @@ class ResamplerLoss(nn.Module):
         return loss, metrics
 
     def pixels(
-        self, canvas_BCHW: Tensor, shape: Shape, count: int, generator: torch.Generator, margin: float = 0.0
+        self,
+        canvas_BCHW: Tensor,
+        shape: Shape,
+        count: int,
+        generator: torch.Generator,
+        margin: float = 0.0,
+        *,
+        exact: bool = False,
     ) -> tuple[Tensor, Positions]:
-        """Colours (B, N, C) at `count` random pixels each (0: at all), jittered; the last `margin` of them anywhere in
-        the plane that an output from 1:4 to 4:1 can show."""
+        """Colours (B, N, C) at `count` random pixels each (0: at all), jittered unless all are taken exactly; the last
+        `margin` of them anywhere in the plane that an output from 1:4 to 4:1 can show."""
         batch, channels = canvas_BCHW.shape[:2]
         grid = grid_positions(shape.canvas, shape.aspect, sigma=self.model.config.footprint)
         absolute_BN2 = grid.absolute.to(canvas_BCHW.device).expand(batch, -1, -1)
         colour_BNC = canvas_BCHW.flatten(2).transpose(1, 2)
-        if self.jitter == "none" and count == 0 and not margin:
+        if (exact or self.jitter == "none") and count == 0 and not margin:
             return colour_BNC, grid.to(canvas_BCHW.device)
         if 0 < count < absolute_BN2.shape[1]:
             order = torch.rand(absolute_BN2.shape[:2], generator=generator).topk(count, dim=1).indices

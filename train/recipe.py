@@ -33,6 +33,7 @@ class ResamplerRecipe:
     jitter: str = "true"
     penalty: float = 0.003  # on the mean square before tanh, so that tanh stays unsaturated
     margin: float = 0.125  # share of the points out around the frame; 0 for sets without a known background
+    direct_steps: int = 1500  # in which the model's direct path is fitted before all else
     law: Law = field(default_factory=Law)
     model: R2IRConfig = field(default_factory=R2IRConfig)
 

@@ -19,11 +19,11 @@ from r2id.denoisers import SYSTEMS
 from r2id.image import contact_sheet
 from r2id.resampler import R2IR, R2IRConfig
 from train.data import load_images, stream_images
-from train.entry import dry_run, follow, script
+from train.entry import carry_out, draw, run_of, script
 from train.export import build_pipeline
-from train.loop import Run, generator
+from train.loop import generator
 from train.losses import DenoiserLoss, Law, encode, pad_to
-from train.recipe import DenoiserRecipe, arguments, law_of, read_recipe
+from train.recipe import DenoiserRecipe, arguments, read_recipe
 from train.state import State, load_state
 
 MEASURED = 2_000  # training images that the latents' mean and standard deviation are taken from
@@ -64,33 +64,21 @@ def main(argv: list[str] | None = None) -> None:
         finest=recipe.law.cells[1],
         warm_start=recipe.warm_start,
     )
-    about = {
-        "recipe": asdict(recipe),
-        "model": asdict(model_config),
-        "labels": train.names,
-        "background": train.background,
-        "latent_mean": mean,
-        "latent_std": std,
-        "data": data,
-        "images": train.count,
-        "resampler_step": stage_1 and stage_1.about["step"],
-    }
-    states = None if args.dry_run else root / "denoiser"
-    run = Run(
+    run = run_of(
+        args,
+        recipe,
         loss,
-        recipe.optimisation,
-        count=train.count,
-        folder=states,
-        about=about,
-        track=args.track,
-        stream=train.stream,
+        train,
+        root / "denoiser",
+        model=asdict(model_config),
+        latent_mean=mean,
+        latent_std=std,
+        data=data,
+        resampler_step=stage_1 and stage_1.about["step"],
     )
 
     def compute(loss, indices, phase, step, part):
-        rng = generator(recipe.optimisation.seed, step)
-        shape = law_of(recipe, phase).draw(size, generator=rng, stride=stride)
-        if part:  # all parts of a step have its shape, each its own draws
-            rng = generator(recipe.optimisation.seed, step, part)
+        shape, rng = draw(recipe, phase, step, part, size, stride=stride)
         device = run.accelerator.device
         indices = indices[: max(1, cells_a_step // (shape.cells[0] * shape.cells[1] * run.parts))]
         value, metrics = loss(train.images[indices].to(device), train.labels[indices].to(device), shape, rng)
@@ -98,14 +86,10 @@ def main(argv: list[str] | None = None) -> None:
 
     def evaluated(progress):
         run.log(progress.metrics)
-        sheet(build_pipeline(stage_1, about, run.ema)).save(root / "denoiser" / f"samples-{progress.step:06d}.png")
+        sheet(build_pipeline(stage_1, run.about, run.ema)).save(root / "denoiser" / f"samples-{progress.step:06d}.png")
         return f"mse {progress.metrics['mse']:.4f}"
 
-    if args.dry_run:
-        for line in dry_run(run, compute):
-            run.accelerator.print(line, flush=True)
-    else:
-        follow(run, compute, evaluated)
+    carry_out(run, compute, evaluated, dry=args.dry_run)
 
 
 def trained_resampler(folder: Path) -> tuple[State, R2IR]:

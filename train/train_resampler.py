@@ -18,10 +18,10 @@ from r2id.image import contact_sheet
 from r2id.position import grid_positions
 from r2id.resampler import R2IR
 from train.data import load_images, stream_images
-from train.entry import dry_run, follow, script
-from train.loop import Run, generator
+from train.direct import fit_direct
+from train.entry import carry_out, draw, run_of, script
 from train.losses import ResamplerLoss, encode
-from train.recipe import ResamplerRecipe, arguments, law_of, read_recipe
+from train.recipe import ResamplerRecipe, arguments, read_recipe
 
 CHECKED = 500  # validation images that are reconstructed at every evaluation
 CHUNK = 100  # of them at once, to bound memory
@@ -48,33 +48,15 @@ def main(argv: list[str] | None = None) -> None:
         penalty=recipe.penalty,
         margin=recipe.margin,
     )
-    about = {
-        "recipe": asdict(recipe),
-        "model": asdict(recipe.model),
-        "labels": train.names,
-        "background": train.background,
-        "data": data,
-        "images": train.count,
-    }
-    states = None if args.dry_run else folder
-    run = Run(
-        loss,
-        recipe.optimisation,
-        count=train.count,
-        folder=states,
-        about=about,
-        track=args.track,
-        stream=train.stream,
-    )
+    run = run_of(args, recipe, loss, train, folder, model=asdict(recipe.model), data=data)
 
     def compute(loss, indices, phase, step, part):
-        rng = generator(recipe.optimisation.seed, step)
-        shape = law_of(recipe, phase).draw(recipe.training_size, generator=rng)
-        if part:  # all parts of a step have its shape, each its own draws
-            rng = generator(recipe.optimisation.seed, step, part)
+        shape, rng = draw(recipe, phase, step, part, recipe.training_size)
         images = train.images[indices].to(run.accelerator.device)
         return loss(images, shape, phase.pixels_in, phase.pixels_out, rng, consistency=phase.consistency)
 
+    if run.step == 0 and recipe.model.direct and recipe.direct_steps and not args.dry_run:
+        fit_direct(run, loss, train, recipe.law, size=recipe.training_size, steps=recipe.direct_steps)
     averaged = R2IR(recipe.model).eval().to(run.accelerator.device)
 
     def evaluated(progress):
@@ -84,11 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         sheet.save(folder / f"samples-{progress.step:06d}.png")
         return ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
 
-    if args.dry_run:
-        for line in dry_run(run, compute):
-            run.accelerator.print(line, flush=True)
-    else:
-        follow(run, compute, evaluated)
+    carry_out(run, compute, evaluated, dry=args.dry_run)
 
 
 @torch.no_grad()
