@@ -14,6 +14,7 @@ from torch import Tensor
 
 from r2id.position import Window
 
+COLUMNS = 512  # pixels of a tile at most: what a column costs is shared by the more rows
 CHUNK = 256  # pixels whose weights are computed at once in float64, to bound memory
 
 
@@ -47,11 +48,17 @@ def axis_weights(cells: int, pixels: range, origin: float, pitch: float) -> tupl
 def tile_boxes(size: tuple[int, int], pixels: int) -> Iterator[tuple[int, int, int, int]]:
     """Tiles (left, top, right, bottom) of at most so many pixels, in reading order."""
     height, width = size
-    columns = min(width, max(1, pixels))
+    columns = min(width, max(1, pixels), COLUMNS)
     rows = min(height, max(1, pixels // columns))
     for top in range(0, height, rows):
         for left in range(0, width, columns):
             yield left, top, min(left + columns, width), min(top + rows, height)
+
+
+def share_done(box: tuple[int, int, int, int], size: tuple[int, int]) -> float:
+    """How much of a picture is there once a box of `tile_boxes` is."""
+    (_, top, right, bottom), (height, width) = box, size
+    return (top * width + right * (bottom - top)) / (height * width)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ have one unit of length. Points beyond the frame have larger values. Pixel i of 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,8 @@ MIN_REGION = 2.0**-20
 
 @dataclass(frozen=True)
 class Positions:
-    """Points, (N, 2) or (B, N, 2) with x before y, in float32; `grid` is (rows, columns) where they form one.
+    """Points, (N, 2) or (B, N, 2) with x before y, in float32; `grid` is (rows, columns) where they form one. Of a
+    batch of grids, which frames of different aspects have, cells may be made, not pixels.
 
     `spread` holds the standard deviation of the footprint that features average over, ((x, y) absolute,
     (x, y) relative): given where jitter is off, None where the points themselves are jittered or exact.
@@ -38,13 +40,12 @@ class Positions:
     framed: bool = True
 
     def axes(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """((x absolute, x relative), (y absolute, y relative)): (1, W) and (H, 1) on a grid, else (…, N) each."""
+        """((x absolute, x relative), (y absolute, y relative)): (…, 1, W) and (…, H, 1) on a grid, else (…, N) each."""
+        both = (self.absolute, self.relative)
         if self.grid is None:
-            both = (self.absolute, self.relative)
             return tuple(p[..., 0] for p in both), tuple(p[..., 1] for p in both)
-        rows, columns = self.grid
-        both = (self.absolute.view(rows, columns, 2), self.relative.view(rows, columns, 2))
-        return tuple(p[:1, :, 0] for p in both), tuple(p[:, :1, 1] for p in both)
+        both = tuple(p.unflatten(-2, self.grid) for p in both)
+        return tuple(p[..., :1, :, 0] for p in both), tuple(p[..., :1, 1] for p in both)
 
     def to(self, device: torch.device | str) -> Positions:
         return Positions(self.absolute.to(device), self.relative.to(device), self.grid, self.spread, self.framed)
@@ -153,6 +154,18 @@ def points(absolute: Tensor, aspect: float) -> Positions:
     return Positions(absolute, absolute * absolute.new_tensor(relative_scale(aspect)))
 
 
+def batched(parts: Sequence[Positions], counts: Sequence[int]) -> Positions:
+    """Positions of some frames, as many points in each and none with a footprint → of a batch that has `counts` rows of
+    each. Those of a single frame stay as they are, for all rows."""
+    if len(parts) == 1:
+        return parts[0]
+    absolute, relative = (
+        torch.cat([points.expand(count, -1, -1) for points, count in zip(of_parts, counts, strict=True)])
+        for of_parts in zip(*((part.absolute, part.relative) for part in parts), strict=True)
+    )
+    return Positions(absolute, relative, parts[0].grid)
+
+
 def patch_centres(positions: Positions, size: tuple[int, int], patch: int) -> Positions:
     """Positions of `size` (height, width) pixels → of their patches. A patch's mean offset is `patch` times narrower
     than its pixels', so its footprint is too."""
@@ -195,7 +208,7 @@ def flat(tokens: Tensor, positions: Positions) -> Tensor:
 
 
 class PositionEmbedding(nn.Module):
-    """Positions → (…, N, D), or (H, W, D) on a grid: a linear map of sin/cos features of both systems.
+    """Positions → (…, N, D), or (…, H, W, D) on a grid: a linear map of sin/cos features of both systems.
 
     Octaves low … high mean frequencies π·2^k. The map is a sum of a term in x and a term in y, so on a grid it is
     computed once a column and once a row.
@@ -214,7 +227,7 @@ class PositionEmbedding(nn.Module):
         return x + y
 
     def terms(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """What x and y contribute: (1, W, D) and (H, 1, D) on a grid, else (…, N, D) each."""
+        """What x and y contribute: (…, 1, W, D) and (…, H, 1, D) on a grid, else (…, N, D) each."""
         spreads = positions.spread or ((0.0, 0.0), (0.0, 0.0))
         terms = []
         for axis, linear in enumerate((self.x, self.y)):

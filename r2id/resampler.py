@@ -112,9 +112,9 @@ class R2IR(nn.Module):
         self.image_norm = nn.LayerNorm(width)
         self.image_out = nn.Linear(width, config.channels)
         self.direct = DirectPath(config) if config.local and config.direct else None
-        if self.direct:  # what the rest adds to it begins at zero
+        if self.direct:  # what the rest adds to it begins small
             for last in (self.latent_out, self.image_out):
-                nn.init.zeros_(last.weight)
+                nn.init.normal_(last.weight, std=1e-2)
                 nn.init.zeros_(last.bias)
 
     def encode(self, colour_BNC: Tensor, pixels: Positions, cells: Positions) -> Tensor:
@@ -205,13 +205,11 @@ def cell_sides(cells: Positions) -> tuple[Tensor, Tensor]:
 
 
 class LocalBasis(nn.Module):
-    """The lapped Fourier basis of one axis. What is finer than the training pixels fades out, as it does for position
-    features: cells of a large latent are too small for the higher harmonics."""
+    """The lapped Fourier basis of one axis."""
 
     def __init__(self, config: R2IRConfig):
         super().__init__()
         self.size = 2 * config.harmonics + 1
-        self.footprint = config.footprint * 2.0 ** -config.octaves[1]  # sigma, in sides of a square frame
         frequencies = 2 * math.pi * config.turn * torch.arange(1, config.harmonics + 1)
         self.register_buffer("frequencies", frequencies, persistent=False)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from r2id import Pipeline
+from train.frames import Law
 from train.loop import Optimisation, Phase
-from train.losses import Law
 from train.recipe import DenoiserRecipe, ResamplerRecipe
 from train.state import State, save_state
 

@@ -68,3 +68,12 @@ def test_bad_files_are_named(tmp_path):
         load_classifier(tmp_path / "other.safetensors")
     save_module(Classifier(3, 4), tmp_path / "colour.safetensors")
     assert load_classifier(tmp_path / "colour.safetensors").channels == 3
+
+
+def test_pictures_are_mirrored_only_where_they_may_be():
+    half = torch.full((64, 3, 32, 32), -1.0)
+    half[..., 16:] = 1
+    rng = torch.Generator().manual_seed(0)
+    for mirror, least in ((False, 0), (True, 20)):
+        mirrored = int((augment(half, rng, mirror=mirror)[:, 0, :, 8].mean(dim=1) > 0).sum())
+        assert least <= mirrored <= 2 * least

@@ -19,7 +19,7 @@ from PIL import Image
 
 from r2id import Pipeline
 from r2id.config import Training
-from train import benchmark, comparison, evaluate, ways
+from train import comparison, evaluate, measure, ways
 from train.classifier import load_classifier
 from train.comparison import Protocol, System, compare, fingerprint
 from train.comparison_report import Results, cost_plot, crossing, crossings, verdict
@@ -34,7 +34,7 @@ COLUMNS = ["4×4", "8×8", "16×16", "9:16"]
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "REPEATS", 1)
+        patch.setattr(measure, "REPEATS", 1)
         patch.setattr(ways, "PRODUCT", 64)
         patch.setattr(comparison, "cost_apart", cost)
         yield

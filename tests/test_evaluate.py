@@ -11,20 +11,30 @@ from grey import in_grey
 from PIL import Image
 
 from r2id.pipeline import Pipeline
-from train import evaluate
-from train.evaluate import Protocol, main
+from train import evaluate, sections
+from train.evaluate import main
+from train.protocol import Protocol
 from train.report import Table
 
 PROTOCOL = Protocol(
-    generated=20, cells=((4, 4), (6, 9)), generated_cells=((4, 4), (5, 5)), outputs=(4, 8, 16), consistency=5
+    generated=20,
+    cells=((4, 4), (6, 9)),
+    inputs=(0.5, 2),
+    generated_cells=((4, 4), (5, 5)),
+    outputs=(4, 8, 16),
+    ratios=((9, 16), (16, 9)),
+    enlargements=(2, 4, 8),
+    consistency=5,
+    steps=(1, 2),
+    guidances=(1.0,),
 )
 
 
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(evaluate, "SHEET_SIDE", 16)
-    monkeypatch.setattr(evaluate, "SHEET_SIZES", (4, 16))
+    monkeypatch.setattr(sections, "SHEET_SIDE", 16)
+    monkeypatch.setattr(sections, "SHEET_SIZES", (4, 16))
     datasets.disable_progress_bars()
 
 
@@ -49,7 +59,11 @@ def test_whole_report(tiny_weights, folder, tmp_path, capsys):
     assert [row["latent"] for row in first["reconstruction"]] == ["4×4", "6×9"]
     assert all(row["MSE on [-1, 1]"] > 0.05 for row in first["reconstruction"])  # the weights are random
     assert [row["output"] for row in first["consistency"]] == [16, 32, 64]
-    assert all(row["real images enlarged bicubically"] > 25 for row in first["consistency"])
+    assert all(row["real images enlarged bicubically (dB)"] > 25 for row in first["consistency"])
+    assert report["consistency"][1]["rows"][0]["largest difference"] < 1e-5
+    given = report["reconstruction"][1]["rows"]
+    assert [row["given at"] for row in given] == ["4×4", "16×16"]
+    assert given[1]["interpolated (dB)"] > given[0]["interpolated (dB)"] > 10
     assert [row["latent"] for row in first["accuracy"]] == ["4×4", "5×5", "32 real images"]
     assert first["accuracy"][2]["output 8"] > 0.5 > first["accuracy"][0]["output 8"]
     ways = [(row["ratio"], row["way"], row["latent"], round(row["frame"], 2)) for row in first["aspects"]]
@@ -60,10 +74,24 @@ def test_whole_report(tiny_weights, folder, tmp_path, capsys):
     floor, *_, generated = first["fidelity"]
     assert floor["Fréchet distance"] < generated["Fréchet distance"] and floor["accuracy"] > generated["accuracy"]
 
-    names = [item["file"] for item in report["sheets"]]
+    for row in first["shape"]:
+        assert row["contain: centre, max |Δ|"] < 1e-5 < 1e-3 < row["published: centre, max |Δ|"]
+    own = Pipeline.from_pretrained(tiny_weights, device="cpu").config.defaults
+    varied = [(way, steps, own.guidance) for way in sections.SAMPLERS for steps in (1, 2)]
+    settings = [(row["sampler"], row["steps"], row["guidance"]) for row in first["sampler"]]
+    assert settings == [*varied, (own.sampler, own.steps, 1.0)]
+
+    files = {name: [item["file"] for item in report[name] if "file" in item] for name in evaluate.SECTIONS}
+    assert [files[name] for name in ("accuracy", "shape", "sampler", "loss")] == [
+        ["accuracy.png"],
+        ["shape.png"],
+        ["steps.png"],
+        ["loss.png"],
+    ]
+    names = files["sheets"]
     assert names == ["one_latent.png", "labels.png", "latents.png", "aspect_9x16.png", "aspect_16x9.png"]
     with Image.open(tmp_path / "out" / "labels.png") as labels:
-        assert labels.size == (10 * 18 + 2, evaluate.SHEET_SEEDS * 18 + 2)
+        assert labels.size == (10 * 18 + 2, sections.SHEET_SEEDS * 18 + 2)
     written, printed = (tmp_path / "out" / "report.md").read_text(), capsys.readouterr().out
     for item in report["reconstruction"] + report["sheets"]:
         assert item["title"] in written and item["title"] in printed

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from r2id.interpolation import axis_weights, interpolate_tiles, resize, tile_boxes
+from r2id import interpolation
+from r2id.interpolation import axis_weights, interpolate_tiles, resize, share_done, tile_boxes
 from r2id.position import window_of
 
 BACKGROUND = torch.tensor([-0.5, 0.0, 1.0])
@@ -70,9 +71,11 @@ def test_weights_sum_to_one_and_nothing_beyond_the_frame_is_covered():
 
 
 @pytest.mark.parametrize("pixels", [1, 5, 16, 1000])
-def test_boxes_cover_once_in_reading_order(pixels):
+def test_boxes_cover_once_in_reading_order(pixels, monkeypatch):
+    monkeypatch.setattr(interpolation, "COLUMNS", 8)
     covered, boxes = torch.zeros(7, 12), list(tile_boxes((7, 12), pixels))
     for left, top, right, bottom in boxes:
         covered[top:bottom, left:right] += 1
         assert (bottom - top) * (right - left) <= pixels
+        assert share_done((left, top, right, bottom), (7, 12)) == pytest.approx(covered.mean().item())
     assert (covered == 1).all() and boxes == sorted(boxes, key=lambda box: (box[1], box[0]))

@@ -16,7 +16,8 @@ from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.position import grid_positions, read_colours
 from r2id.schedule import Schedule, noise_from, target
-from train.losses import MARGIN_REACH, DenoiserLoss, Law, ResamplerLoss, Shape, coarse_error, encode, pad_to
+from train.frames import Law, Shape, pad_to
+from train.losses import MARGIN_REACH, DenoiserLoss, ResamplerLoss, coarse_error, encode
 
 TINY = R2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 WIDE = Shape((8, 14), (4, 7))
@@ -106,7 +107,7 @@ def test_subsets_are_whole_pixels_each_at_most_once():
     canvas = pad_to(pictures(), WIDE.canvas, torch.tensor([-1.0]))
     loss = resampler_loss(jitter="none")
     grid = grid_positions(WIDE.canvas, WIDE.aspect)
-    colour_BNC, pixels = loss.pixels(canvas, WIDE, 20, rng())
+    colour_BNC, pixels = loss.pixels(canvas, 20, rng())
     assert colour_BNC.shape == (4, 20, 1) and pixels.absolute.shape == (4, 20, 2)
     for row in range(4):
         distance = torch.cdist(pixels.absolute[row], grid.absolute)
@@ -114,17 +115,17 @@ def test_subsets_are_whole_pixels_each_at_most_once():
         assert distance.min(dim=1).values.max() < 1e-6 and len(index.unique()) == 20
         assert torch.equal(colour_BNC[row, :, 0], canvas[row].flatten()[index])
     assert not torch.equal(pixels.absolute[0], pixels.absolute[1])  # each picture has its own
-    whole, every = loss.pixels(canvas, WIDE, 0, rng())
+    whole, every = loss.pixels(canvas, 0, rng())
     assert every.grid == WIDE.canvas and every.spread is not None  # all pixels, unjittered: footprint features
     assert torch.equal(whole, canvas.flatten(2).transpose(1, 2))
-    more = resampler_loss().pixels(canvas, WIDE, 10_000, rng())[0]
-    assert more.shape == (4, 8 * 14, 1)
+    more = resampler_loss().pixels(canvas, 10_000, rng())[0]
+    assert more.shape == (4, 10_000, 1)  # some again, which is what smaller pictures of a batch need
 
 
 def test_true_jitter_moves_the_colour_with_the_point():
     canvas = pad_to(pictures(), WIDE.canvas, torch.tensor([-1.0]))
     grid = grid_positions(WIDE.canvas, WIDE.aspect)
-    colour_BNC, pixels = resampler_loss().pixels(canvas, WIDE, 0, rng())
+    colour_BNC, pixels = resampler_loss().pixels(canvas, 0, rng())
     assert torch.equal(colour_BNC, read_colours(canvas, pixels.absolute, torch.tensor([-1.0])))
     assert not torch.allclose(colour_BNC, canvas.flatten(2).transpose(1, 2), atol=0.1)
     moved = (pixels.absolute - grid.absolute) * torch.tensor([14.0, 8.0])  # in pixels
@@ -136,9 +137,9 @@ def test_true_jitter_moves_the_colour_with_the_point():
 def test_published_jitter_moves_the_point_and_keeps_the_colour():
     canvas = pad_to(pictures(), WIDE.canvas, torch.tensor([-1.0]))
     loss = resampler_loss(jitter="published")
-    colour_BNC, pixels = loss.pixels(canvas, WIDE, 0, rng())
+    colour_BNC, pixels = loss.pixels(canvas, 0, rng())
     assert torch.equal(colour_BNC, canvas.flatten(2).transpose(1, 2))
-    assert torch.equal(pixels.absolute, resampler_loss().pixels(canvas, WIDE, 0, rng())[1].absolute)
+    assert torch.equal(pixels.absolute, resampler_loss().pixels(canvas, 0, rng())[1].absolute)
 
 
 @pytest.mark.parametrize("shape", [Shape((8, 8), (4, 4)), WIDE, Shape((14, 8), (7, 4))])
@@ -146,8 +147,8 @@ def test_points_around_the_frame_carry_the_background(shape):
     background = torch.tensor([0.25, -0.5, 0.75])
     canvas = torch.rand(4, 3, *shape.canvas, generator=rng(2)) * 0.1
     loss = resampler_loss(R2IRConfig(channels=3, width=16, heads=2), background=tuple(((background + 1) / 2).tolist()))
-    plain = loss.pixels(canvas, shape, 40, rng())[1].absolute
-    colour_BNC, pixels = loss.pixels(canvas, shape, 40, rng(), 0.25)
+    plain = loss.pixels(canvas, 40, rng())[1].absolute
+    colour_BNC, pixels = loss.pixels(canvas, 40, rng(), 0.25)
     assert colour_BNC.shape == (4, 40, 3)
     assert torch.equal(pixels.absolute[:, :30], plain[:, :30])  # a quarter of the points are others
     assert torch.equal(colour_BNC, read_colours(canvas, pixels.absolute, background))
@@ -159,7 +160,7 @@ def test_points_around_the_frame_carry_the_background(shape):
     reach = around.abs() * torch.tensor([min(1, shape.aspect), min(1, 1 / shape.aspect)])
     assert reach.max() <= MARGIN_REACH and reach.max() > 0.9 * MARGIN_REACH
     assert not (around.abs() > 0.5).all(dim=-1).any()  # a cross: no output shows its corners
-    few = loss.pixels(canvas, shape, 3, rng(), 0.125)[0]
+    few = loss.pixels(canvas, 3, rng(), 0.125)[0]
     assert few.shape == (4, 3, 3)  # too few for a single one around
 
 

@@ -14,8 +14,10 @@ from train.metrics import (
     frame_size,
     frechet,
     ink,
+    kernel_distance,
     margin_square,
     mean_square,
+    ms_ssim,
     parts,
     psnr,
     spread,
@@ -45,6 +47,26 @@ def test_frechet_of_gaussians_and_of_a_copy():
     assert frechet(normal, other) == pytest.approx(frechet(other, normal))
     with pytest.raises(ValueError, match="1 and 5000 images: a covariance needs at least 2"):
         frechet(normal[:1], normal)
+
+
+def test_kernel_distance_is_unbiased_and_grows_with_a_shift():
+    rng = torch.Generator().manual_seed(0)
+    draws = [torch.randn(400, 8, generator=rng, dtype=torch.float64) for _ in range(9)]
+    same = [kernel_distance(draw, draws[0]) for draw in draws[1:]]
+    assert min(same) < 0 < max(same) and abs(sum(same) / len(same)) < 0.02  # zero on average, not zero at least
+    assert kernel_distance(draws[1] + 0.5, draws[0]) > kernel_distance(draws[1] + 0.2, draws[0]) > max(same)
+    direct = ((draws[1] @ draws[0].T) / 8 + 1).pow(3)
+    inner = [((d @ d.T) / 8 + 1).pow(3).fill_diagonal_(0).sum() / (400 * 399) for d in draws[:2]]
+    assert kernel_distance(draws[1], draws[0]) == pytest.approx((sum(inner) - 2 * direct.mean()).item())
+
+
+@pytest.mark.parametrize("side", (8, 32, 200))
+def test_structural_similarity_is_one_for_a_copy_and_falls_with_noise(side):
+    rng = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 1, side, side, generator=rng)
+    noise = torch.randn(image.shape, generator=rng)
+    near, far = (ms_ssim((image + amount * noise).clamp(0, 1), image) for amount in (0.05, 0.3))
+    assert ms_ssim(image, image) == pytest.approx(1, abs=1e-5) and 1 > near > far
 
 
 def test_diversity():

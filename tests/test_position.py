@@ -10,6 +10,7 @@ from r2id.position import (
     FITS,
     PositionEmbedding,
     Positions,
+    batched,
     check_region,
     footprint,
     fourier,
@@ -180,6 +181,24 @@ def test_embedding_of_a_grid_equals_that_of_its_points(sigma):
     torch.testing.assert_close(on_grid.flatten(0, 1), as_points)
     batched = Positions(grid.absolute.expand(2, -1, -1), grid.relative.expand(2, -1, -1), None, grid.spread)
     torch.testing.assert_close(embedding(batched)[1], as_points)
+
+
+def test_a_batch_of_grids_holds_each_as_it_is_alone():
+    torch.manual_seed(0)
+    embedding, size, aspects = PositionEmbedding(8, (-2, 3)), (3, 5), (5 / 3, 1.4, 1.9)
+    grids = [grid_positions(size, aspect) for aspect in aspects]
+    together = batched(grids, [1, 2, 1])
+    (x, x_relative), (y, y_relative) = together.axes()
+    assert together.grid == size and together.absolute.shape == (4, 15, 2)
+    assert x.shape == x_relative.shape == (4, 1, 5) and y.shape == y_relative.shape == (4, 3, 1)
+    embedded = embedding(together)
+    assert embedded.shape == (4, *size, 8)
+    for row, grid in enumerate([grids[0], grids[1], grids[1], grids[2]]):
+        assert torch.equal(together.relative[row], grid.relative)
+        torch.testing.assert_close(embedded[row], embedding(grid))
+    assert batched(grids[:1], [4]) is grids[0]
+    scattered = batched([points(grid.absolute.expand(2, -1, -1), 1.5) for grid in grids], [2, 2, 2])
+    assert scattered.grid is None and scattered.absolute.shape == (6, 15, 2)
 
 
 def test_the_octaves_are_of_half_waves():

@@ -12,7 +12,7 @@ import torch
 from r2id import R2ID, R2IR
 from r2id.config import Defaults
 from r2id.denoisers import SYSTEMS
-from train.losses import Law
+from train.frames import Law
 from train.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 
 CONFIGS = Path(__file__).parents[1] / "train" / "configs"

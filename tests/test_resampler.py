@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from r2id.position import Positions, grid_positions, points, window_of
-from r2id.resampler import R2IR, LocalBasis, R2IRConfig, local_coefficients, read_grid, read_points
+from r2id.resampler import (
+    R2IR,
+    DirectPath,
+    LocalBasis,
+    R2IRConfig,
+    cell_sides,
+    local_coefficients,
+    read_direct,
+    read_grid,
+    read_points,
+)
 
 TINY = R2IRConfig(channels=2, latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 VARIANTS = {
@@ -17,7 +27,7 @@ VARIANTS = {
     "deep": replace(TINY, encoder_blocks=3, decoder_blocks=2, cell_blocks=2),
     "fine": replace(TINY, harmonics=6, turn=0.5),
 }
-QUARTERS = LocalBasis(replace(TINY, footprint=0.0))  # four harmonics of a quarter turn a cell
+QUARTERS = LocalBasis(TINY)  # four harmonics of a quarter turn a cell
 BASIS = 9  # their sines and cosines, and the constant
 
 
@@ -250,3 +260,26 @@ def test_the_published_size():
 def test_a_bad_config_is_refused(options):
     with pytest.raises(ValueError, match=f"^{next(iter(options))} .*must be"):
         R2IR(R2IRConfig(**options))
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (3, 4), (2, 9)])
+def test_the_direct_path_reads_points_as_it_reads_their_grid(cells):
+    grid, local = grid_positions((6, 5), 5 / 6), uniform(2, *cells, 3, BASIS, BASIS)
+    expected = read_direct(local, grid, QUARTERS)
+    assert expected.shape == (2, 30, 3)
+    for points_of in (as_points(grid), as_points(grid, 2)):
+        torch.testing.assert_close(read_direct(local, points_of, QUARTERS), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_direct_path_is_linear_and_knows_how_large_a_cell_is():
+    torch.manual_seed(0)
+    path = DirectPath(TINY)
+    torch.nn.init.normal_(path.gain_out[-1].weight)
+    latent, square = uniform(1, 12, 3), grid_positions((3, 4), 4 / 3)
+    origin = path.memory(torch.zeros_like(latent), square)
+    half, whole = (path.memory(factor * latent, square) - origin for factor in (0.5, 1.0))
+    torch.testing.assert_close(2 * half, whole)
+    for other in (grid_positions((3, 4), 1.0), grid_positions((3, 4), 2.0)):
+        assert not torch.allclose(path.memory(latent, other), path.memory(latent, square))
+    sides = [torch.stack(cell_sides(grid_positions((4, 8), aspect))).tolist() for aspect in (0.5, 1.0, 2.0)]
+    assert sides == [[0.125, 0.5], [0.125, 0.25], [0.25, 0.25]]

@@ -1,121 +1,221 @@
-"""Times weights on this machine and prints a table: python train/benchmark.py weights/mnist [--page]
+"""Measures weights on this machine: python train/benchmark.py weights/mnist [--alternatives] [--page] [--out FOLDER]
 
-Every rate stands beside the rate of plain matrix products measured in the same process, since a shared machine is not
-equally fast at all times. Peak memory is that of the process up to and with that row.
+Prints tables; with --out also writes them as benchmark.md and benchmark.json, and their curves as benchmark.png. Each
+time stands beside the rate of matrix products of the same minute (see train/measure.py), since a shared machine is not
+equally fast at all times: shares and ratios hold, milliseconds are of the day. Operations are those of products and
+attention, counted, not estimated. `--plan SIZE` measures a recipe instead and says what to change to train at SIZE.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
-import platform
-import resource
+import json
 import socket
-import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
+from matplotlib.figure import Figure
 
-from r2id.pipeline import Latent, Pipeline
+from r2id.layers import ATTENTIONS, Attention
+from r2id.limits import MAX_BATCH, check_cells, check_size, whole
+from r2id.memory import keep_freed
+from r2id.pipeline import TILE_POINTS, Latent, Pipeline
+from train.alternatives import alternatives
+from train.comparison_report import crossing
+from train.loop import operations
+from train.measure import (
+    ENOUGH,
+    REPEATS,
+    SQUARE,
+    bandwidth,
+    beside_products,
+    machine,
+    median_seconds,
+    memory_of,
+    product_seconds,
+)
+from train.plan import BUDGET, RESAMPLER, plan
+from train.report import Table
 
-SIZES = (64, 256, 512, 1024, 2048)
-REPEATS = 5
-ENOUGH = 5.0  # seconds after which a measurement is not repeated
+SIZES = (64, 128, 256, 512, 1024, 2048)
+CELLS = (4, 8, 16, 32, 64)
+BATCHES = (1, 4, 16)
+MOST = 2**14  # cells of a batch that is diffused
+STRIP = 2**16  # pixels whose operations are counted
+TWICE = 64  # side to which a latent is resampled twice
 PAGE_LIMIT = 120.0  # seconds
-CPU = torch.device("cpu")
-
-Row = tuple[str, str, str, str]
-
-
-def machine() -> str:
-    threads = torch.get_num_threads()
-    return f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
-
-
-def median_seconds(run: Callable[[], object]) -> float:
-    """The median of REPEATS runs, of fewer once they took ENOUGH seconds together. Runs once before, to warm up."""
-    run()
-    taken = []
-    while len(taken) < REPEATS and sum(taken) < ENOUGH:
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+SHARES = {"GFLOP/s": "{:.1f}", "of the square product": "{:.0%}", "of the thin product": "{:.0%}"}
+IMPORTS = """
+import time
+start = time.perf_counter()
+import torch
+middle = time.perf_counter()
+import gradio
+print(middle - start, time.perf_counter() - middle)
+"""
 
 
-def reset_peak(device: torch.device = CPU) -> None:
-    """Sets the peak to what is held now; without effect where the system cannot."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif (clear := Path("/proc/self/clear_refs")).exists():
-        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-            trim(0)  # what is free in the allocator is given back, else it would hide as much
-        clear.write_text("5")
+def latent_of(pipe: Pipeline, side: int, batch: int = 1) -> Latent:
+    return Latent(torch.randn(batch, pipe.config.latent_channels, side, side).tanh(), 1.0)
 
 
-def peak_memory(device: torch.device = CPU) -> int:
-    """Bytes that this process has held at most, on the device; since `reset_peak` where that has an effect."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if (status := Path("/proc/self/status")).exists():
-        return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def width_of(config) -> int:
+    """Width of a denoiser's widest tokens."""
+    widths = [getattr(config, name, 0) for name in ("width", "widths", "latent_width")]
+    return max(max(width) if isinstance(width, tuple) else width for width in widths)
 
 
-def product_seconds(n: int, k: int, m: int, device: torch.device) -> float:
-    """Seconds of a matrix product n × k × m, 2nkm operations."""
-    a, b = torch.randn(n, k, device=device), torch.randn(k, m, device=device)
-    return median_seconds(lambda: (a @ b)[0, 0].item())
+def tile_product(pipe: Pipeline) -> tuple[int, int, int]:
+    """n, k, m of the product that a tile of pixels meets most."""
+    width = pipe.config.resampler.width if pipe.config.resampler else width_of(pipe.config.denoiser)
+    return TILE_POINTS["cpu" if pipe.resampler_device.type == "cpu" else "other"], width, width
 
 
-def row(what: str, seconds: float, rate: str = "") -> Row:
-    return what, f"{1000 * seconds:.1f}", rate, f"{peak_memory() / 1e6:,.0f}"
+def cell_product(pipe: Pipeline, cells: int) -> tuple[int, int, int]:
+    """n, k, m of the product that so many cells meet in the denoiser's feed-forward."""
+    width = width_of(pipe.config.denoiser)
+    return cells, width, getattr(pipe.config.denoiser, "expansion", 4) * width
 
 
-def products(pipe: Pipeline) -> Iterator[Row]:
-    """Matrix products: a large square, and what a tile of pixels meets in the resampler."""
-    shapes = [(1024, 1024, 1024)]
-    if resampler := pipe.config.resampler:
-        shapes.append((2**14, resampler.width, 2 * resampler.width))
-    for n, k, m in shapes:
-        seconds = product_seconds(n, k, m, pipe.device)
-        yield row(f"product {n} × {k} × {m}", seconds, f"{2 * n * k * m / seconds / 1e9:.1f} GFLOP/s")
+def limits(pipe: Pipeline) -> Table:
+    rows = []
+    cells = 2 * max(pipe.config.defaults.latent_size) ** 2
+    for what, (n, k, m) in (
+        ("a large square product", (SQUARE,) * 3),
+        ("a tile's product", tile_product(pipe)),
+        ("a denoiser's product", cell_product(pipe, cells)),
+    ):
+        rate = 2 * n * k * m / product_seconds(n, k, m, pipe.device)
+        rows.append((what, f"{n} × {k} × {m}", f"{rate / 1e9:.1f} GFLOP/s"))
+    rows.append(("a large copy", "read and written", f"{bandwidth(pipe.device) / 1e9:.1f} GB/s"))
+    return Table("Limits of the machine", dict.fromkeys(("what", "size", "rate"), "{}"), rows)
 
 
-def pipeline(pipe: Pipeline, cells: int, steps: int, sizes: tuple[int, ...]) -> Iterator[Row]:
-    """One latent diffused with guidance, then resampled to every size."""
-    guidance = pipe.config.defaults.guidance
-    guidance = guidance if guidance != 1 else 1.5  # 1 would evaluate one condition, not two
-    label = 0 if pipe.labels else None
+def operations_a_pixel(pipe: Pipeline, latent: Latent, side: int) -> float:
+    """Of a picture of side × side, without what its latent costs once: counted on a strip of whole rows."""
+    rows = min(side, max(1, STRIP // side))
+    pipe.resample(latent, size=(8, 8))
+    with operations() as counter:
+        pipe.resample(latent, size=(rows, side), region=(0, 0, 1, rows / side))
+    return counter.get_total_flops() / (rows * side)
 
-    def diffuse() -> Latent:
-        return pipe.diffuse(label, latent_size=(cells, cells), steps=steps, guidance=guidance, seed=0)
 
-    what, seconds = f"diffuse {cells} × {cells}, {steps} steps, guidance {guidance:g}", median_seconds(diffuse)
-    yield row(what, seconds, f"{1000 * seconds / steps:.1f} ms a step")
-    latent = diffuse()
+def resampling(pipe: Pipeline, sizes: tuple[int, ...]) -> Table:
+    latent = latent_of(pipe, max(pipe.config.defaults.latent_size))
+    device, rows = pipe.resampler_device, []
     for side in sizes:
 
-        def resample(side=side):  # of a copy, since the pipeline remembers what it has decoded
-            return pipe.resample(replace(latent, tensor=latent.tensor.clone()), size=(side, side))
+        def run(side=side):
+            return pipe.resample(latent, size=(side, side))
 
-        seconds = median_seconds(resample)
-        yield row(f"resample to {side} × {side}", seconds, f"{1e6 * seconds / side**2:.2f} µs a pixel")
+        pipe.resample(latent, size=(8, 8))  # what is made once and kept is not the picture's
+        output = 4 * pipe.config.channels * side**2 if device.type == "cpu" else 0
+        memory = max(0, memory_of(run, device) - output)
+        timed, count = beside_products(run, tile_product(pipe), device), operations_a_pixel(pipe, latent, side)
+        pace, rate = timed.seconds / side**2, count * side**2 / timed.seconds
+        shares = (rate / 1e9, rate / timed.square, rate / timed.thin)
+        rows.append((side, 1e3 * timed.seconds, 1e-6 / pace, 1e6 * pace, memory / 1e6, count / 1e6, *shares))
+    columns = {"side": "{}", "ms": "{:.1f}", "Mpixel/s": "{:.3f}", "µs a pixel": "{:.2f}"}
+    columns |= {"MB above model and output": "{:.0f}", "MFLOP a pixel": "{:.4f}", **SHARES}
+    return Table(f"Resampling one {latent.size[0]} × {latent.size[1]} latent to side × side", columns, rows)
 
 
-def page(weights: str) -> Row:
-    """Seconds from starting the app to a page that answers."""
+def resampling_twice(pipe: Pipeline, cells: tuple[int, ...]) -> Table:
+    """Keys, values and coefficients are made with a latent's first picture."""
+    rows = []
+    for side in cells:
+        latent = latent_of(pipe, side)
+
+        def first(latent=latent):  # a new tensor is a new latent
+            return pipe.resample(Latent(latent.tensor.clone(), 1.0), size=(TWICE, TWICE))
+
+        def second(latent=latent):
+            return pipe.resample(latent, size=(TWICE, TWICE))
+
+        seconds = [median_seconds(run, pipe.resampler_device) for run in (first, second)]
+        rows.append((f"{side} × {side}", *(1e3 * s for s in seconds), seconds[0] / seconds[1]))
+    columns = {"latent": "{}", "first, ms": "{:.2f}", "second, ms": "{:.2f}", "ratio": "{:.2f}"}
+    return Table(f"One latent resampled to {TWICE} × {TWICE}, first and second time", columns, rows)
+
+
+def guided(pipe: Pipeline) -> float:
+    """Guidance that evaluates two conditions."""
+    guidance = pipe.config.defaults.guidance
+    return 1.5 if guidance in (0, 1) else guidance
+
+
+def diffusing(pipe: Pipeline, cells: tuple[int, ...], batches: tuple[int, ...]) -> Table:
+    rows, label, two = [], 0 if pipe.labels else None, guided(pipe)
+    for side in cells:
+        for batch in batches:
+            if side % pipe.config.stride or batch * side**2 > MOST:
+                continue
+
+            def run(guidance=two, side=side, batch=batch):  # the second step and all later ones are alike
+                return pipe.diffuse([label] * batch, latent_size=(side, side), steps=2, guidance=guidance, seed=0)
+
+            with operations() as counter:
+                run()
+            timed = beside_products(run, cell_product(pipe, 2 * batch * side**2), pipe.device)
+            alone = median_seconds(partial(run, 1.0), pipe.device)
+            rate = counter.get_total_flops() / timed.seconds
+            shares = (rate / 1e9, rate / timed.square, rate / timed.thin)
+            step, count = timed.seconds / 2, counter.get_total_flops() / 2
+            pace = step / (batch * side**2)
+            rows.append((side, batch, 1e3 * step, 1e6 * pace, count / 1e9, *shares, timed.seconds / alone))
+    columns = {"cells on a side": "{}", "batch": "{}", "ms a step": "{:.2f}", "µs a cell": "{:.2f}"}
+    columns |= {"GFLOP a step": "{:.3f}", **SHARES, "against one condition": "{:.2f}"}
+    return Table("Diffusing with guidance, both conditions in one pass", columns, rows)
+
+
+def attentions(pipe: Pipeline, cells: tuple[int, ...]) -> Table:
+    """One self-attention of the denoiser's width, of both kinds."""
+    config, curves = pipe.config.denoiser, {kind: {} for kind in ATTENTIONS}
+    layers = {kind: Attention(config.width, heads=config.heads, attention=kind).to(pipe.device) for kind in ATTENTIONS}
+    for side in cells:
+        tokens_BMD = torch.randn(1, side**2, config.width, device=pipe.device)
+        for kind, layer in layers.items():
+            with torch.no_grad():
+                seconds = median_seconds(
+                    lambda layer=layer, x=tokens_BMD: layer(x, layer.memory(x)),
+                    pipe.device,
+                )
+            curves[kind][side**2] = 1e3 * seconds
+    softmax, linear = curves["softmax"], curves["linear"]
+    found = crossing(linear, softmax)
+    where = f"faster from about {found:.0f} cells on" if found else f"not faster up to {max(linear)} cells"
+    rows = [(round(n**0.5), n, softmax[n], linear[n], softmax[n] / linear[n]) for n in softmax]
+    columns = {"cells on a side": "{}", "cells": "{}", "softmax, ms": "{:.3f}", "linear, ms": "{:.3f}"}
+    return Table(
+        f"One attention of width {config.width}: linear is {where}", columns | {"softmax / linear": "{:.2f}"}, rows
+    )
+
+
+def one_picture(pipe: Pipeline, side: int) -> Table:
+    """The defaults in float32 and, on CUDA, under bfloat16 autocast."""
+    defaults, label = pipe.config.defaults, 0 if pipe.labels else None
+    latent, rows = latent_of(pipe, max(defaults.latent_size)), []
+    for kind in (torch.float32, torch.bfloat16) if pipe.device.type == "cuda" else (torch.float32,):
+        with torch.autocast(pipe.device.type, kind, enabled=kind != torch.float32):
+            diffused = median_seconds(lambda: pipe.diffuse(label, guidance=guided(pipe), seed=0), pipe.device)
+            resampled = median_seconds(lambda: pipe.resample(latent, size=(side, side)), pipe.device)
+        rows.append((str(kind).removeprefix("torch."), 1e3 * diffused, 1e3 * resampled))
+    shape = "{} × {}".format(*defaults.latent_size)
+    columns = {"numbers": "{}", "diffused, ms": "{:.1f}", f"resampled to {side} × {side}, ms": "{:.1f}"}
+    return Table(f"One picture: {shape} cells, {defaults.steps} guided steps", columns, rows)
+
+
+def page_seconds(weights: str) -> float:
+    """From starting the app to a page that answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -126,8 +226,7 @@ def page(weights: str) -> Row:
         while (seconds := time.perf_counter() - start) < PAGE_LIMIT and app.poll() is None:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PAGE_LIMIT):
-                    taken = 1000 * (time.perf_counter() - start)
-                return "start of app.py to a page that answers", f"{taken:.0f}", "", ""
+                    return time.perf_counter() - start
             except OSError:
                 time.sleep(0.1)
     finally:
@@ -136,23 +235,109 @@ def page(weights: str) -> Row:
     raise ValueError(f"app.py: no page after {seconds:.0f} s; run it by hand to see why: {' '.join(command[1:])}")
 
 
+def page(weights: str) -> Table:
+    """Seconds from starting the app to its page, and how many of them Python's own imports take, in a process alone."""
+    whole_seconds = page_seconds(weights)
+    printed = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True).stdout
+    libraries = dict(zip(("import torch", "import gradio"), map(float, printed.split()), strict=True))
+    rows = [*libraries.items(), ("all else", whole_seconds - sum(libraries.values())), ("together", whole_seconds)]
+    return Table("Start of app.py to a page that answers", {"what": "{}", "seconds": "{:.1f}"}, rows)
+
+
+def plot(tables: dict[str, Table]) -> Figure:
+    """The curves of what was measured, axes logarithmic."""
+    panels = (
+        ("resample", "side", "µs a pixel", None),
+        ("resample", "side", "MB above model and output", None),
+        ("diffuse", "cells on a side", "µs a cell", "batch"),
+        ("attention", "cells on a side", "softmax / linear", None),
+    )
+    panels = [panel for panel in panels if panel[0] in tables]
+    figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    for axes, (name, x, y, by) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        rows = tables[name].plain()["rows"]
+        for value in dict.fromkeys(row.get(by) for row in rows):
+            line = [(row[x], max(row[y], 1e-3)) for row in rows if row.get(by) == value]
+            axes.loglog(*zip(*line, strict=True), marker="o", label=f"{by} {value}" if by else None)
+        axes.set(xlabel=x, ylabel=y, title=name)
+        axes.grid(alpha=0.3)
+        if by:
+            axes.legend()
+    return figure
+
+
+def measured(pipe: Pipeline, args: argparse.Namespace) -> Iterator[tuple[str, Table]]:
+    sizes, cells = tuple(args.sizes), tuple(args.cells)
+    yield "limits", limits(pipe)
+    yield "picture", one_picture(pipe, max(pipe.config.training_size, min(1024, max(sizes))))
+    yield "resample", resampling(pipe, sizes)
+    if pipe.resampler:
+        yield "twice", resampling_twice(pipe, cells)
+    yield "diffuse", diffusing(pipe, cells, tuple(args.batches))
+    if hasattr(pipe.config.denoiser, "attention"):
+        yield "attention", attentions(pipe, cells)
+    if args.alternatives:
+        for table in alternatives(pipe, sizes, ROOT):
+            yield f"alternatives, {table.title}", table
+    if args.page:
+        yield "page", page(args.weights)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for what could not be measured."""
+    if (args.plan is None) == (args.weights is None):
+        raise ValueError("give weights such as weights/mnist, or --plan SIZE, not both")
+    if args.plan is None and (args.config or args.budget_memory):
+        raise ValueError("--config and --budget-memory: go with --plan only")
+    if args.page and not Path(args.weights).is_dir():
+        raise ValueError(f"--page: {args.weights} is no folder; the app starts on folders of weights")
+    for side in args.sizes:
+        check_size((side, side))
+    for side in args.cells:
+        check_cells((side, side), 1)
+    for batch in args.batches:
+        whole(batch, "batch", 1, MAX_BATCH)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", help="folder such as weights/mnist, or a Hub id")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--cells", type=int, help="on a side of the latent (default: the model's own number)")
-    parser.add_argument("--steps", type=int, default=20, help="of diffusion (default: %(default)s)")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of the outputs (default: %(default)s)")
-    parser.add_argument("--page", action="store_true", help="also time the app's start; weights must be a folder")
+    add = parser.add_argument
+    add("weights", nargs="?", help="folder such as weights/mnist, or a Hub id")
+    add("--device", default="auto", help="auto, cpu, cuda, mps")
+    add("--sizes", type=int, nargs="+", default=SIZES, help="sides of pictures, up to 8192 (default: %(default)s)")
+    add("--cells", type=int, nargs="+", default=CELLS, help="on a side of latents (default: %(default)s)")
+    add("--batches", type=int, nargs="+", default=BATCHES, help="latents diffused at once (default: %(default)s)")
+    add("--alternatives", action="store_true", help="also the published configuration, pixel space and interpolation")
+    add("--page", action="store_true", help="also the app's start; weights must be a folder")
+    add("--out", type=Path, help="folder for benchmark.md, benchmark.json and benchmark.png")
+    add("--plan", type=int, metavar="SIZE", help="what to change to train on pictures of SIZE × SIZE")
+    add("--config", type=Path, help=f"with --plan: the resampler's recipe (default: {RESAMPLER.relative_to(ROOT)})")
+    add("--budget-memory", type=float, metavar="GB", help=f"with --plan: of one device (default: {BUDGET:g})")
     args = parser.parse_args(argv)
-    pipe = Pipeline.from_pretrained(args.weights, device=args.device)
-    print(f"{machine()}, device {pipe.device}\n\n| what | ms | rate | peak memory, MB |\n| --- | --- | --- | --- |")
-    cells = args.cells or max(pipe.config.defaults.latent_size)
-    for measured in (products(pipe), pipeline(pipe, cells, args.steps, tuple(args.sizes))):
-        for line in measured:
-            print(f"| {' | '.join(line)} |", flush=True)
-    if args.page:
-        print(f"| {' | '.join(page(args.weights))} |")
+    check(args)
+    keep_freed()
+    if args.plan is not None:
+        pipe, device = None, torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu")
+        device = device if args.device == "auto" else torch.device(args.device)
+        tables = plan(args.plan, args.config or RESAMPLER, args.budget_memory or BUDGET, device)
+        tables = (("plan", table) for table in tables)
+    else:
+        pipe = Pipeline.from_pretrained(args.weights, device=args.device)
+        device, tables = pipe.device, measured(pipe, args)
+    heading = f"{machine()}, device {device}; medians of {REPEATS} runs, of fewer after {ENOUGH:g} s"
+    print(heading, flush=True)
+    done = []
+    for name, table in tables:
+        done.append((name, table))
+        print(f"\n{table.markdown()}", flush=True)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        text = "\n\n".join([heading, *(table.markdown() for _, table in done)])
+        (args.out / "benchmark.md").write_text(text + "\n", encoding="utf-8")
+        plain = {"machine": heading, "tables": [{"name": name, **table.plain()} for name, table in done]}
+        (args.out / "benchmark.json").write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
+        if pipe:
+            plot(dict(done)).savefig(args.out / "benchmark.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,8 @@ def data(config: PipelineConfig, origin: Origin, recipes: dict) -> Iterator[str]
         where = f"`{recipe.data}`" if is_hub_id(recipe.data) else f"the local folder `{Path(recipe.data).name}`"
         count = origin.stages[stage].get("images")  # None for a stream
         size = f"{config.training_size} × {config.training_size}"
+        if "resampler" in recipes and recipes["resampler"].frames == "own":
+            size = f"at most {config.training_size} pixels on the short side, each in its own aspect ratio"
         lines.append(f"{where}: {f'{count:,} ' if count else ''}training pictures at {size} (bicubic, antialiased)")
     yield "\n".join(dict.fromkeys(lines))  # both stages usually have the same
 

@@ -1,6 +1,6 @@
 """A small classifier that judges generated images: its accuracy reads the labels, its features give Fréchet distances.
 
-python train/classifier.py [--data PATH] [--out FILE] [--epochs N]   train and save
+python train/classifier.py [--data PATH] [--out FILE] [--epochs N] [--mirror]   train and save
 python train/classifier.py --evaluate [--data PATH] [--out FILE]     accuracy of the saved one on the test set
 """
 
@@ -83,13 +83,15 @@ def accuracy(classifier: Classifier, images_BCHW: Tensor, labels_B: Tensor) -> f
     return (torch.cat(guesses) == labels_B).double().mean().item()
 
 
-def augment(images_BCHW: Tensor, generator: Generator) -> Tensor:
-    """Small shifts, turns and changes of scale, one draw an image; in half the calls also a loss of resolution."""
+def augment(images_BCHW: Tensor, generator: Generator, *, mirror: bool = False) -> Tensor:
+    """Small shifts, turns and changes of scale, one draw an image, and mirrored or not where `mirror` allows it; in
+    half the calls also a loss of resolution."""
     count = len(images_BCHW)
     draw = torch.rand(4, count, generator=generator) * 2 - 1
     across, down, turn, scale = draw[0] * SHIFT * 2, draw[1] * SHIFT * 2, draw[2] * TURN, 1 + draw[3] * SCALE
     cos, sin = scale * turn.cos(), scale * turn.sin()
-    maps_B23 = torch.stack([cos, -sin, across, sin, cos, down], dim=1).reshape(count, 2, 3)
+    sign = torch.randint(2, (count,), generator=generator) * 2 - 1 if mirror else 1
+    maps_B23 = torch.stack([sign * cos, -sin, across, sign * sin, cos, down], dim=1).reshape(count, 2, 3)
     grid_BHW2 = F.affine_grid(maps_B23, list(images_BCHW.shape), align_corners=False)
     moved = F.grid_sample(images_BCHW, grid_BHW2, padding_mode="border", align_corners=False)
     side = int(torch.randint(SIZE // 2 - 4, SIZE * 3 // 2, (), generator=generator))
@@ -98,7 +100,7 @@ def augment(images_BCHW: Tensor, generator: Generator) -> Tensor:
     return to_classifier_size(F.interpolate(moved, size=(side, side), mode="area"))
 
 
-def fit(train: ImageSet, validation: ImageSet, *, epochs: int, device: str) -> Classifier:
+def fit(train: ImageSet, validation: ImageSet, *, epochs: int, device: str, mirror: bool = False) -> Classifier:
     """AdamW, one cycle, fixed seed; prints a line an epoch. The weights are those of the last step."""
     if not train.names:
         raise ValueError("the images have no labels; a classifier needs a ClassLabel column or one sub-folder a class")
@@ -113,7 +115,8 @@ def fit(train: ImageSet, validation: ImageSet, *, epochs: int, device: str) -> C
         classifier.train()
         total = 0.0
         for rows in torch.randperm(len(train), generator=generator).split(BATCH):
-            inputs, labels = augment(train.images[rows], generator).to(device), train.labels[rows].to(device)
+            inputs = augment(train.images[rows], generator, mirror=mirror).to(device)
+            labels = train.labels[rows].to(device)
             loss = F.cross_entropy(classifier(inputs), labels, label_smoothing=SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
@@ -128,16 +131,18 @@ def fit(train: ImageSet, validation: ImageSet, *, epochs: int, device: str) -> C
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="ylecun/mnist", help="Hub id, folder of parquet files or image folder")
+    parser.add_argument("--data", default="ylecun/mnist", help="Hub id, folder of shards or of images")
     parser.add_argument("--out", default="train/classifiers/mnist.safetensors", help="the weights")
     parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--mirror", action="store_true", help="left and right do not matter: photographs, not digits")
     parser.add_argument("--evaluate", action="store_true", help="only measure the saved weights")
     arguments = parser.parse_args()
     if not arguments.evaluate:
         train = load_images(arguments.data, "train", size=SIZE)
         validation = load_images(arguments.data, "validation", size=SIZE, channels=train.images.shape[1])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        save_module(fit(train, validation, epochs=arguments.epochs, device=device), arguments.out)
+        made = fit(train, validation, epochs=arguments.epochs, device=device, mirror=arguments.mirror)
+        save_module(made, arguments.out)
     classifier = load_classifier(arguments.out)
     test = load_images(arguments.data, "test", size=SIZE, channels=classifier.channels)
     print(f"test accuracy {accuracy(classifier, test.images, test.labels):.2%}")

@@ -22,10 +22,10 @@ from torch import Tensor
 from r2id.checkpoint import fetch
 from r2id.limits import MAX_BATCH
 from r2id.pipeline import Latent, Pipeline
-from train.benchmark import machine
 from train.classifier import SIZE, Classifier, accuracy, to_classifier_size
 from train.comparison_report import Results, write_report
 from train.data import ImageSet
+from train.measure import machine
 from train.metrics import bring_to, central_square, frechet, ink, judge_features, parts, spread
 from train.report import check_match, name, progress
 from train.ways import Cell, Column, cost_apart, diffuse, giga_operations, show, ways

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset, Image
 from torch import Tensor
 
-from train.decode import Batch, Decoded, Decoder, border, border_colour, channels_of, shared_colour
+from train.decode import Batch, Decoded, Decoder, Pictures, border, border_colour, channels_of, shared_colour
 from train.sources import Label, Row, Stored, Stream, cells_of, layout, open_stored, open_streamed, rows_of
 
 SPLITS = ("train", "validation", "test")
@@ -30,14 +30,14 @@ class ImageSet:
     """One split: tensors in memory (four bytes a value, so 246 MB for 60,000 grey images at 32x32), or what is indexed
     like them.
 
-    images: float32 (N, C, size, size) in [-1, 1].
+    images: float32 (N, C, size, size) in [-1, 1]; or, indexed, lists of (C, H, W) where they keep their aspect ratios.
     labels: int64 (N,), indices into `names`; -1 where a row has none.
     names: the class names in order, () for a set without labels.
     background: the colour of the border, per channel in [0, 1], where nearly all border pixels share one; else None.
     stream: where the images come from one, whose places have no end.
     """
 
-    images: Tensor | Decoded
+    images: Tensor | Pictures | Decoded
     labels: Tensor | Decoded
     names: tuple[str, ...]
     background: tuple[float, ...] | None
@@ -53,16 +53,24 @@ class ImageSet:
 
 
 def load_images(
-    data: str, split: str, *, size: int = 32, channels: int | None = None, limit: int | None = None
+    data: str,
+    split: str,
+    *,
+    size: int = 32,
+    channels: int | None = None,
+    limit: int | None = None,
+    widest: float | None = None,
 ) -> ImageSet:
-    """The first `limit` (or all) images of a split, as `size` x `size` pixels.
+    """The first `limit` (or all) images of a split, as `size` x `size` pixels or (widest) in their own aspect ratios.
 
     data: a Hub id such as `ylecun/mnist`; or a folder of images, whose sub-folders are the labels if it has any, below
     `train/` and `test/` where there is a test set; or a folder of parquet or WebDataset shards, `train-*` and `test-*`
     where there is a test set (in a `.tar`, labels are `.cls`, or `label` in `.json`).
     channels: 1 or 3; by default 1 if every image of the split is grey.
-    Images that are not square are cropped at the centre; all are resized bicubically with antialiasing and clipped to
-    the range. Transparency is laid on white. Images that cannot be read are left out, with a warning that names them.
+    widest: None for squares, 1 or more for frames of their own. Images that are not square, or of which a side is more
+    than `widest` times the other, are cropped at the centre. Squares are resized to `size`; frames of their own are
+    reduced to a short side of `size` where it is more, else left as they are. That is bicubic, antialiased and clipped
+    to the range. Transparency is laid on white. What cannot be read is left out, with a warning that names it.
     The validation split is the end of the training set (`VALIDATION`), the train split is the rest. A set stored class
     by class is first put into a fixed random order.
     A training set without a limit that would take more than IN_MEMORY stays on disk: its images are decoded when they
@@ -71,23 +79,30 @@ def load_images(
     Raises ValueError for an unknown split, data that cannot be found or read, a split that is missing or empty, and one
     of which more than half cannot be read.
     """
-    check(split, size, channels, limit)
+    check(split, size, channels, limit, widest)
     rows, names = stored_rows(data, split, limit)
     every, sample = range(len(rows)), np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int).tolist()
 
     def large(channels: int) -> bool:
-        return split == "train" and limit is None and 4 * len(rows) * channels * size**2 > IN_MEMORY
+        return split == "train" and limit is None and 4 * len(rows) * channels * size**2 * (widest or 1) > IN_MEMORY
 
     if channels is None:
         channels = channels_of(map(rows.read, chunked(sample if large(1) else every)))
-    decoder = Decoder(data, channels, size)
+    decoder = Decoder(data, channels, size, widest)
     if large(channels):
         return on_demand(rows, decoder, names, map(rows.read, chunked(sample)))
     return in_memory(decoder, map(rows.read, chunked(every)), len(rows), names)
 
 
 def stream_images(
-    data: str, split: str, *, size: int = 32, channels: int | None = None, limit: int | None = None, seed: int = 0
+    data: str,
+    split: str,
+    *,
+    size: int = 32,
+    channels: int | None = None,
+    limit: int | None = None,
+    widest: float | None = None,
+    seed: int = 0,
 ) -> ImageSet:
     """Like `load_images`, for a Hub id or shards that are larger than the disk: rows are read when they are needed.
 
@@ -96,7 +111,7 @@ def stream_images(
     shard, which training leaves out. The first SAMPLE rows of the training set tell the channels, the background and,
     where labels are no ClassLabel, their names. Raises ValueError too for shards stored class by class.
     """
-    check(split, size, channels, limit)
+    check(split, size, channels, limit, widest)
     splits = open_streamed(data)
     rows = splits[stored_name(data, split, splits)]
     plan = layout(rows.features, data)
@@ -107,7 +122,7 @@ def stream_images(
     index, names = plan.numbers([*values, *range(max(whole, default=-1))])
     names = names if any(value in index for value in values) else ()
     sample = list(rows_of(head, plan, index, data))
-    decoder = Decoder(data, channels or channels_of([sample]), size)
+    decoder = Decoder(data, channels or channels_of([sample]), size, widest)
 
     if split == "train":
         if len(names) > 1 and len({row.label for row in sample}) == 1:
@@ -125,13 +140,15 @@ def stream_images(
     return in_memory(decoder, chunked(found), len(found), names)
 
 
-def check(split: str, size: int, channels: int | None, limit: int | None) -> None:
+def check(split: str, size: int, channels: int | None, limit: int | None, widest: float | None) -> None:
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels {channels}: must be 1 (grey), 3 (colour) or None (as the images are)")
     if size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"size {size}, limit {limit}: must be at least 1")
+    if widest is not None and widest < 1:
+        raise ValueError(f"widest {widest}: must be 1 or more, width / height, or None for squares")
 
 
 def stored_name(data: str, split: str, splits: dict) -> str:
@@ -171,25 +188,27 @@ def chunked(items: Iterable[T]) -> Iterator[list[T]]:
 
 def in_memory(decoder: Decoder, chunks: Iterable[list[Row]], count: int, names: tuple[str, ...]) -> ImageSet:
     """The images of `count` rows that can be read."""
-    images_NCHW, labels = torch.empty(count, decoder.channels, decoder.size, decoder.size), []
+    squares, labels = decoder.widest is None, []
+    images = torch.empty(count, *decoder.shape) if squares else [None] * count
     for rows in chunks:
         for row, image_CHW in zip(rows, decoder(rows), strict=True):
             if image_CHW is not None:
-                images_NCHW[len(labels)] = image_CHW
+                images[len(labels)] = image_CHW
                 labels.append(row.label)
     decoder.report()
-    images_NCHW = images_NCHW[: len(labels)]
-    background = border_colour(images_NCHW)
-    return ImageSet(images_NCHW.mul_(2).sub_(1), torch.tensor(labels), names, background)
+    images = images[: len(labels)]
+    background = border_colour(images)
+    for image_CHW in images:
+        image_CHW.mul_(2).sub_(1)
+    return ImageSet(images if squares else Pictures(images), torch.tensor(labels), names, background)
 
 
 def on_demand(rows: Stored | Stream, decoder: Decoder, names: tuple[str, ...], sample: Iterable[list[Row]]) -> ImageSet:
     """The images of rows that stay where they are; sample: some rows, in chunks, that tell the background."""
-    found = ([image for image in decoder(rows) if image is not None] for rows in sample)
-    borders = [border(torch.stack(images)) for images in found if images]
+    borders = [border(image_CHW[None]) for rows in sample for image_CHW in decoder(rows) if image_CHW is not None]
     decoder.report()
     batch, stream = Batch(rows, decoder), rows if isinstance(rows, Stream) else None
     count = None if stream else len(rows)
-    images = Decoded(batch, 0, (count, decoder.channels, decoder.size, decoder.size))
+    images = Decoded(batch, 0, (count, *decoder.shape))
     colour = shared_colour(torch.cat(borders, dim=1))
     return ImageSet(images, Decoded(batch, 1, (count,)), names, colour, stream)

@@ -1,4 +1,4 @@
-"""Rows of files → images of one size; those that cannot be read are counted and named."""
+"""Rows of files → images of one size or of any; those that cannot be read are counted and named."""
 
 from __future__ import annotations
 
@@ -46,12 +46,18 @@ def opened(row: Row) -> PILImage.Image:
 class Decoder:
     """Decodes rows and keeps account of those that cannot be read."""
 
-    def __init__(self, data: str, channels: int, size: int):
-        self.data, self.channels, self.size = data, channels, size
+    def __init__(self, data: str, channels: int, size: int, widest: float | None = None):
+        """widest: None for `square` images of this size, else the limit of `own_frame`."""
+        self.data, self.channels, self.size, self.widest = data, channels, size, widest
         self.read, self.skipped, self.told = 0, [], 0
 
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Of every image; None where they differ."""
+        return self.channels, *((self.size,) * 2 if self.widest is None else (None, None))
+
     def __call__(self, rows: list[Row], run: Callable = map) -> list[Tensor | None]:
-        """Images (C, size, size) in [0, 1], None for those that cannot be read. run: `map`, or a pool's."""
+        """Images (C, H, W) in [0, 1], None for those that cannot be read. run: `map`, or a pool's."""
         found = list(run(self.decode, rows))
         self.read += len(rows)
         for row, fault in zip(rows, found, strict=True):
@@ -63,7 +69,10 @@ class Decoder:
         """The image, or why it cannot be read."""
         try:
             with opened(row) as image:
-                return square(from_pil(image, self.channels, background=1.0), self.size)
+                pixels_CHW = from_pil(image, self.channels, background=1.0)
+            if self.widest is None:
+                return square(pixels_CHW, self.size)
+            return own_frame(pixels_CHW, self.size, self.widest)
         except UnidentifiedImageError:
             return "not an image"
         except Exception as error:  # Decoders raise whatever a broken file leads them into.
@@ -85,13 +94,46 @@ class Decoder:
 
 def square(pixels_CHW: Tensor, size: int) -> Tensor:
     """The centre square, resized to (C, size, size) in [0, 1]."""
-    height, width = pixels_CHW.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square_CHW = pixels_CHW[:, top : top + side, left : left + side]
-    if side == size:
-        return square_CHW
-    return F.interpolate(square_CHW[None], size=(size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    side = min(pixels_CHW.shape[1:])
+    square_CHW = centre(pixels_CHW, (side, side))
+    return square_CHW if side == size else resized(square_CHW, (size, size))
+
+
+def own_frame(pixels_CHW: Tensor, size: int, widest: float) -> Tensor:
+    """The image (C, H, W) in [0, 1], its short side reduced to `size` pixels where it has more. Its centre where its
+    long side is more than `widest` short ones."""
+    short = min(pixels_CHW.shape[1:])
+    frame_CHW = centre(pixels_CHW, tuple(min(side, int(short * widest + 1e-9)) for side in pixels_CHW.shape[1:]))
+    if short <= size:
+        return frame_CHW.clone()  # lets go of the rest
+    reduced = (min(round(side * size / short), int(size * widest + 1e-9)) for side in frame_CHW.shape[1:])
+    return resized(frame_CHW, tuple(reduced))
+
+
+def centre(pixels_CHW: Tensor, size: tuple[int, int]) -> Tensor:
+    top, left = ((side - kept) // 2 for side, kept in zip(pixels_CHW.shape[1:], size, strict=True))
+    return pixels_CHW[:, top : top + size[0], left : left + size[1]]
+
+
+def resized(pixels_CHW: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(pixels_CHW[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images (C, H, W) of any sizes, indexed by places (a tensor or a slice): → a list."""
+
+    images: list[Tensor]
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        return len(self), self.images[0].shape[0], None, None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Tensor | slice) -> list[Tensor]:
+        return self.images[key] if isinstance(key, slice) else [self.images[place] for place in key.tolist()]
 
 
 class Batch:
@@ -103,8 +145,8 @@ class Batch:
         self.instead: dict[int, int] = {}  # of places whose image cannot be read
         self.places: list[int] | None = None
 
-    def __call__(self, places: list[int]) -> tuple[Tensor, Tensor]:
-        """Images float32 (B, C, size, size) in [-1, 1] and labels int64 (B,)."""
+    def __call__(self, places: list[int]) -> tuple[Tensor | list[Tensor], Tensor]:
+        """Images float32 (B, C, size, size) in [-1, 1], or a list of (C, H, W), and labels int64 (B,)."""
         if places != self.places:
             rows = self.rows.read([self.instead.get(place, place) for place in places])
             images = self.decoder(rows, self.pool.map)
@@ -115,17 +157,19 @@ class Batch:
                     self.instead[place] = self.rows.after(self.instead.get(place, place))
                     rows[number : number + 1] = self.rows.read([self.instead[place]])
                     images[number : number + 1] = self.decoder(rows[number : number + 1])
-            self.images_BCHW = torch.stack(images).mul_(2).sub_(1)
+            for image_CHW in images:
+                image_CHW.mul_(2).sub_(1)
+            self.images = torch.stack(images) if self.decoder.widest is None else images
             self.labels_B = torch.tensor([row.label for row in rows])
             self.places = places
-        return self.images_BCHW, self.labels_B
+        return self.images, self.labels_B
 
 
 @dataclass(frozen=True)
 class Decoded:
     """Images or labels of a `Batch`, indexed by places (a tensor or a slice) like the tensor that they would be.
 
-    shape: of that tensor; its length is None for a stream.
+    shape: of that tensor; None for the length of a stream, and for the sides of images that have their own.
     """
 
     batch: Batch
@@ -137,14 +181,15 @@ class Decoded:
             raise TypeError("a stream has no end: ask ImageSet.count")
         return self.shape[0]
 
-    def __getitem__(self, key: Tensor | slice) -> Tensor:
+    def __getitem__(self, key: Tensor | slice) -> Tensor | list[Tensor]:
         end = sys.maxsize if self.shape[0] is None else self.shape[0]
         return self.batch(list(range(end)[key]) if isinstance(key, slice) else key.tolist())[self.part]
 
 
-def border_colour(images_NCHW: Tensor) -> tuple[float, ...] | None:
+def border_colour(images: Tensor | list[Tensor]) -> tuple[float, ...] | None:
     """The colour in [0, 1], to 1/255, that at least 95% of the border pixels share to 2%; None if there is none."""
-    return shared_colour(border(images_NCHW))
+    parts = [images] if isinstance(images, Tensor) else [image_CHW[None] for image_CHW in images]
+    return shared_colour(torch.cat([border(part) for part in parts], dim=1))
 
 
 def border(images_NCHW: Tensor) -> Tensor:

@@ -5,37 +5,51 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from r2id.position import grid_positions
-from r2id.resampler import local_coefficients, read_direct
+from r2id.position import Positions
+from r2id.resampler import R2IR, local_coefficients, read_direct
 from train.data import ImageSet
+from train.frames import Law
 from train.loop import Run, generator
-from train.losses import Law, ResamplerLoss, pad_to
+from train.losses import ResamplerLoss
 
 RATE = 2e-2
 POINTS = 256  # of each picture, that are compared
 
 
-def fit_direct(run: Run, loss: ResamplerLoss, train: ImageSet, law: Law, *, size: int, steps: int) -> float:
-    """Trains `loss.model.direct` in place, the same in every process. → mean square error of the last step."""
-    model, device, seed = loss.model, run.accelerator.device, run.optimisation.seed
-    optimiser = torch.optim.Adam(model.direct.parameters(), betas=(0.9, 0.95))
+class DirectAlone(nn.Module):
+    """The direct path of an R2IR as a resampler of its own."""
+
+    def __init__(self, model: R2IR):
+        super().__init__()
+        self.config, self.basis, self.path = model.config, model.basis, model.direct
+
+    def encode(self, colour_BNC: Tensor, pixels: Positions, cells: Positions) -> Tensor:
+        local_BMF = local_coefficients(colour_BNC, pixels, cells.grid, self.basis)
+        return self.path.encode(local_BMF, cells).transpose(1, 2).unflatten(2, cells.grid)
+
+    def memory(self, latent_BChw: Tensor, cells: Positions) -> Tensor:
+        return self.path.memory(latent_BChw.flatten(2).transpose(1, 2), cells)
+
+    def decode(self, memory_BhwCij: Tensor, pixels: Positions) -> Tensor:
+        return read_direct(memory_BhwCij, pixels, self.basis)
+
+
+def fit_direct(run: Run, loss: ResamplerLoss, train: ImageSet, law: Law, *, size: int | None, steps: int) -> float:
+    """Trains the direct path that is `loss.model` in place, the same in every process. size: see `Law.draw`. → mean
+    square error of the last step."""
+    seed, loss = run.optimisation.seed, loss.to(run.accelerator.device)
+    optimiser = torch.optim.Adam(loss.model.parameters(), betas=(0.9, 0.95))
     bar = tqdm(range(steps), "direct path", dynamic_ncols=True, disable=not run.accelerator.is_main_process)
     for step in bar:
         optimiser.param_groups[0]["lr"] = RATE * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         rng = generator(seed, step)
         shape = law.draw(size, generator=rng)
-        canvas_BCHW = pad_to(train.images[run.batch(step)].to(device), shape.canvas, loss.background)
-        pixels, cells = (grid_positions(side, shape.aspect).to(device) for side in (shape.canvas, shape.cells))
-        local_BMF = local_coefficients(canvas_BCHW.flatten(2).transpose(1, 2), pixels, shape.cells, model.basis)
-        before_BMc = model.direct.encode(local_BMF, cells)
-        colour_BNC, pixels = loss.pixels(canvas_BCHW, shape, POINTS, rng, loss.margin)
-        decoded_BNC = read_direct(model.direct.memory(torch.tanh(before_BMc), cells), pixels, model.basis)
-        error = F.mse_loss(decoded_BNC, colour_BNC)
+        value, metrics = loss(train.images[run.batch(step)], shape, 0, POINTS, rng)
         optimiser.zero_grad()
-        (error + loss.penalty * before_BMc.square().mean()).backward()
+        value.backward()
         optimiser.step()
-        bar.set_postfix({"mse": f"{error.item():.4f}"}, refresh=False)
-    return error.item()
+        bar.set_postfix({"mse": f"{metrics['mse'].item():.4f}"}, refresh=False)
+    return metrics["mse"].item()

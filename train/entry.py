@@ -15,10 +15,10 @@ import torch
 from torch import Generator, nn
 from tqdm import tqdm
 
-from train.benchmark import machine, peak_memory, reset_peak
 from train.data import ImageSet
+from train.frames import OwnFrames, Shape
 from train.loop import Compute, Phase, Progress, Run, generator, listed, operations
-from train.losses import Shape
+from train.measure import machine, peak_memory, reset_peak
 from train.recipe import DenoiserRecipe, ResamplerRecipe, law_of
 
 MEASURED = 3  # steps of each phase, spread over it
@@ -41,9 +41,10 @@ def run_of(
 
 
 def draw(
-    recipe: ResamplerRecipe | DenoiserRecipe, phase: Phase, step: int, part: int, size: int, *, stride: int = 1
-) -> tuple[Shape, Generator]:
-    """A step's shape, and the generator of all else that its part draws: parts have one shape, each its own draws."""
+    recipe: ResamplerRecipe | DenoiserRecipe, phase: Phase, step: int, part: int, size: int | None, *, stride: int = 1
+) -> tuple[Shape | OwnFrames, Generator]:
+    """A step's shape, for pictures of size × size pixels or (None) of any sizes, and the generator of all else that its
+    part draws: parts have one shape, each its own draws."""
     rng = generator(recipe.optimisation.seed, step)
     shape = law_of(recipe, phase).draw(size, generator=rng, stride=stride)
     return shape, generator(recipe.optimisation.seed, step, part) if part else rng

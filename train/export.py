@@ -47,7 +47,8 @@ def build_pipeline(stage_1: State | None, about: dict, denoiser_tensors: dict[st
     first = stages[0]  # it saw the pictures
     spent = [stage.get("spent") for stage in stages]
     beyond = first["recipe"].get("margin", first["background"])  # whether there is anything beyond the frame
-    widest = law["widest"] if law["square"] < 1 else 1.0
+    own = first["recipe"].get("frames") == "own"
+    widest = law["widest"] if own or law["square"] < 1 else 1.0
     config = PipelineConfig(
         format=FORMAT,
         system=recipe["system"],

@@ -1,9 +1,10 @@
-"""What each stage minimises, and the law by which every step draws its frame and its latent size."""
+"""What each stage minimises."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,65 +12,45 @@ from torch import Tensor, nn
 
 from r2id.condition import one_hot
 from r2id.interpolation import resize
-from r2id.position import Positions, grid_positions, jitter, points, read_colours, relative_scale, training_pitch
+from r2id.position import (
+    Positions,
+    batched,
+    grid_positions,
+    jitter,
+    points,
+    read_colours,
+    relative_scale,
+    training_pitch,
+)
 from r2id.resampler import R2IR
 from r2id.schedule import Schedule, noisy, target
+from train.frames import Group, OwnFrames, Shape, aspect_of
 
 MARGIN_REACH = 2.0  # relative units from the centre that margin points cover: outputs of 1:4 to 4:1
 WHOLE = 32  # pixels whose centre is compared with their mean, each step and picture
 JITTERS = ("true", "published", "none")
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What one step draws: the frame as a canvas of pixels, and the latent's cells, both (height, width)."""
-
-    canvas: tuple[int, int]
-    cells: tuple[int, int]
-
-    @property
-    def aspect(self) -> float:
-        return self.canvas[1] / self.canvas[0]
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Batches one after another; one alone keeps its memory layout."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-@dataclass(frozen=True)
-class Law:
-    """How a step draws its shape. Frames that are not square are the picture padded with the background colour."""
-
-    cells: tuple[int, int] = (4, 16)  # of a square frame's side, drawn log-uniformly: small latents are the hard ones
-    square: float = 0.5  # share of steps whose frame is square
-    widest: float = 16 / 9  # other frames are log-uniform between its inverse and it
-    skewed: float = 0.1  # share of steps whose cells are not (nearly) square
-
-    def __post_init__(self):
-        if not 1 <= self.cells[0] <= self.cells[1]:
-            raise ValueError(f"cells {self.cells}: must be (fewest, most), 1 or more")
-        if self.widest < 1:
-            raise ValueError(f"widest {self.widest}: must be 1 or more, width / height")
-
-    def draw(self, size: int, *, generator: torch.Generator, stride: int = 1) -> Shape:
-        """A shape for pictures of size × size pixels, its cells multiples of the stride."""
-        u = torch.rand(5, generator=generator).tolist()
-        low, high = self.cells
-        side = low * ((high + stride) / low) ** u[0]
-        ratio = 1.0 if u[1] < self.square else self.widest ** (2 * u[2] - 1)
-        pad = round(size * (max(ratio, 1 / ratio) - 1) / 2)  # on both sides, so the picture stays on whole pixels
-        canvas = (size, size + 2 * pad) if ratio >= 1 else (size + 2 * pad, size)
-        aspect = canvas[1] / canvas[0]
-        skew = 1.5 ** (2 * u[4] - 1) if u[3] < self.skewed else 1.0
-        w, h = side * math.sqrt(aspect * skew), side / math.sqrt(aspect * skew)
-        shrink = min(1.0, (high + 0.99 * stride) / max(w, h))
-        return Shape(canvas, tuple(max(1, int(v * shrink / stride)) * stride for v in (h, w)))
+def stacked(read: list[tuple[Tensor, Positions]]) -> tuple[Tensor, Positions]:
+    """Colours (B, N, C) and positions of every size → of all."""
+    colours, positions = zip(*read, strict=True)
+    return joined(colours), batched(positions, [len(colour_BNC) for colour_BNC in colours])
 
 
-def pad_to(image_BCHW: Tensor, canvas: tuple[int, int], background_C: Tensor) -> Tensor:
-    """Pictures centred on a canvas of the background colour."""
-    if image_BCHW.shape[2:] == canvas:
-        return image_BCHW
-    padded = background_C.view(-1, 1, 1).repeat(len(image_BCHW), 1, *canvas)
-    top, left = ((c - s) // 2 for c, s in zip(canvas, image_BCHW.shape[2:], strict=True))
-    padded[:, :, top : top + image_BCHW.shape[2], left : left + image_BCHW.shape[3]] = image_BCHW
-    return padded
+def mean_of(
+    groups: list[Group], losses: Iterable[tuple[Tensor, dict[str, Tensor]]]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and parts of it of each group → of all pictures."""
+    total, pictures = {}, sum(len(group) for group in groups)
+    for group, (loss, parts) in zip(groups, losses, strict=True):
+        for key, value in {"loss": loss, **parts}.items():
+            total[key] = total.get(key, 0) + value * (len(group) / pictures)
+    return total.pop("loss"), total
 
 
 class ResamplerLoss(nn.Module):
@@ -96,8 +77,8 @@ class ResamplerLoss(nn.Module):
 
     def forward(
         self,
-        image_BCHW: Tensor,
-        shape: Shape,
+        images: Tensor | list[Tensor],
+        shape: Shape | OwnFrames,
         pixels_in: int,
         pixels_out: int,
         generator: torch.Generator,
@@ -109,69 +90,91 @@ class ResamplerLoss(nn.Module):
         consistency: weight of the mean square between a pixel's centre and the mean over the pixel, which is what
         outputs of different sizes disagree by.
         """
-        canvas_BCHW = pad_to(image_BCHW, shape.canvas, self.background)
-        cells = grid_positions(shape.cells, shape.aspect)
+        groups = shape.groups(images, self.background)
+        if pixels_out == 0:  # all of a picture are another number for every size
+            groups = [alone for group in groups for alone in group.sizes()]
+        return mean_of(groups, (self.of(group, pixels_in, pixels_out, generator, consistency) for group in groups))
+
+    def of(
+        self, group: Group, pixels_in: int, pixels_out: int, generator: torch.Generator, consistency: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        most = max(math.prod(canvas_BCHW.shape[2:]) for canvas_BCHW in group.canvases)
         as_used = self.jitter == "true"  # the encoder gets all pixels where they are
-        colour_BNC, pixels = self.pixels(canvas_BCHW, shape, pixels_in, generator, exact=as_used)
-        latent_BChw = self.model.encode(colour_BNC, pixels, cells)
-        colour_BNC, pixels = self.pixels(canvas_BCHW, shape, pixels_out, generator, self.margin)
-        if consistency:
-            whole_BN2 = self.whole_pixels(len(canvas_BCHW), shape, generator).to(canvas_BCHW.device)
-            whole_BNC = read_colours(canvas_BCHW, whole_BN2, self.background)
-            colour_BNC = torch.cat((colour_BNC, whole_BNC), dim=1)
-            absolute_BN2 = pixels.absolute.expand(len(canvas_BCHW), -1, -1)
-            pixels = points(torch.cat((absolute_BN2, whole_BN2), dim=1), shape.aspect)
-        decoded_BNC = self.model.decode(self.model.memory(torch.tanh(latent_BChw), cells), pixels)
+
+        def encode(part: Group) -> Tensor:
+            count = min(pixels_in, most)
+            read = [self.pixels(canvas_BCHW, count, generator, exact=as_used) for canvas_BCHW in part.canvases]
+            return self.model.encode(*stacked(read), part.positions)
+
+        latent_BChw = joined([encode(part) for part in ([group] if pixels_in else group.sizes())])
+        count, whole = min(pixels_out, most), consistency > 0
+        read = [self.targets(canvas_BCHW, count, generator, whole=whole) for canvas_BCHW in group.canvases]
+        colour_BNC, pixels = stacked(read)
+        decoded_BNC = self.model.decode(self.model.memory(torch.tanh(latent_BChw), group.positions), pixels)
         error = F.mse_loss(decoded_BNC, colour_BNC)
         loss, metrics = error + self.penalty * latent_BChw.square().mean(), {"mse": error.detach()}
         if consistency:
-            disagreement = inconsistency(decoded_BNC[:, -whole_BN2.shape[1] :])
+            disagreement = inconsistency(decoded_BNC[:, -5 * WHOLE :])
             loss, metrics["inconsistency"] = loss + consistency * disagreement, disagreement.detach()
         return loss, metrics
+
+    def targets(
+        self, canvas_BCHW: Tensor, count: int, generator: torch.Generator, *, whole: bool
+    ) -> tuple[Tensor, Positions]:
+        """What is decoded: `pixels`, then, if asked for, the points of `whole_pixels`."""
+        colour_BNC, pixels = self.pixels(canvas_BCHW, count, generator, self.margin)
+        if whole:
+            whole_BN2 = self.whole_pixels(canvas_BCHW, generator)
+            whole_BNC = read_colours(canvas_BCHW, whole_BN2, self.background)
+            colour_BNC = torch.cat((colour_BNC, whole_BNC), dim=1)
+            absolute_BN2 = pixels.absolute.expand(len(canvas_BCHW), -1, -1)
+            pixels = points(torch.cat((absolute_BN2, whole_BN2), dim=1), aspect_of(canvas_BCHW))
+        return colour_BNC, pixels
 
     def pixels(
         self,
         canvas_BCHW: Tensor,
-        shape: Shape,
         count: int,
         generator: torch.Generator,
         margin: float = 0.0,
         *,
         exact: bool = False,
     ) -> tuple[Tensor, Positions]:
-        """Colours (B, N, C) at `count` random pixels each (0: at all), jittered unless all are taken exactly; the last
-        `margin` of them anywhere in the plane that an output from 1:4 to 4:1 can show."""
-        batch, channels = canvas_BCHW.shape[:2]
-        grid = grid_positions(shape.canvas, shape.aspect, sigma=self.model.config.footprint)
-        absolute_BN2 = grid.absolute.to(canvas_BCHW.device).expand(batch, -1, -1)
+        """Colours (B, N, C) at `count` random pixels each (0: at all; of more than there are, some again), jittered
+        unless all are taken exactly; the last `margin` of them anywhere in the plane that an output from 1:4 to 4:1 can
+        show."""
+        batch, channels, height, width = canvas_BCHW.shape
+        aspect, device, every = aspect_of(canvas_BCHW), canvas_BCHW.device, height * width
+        grid = grid_positions((height, width), aspect, sigma=self.model.config.footprint)
         colour_BNC = canvas_BCHW.flatten(2).transpose(1, 2)
         if (exact or self.jitter == "none") and count == 0 and not margin:
-            return colour_BNC, grid.to(canvas_BCHW.device)
-        if 0 < count < absolute_BN2.shape[1]:
-            order = torch.rand(absolute_BN2.shape[:2], generator=generator).topk(count, dim=1).indices
-            order = order[..., None].to(canvas_BCHW.device)
-            absolute_BN2 = absolute_BN2.gather(1, order.expand(-1, -1, 2))
-            colour_BNC = colour_BNC.gather(1, order.expand(-1, -1, channels))
+            return colour_BNC, grid.to(device)
+        absolute_BN2 = grid.absolute.expand(batch, -1, -1)  # where the generator is, until all is drawn
+        if count not in (0, every):
+            copies = -(-count // every)
+            drawn_BN = torch.rand(batch, copies * every, generator=generator).topk(count, dim=1).indices % every
+            absolute_BN2 = absolute_BN2.gather(1, drawn_BN[..., None].expand(-1, -1, 2))
+            colour_BNC = colour_BNC.gather(1, drawn_BN[..., None].to(device).expand(-1, -1, channels))
         if self.jitter != "none":
-            pitch = (1 / shape.canvas[1], 1 / shape.canvas[0])
-            absolute_BN2 = jitter(absolute_BN2, pitch, 0.5, generator)
+            absolute_BN2 = jitter(absolute_BN2, (1 / width, 1 / height), 0.5, generator)
         if margin:
-            around_BN2 = self.around(batch, round(margin * absolute_BN2.shape[1]), shape.aspect, generator)
+            around_BN2 = self.around(batch, round(margin * absolute_BN2.shape[1]), aspect, generator)
             kept = absolute_BN2.shape[1] - around_BN2.shape[1]
-            absolute_BN2 = torch.cat((absolute_BN2[:, :kept], around_BN2.to(absolute_BN2.device)), dim=1)
+            absolute_BN2 = torch.cat((absolute_BN2[:, :kept], around_BN2), dim=1)
+        absolute_BN2 = absolute_BN2.to(device)
         if self.jitter == "true" or margin:
             colour_BNC = read_colours(canvas_BCHW, absolute_BN2, self.background)
-        return colour_BNC, points(absolute_BN2, shape.aspect)
+        return colour_BNC, points(absolute_BN2, aspect)
 
     @staticmethod
-    def whole_pixels(batch: int, shape: Shape, generator: torch.Generator) -> Tensor:
+    def whole_pixels(canvas_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Points (B, 5·WHOLE, 2): of each of WHOLE random pixels its centre, then its four Gauss points, whose mean is
         the mean over the pixel of anything up to a cubic."""
-        sides = torch.tensor(shape.canvas[::-1])
-        corner_BW12 = (torch.rand(batch, WHOLE, 1, 2, generator=generator) * sides).floor()
+        sides = torch.tensor((canvas_BCHW.shape[3], canvas_BCHW.shape[2]))
+        corner_BW12 = (torch.rand(len(canvas_BCHW), WHOLE, 1, 2, generator=generator) * sides).floor()
         gauss = 0.5 / math.sqrt(3)
         offsets = torch.tensor([(0.0, 0.0), *((x, y) for x in (-gauss, gauss) for y in (-gauss, gauss))])
-        return ((corner_BW12 + 0.5 + offsets) / sides - 0.5).flatten(1, 2)
+        return ((corner_BW12 + 0.5 + offsets) / sides - 0.5).flatten(1, 2).to(canvas_BCHW.device)
 
     @staticmethod
     def around(batch: int, count: int, aspect: float, generator: torch.Generator) -> Tensor:
@@ -226,23 +229,27 @@ class DenoiserLoss(nn.Module):
         self.register_buffer("std", torch.tensor(latent_std).view(-1, 1, 1), persistent=False)
 
     def forward(
-        self, image_BCHW: Tensor, label_B: Tensor, shape: Shape, generator: torch.Generator
+        self, images: Tensor | list[Tensor], label_B: Tensor, shape: Shape | OwnFrames, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Pictures in [-1, 1], labels (-1: none) → loss, parts of it. Times are stratified over the batch."""
-        batch, device = len(image_BCHW), image_BCHW.device
-        with torch.no_grad():
-            canvas_BCHW = pad_to(image_BCHW, shape.canvas, self.background)
-            if self.resampler is None:
-                latent_BChw = resize(canvas_BCHW, shape.cells)
-            else:
-                latent_BChw = encode(self.resampler, canvas_BCHW, shape.cells)
-            x0_BChw = (latent_BChw - self.mean) / self.std
+        batch, groups = len(images), shape.groups(images, self.background)
         t_B = (torch.arange(batch) + torch.rand(batch, generator=generator, dtype=torch.float64)) / batch
-        alpha_bar_B = self.schedule.alpha_bar(t_B, cells=shape.cells)
+        return mean_of(groups, (self.of(g, label_B[g.places], t_B[g.places], generator) for g in groups))
+
+    def of(
+        self, group: Group, label_B: Tensor, t_B: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of the pictures of a group, which have one shape of latents."""
+        batch, device = len(group), label_B.device
+        with torch.no_grad():
+            latents = partial(encode, self.resampler) if self.resampler else resize
+            latent_BChw = joined([latents(canvas_BCHW, group.cells) for canvas_BCHW in group.canvases])
+            x0_BChw = (latent_BChw - self.mean) / self.std
+        alpha_bar_B = self.schedule.alpha_bar(t_B, cells=group.cells)
         noise_BChw = torch.randn(x0_BChw.shape, generator=generator).to(device)
         dropped_B = (torch.rand(batch, generator=generator) < self.label_dropout).to(device)
         tokens_BND = self.model.condition(one_hot(label_B, self.model.condition.labels, dropped_B=dropped_B))
-        positions = self.positions(shape, batch, generator).to(device)
+        positions = self.positions(group, generator)
         inputs = noisy(x0_BChw, noise_BChw, alpha_bar_B), alpha_bar_B.to(device), positions, (tokens_BND,)
         carry = None
         if self.warm_start and torch.rand((), generator=generator) < self.warm_start:
@@ -254,13 +261,16 @@ class DenoiserLoss(nn.Module):
         coarser = (coarse_error(prediction_KBChw[0], wanted_BChw) for prediction_KBChw in output.pyramid)
         return error + sum(coarser), {"mse": error.detach()}
 
-    def positions(self, shape: Shape, batch: int, generator: torch.Generator) -> Positions:
+    def positions(self, group: Group, generator: torch.Generator) -> Positions:
         """The cells' centres, each moved by the model's jitter; as published, what is in a cell stays the same."""
-        grid, sigma = grid_positions(shape.cells, shape.aspect), self.model.config.jitter
+        sigma = self.model.config.jitter
         if not sigma:
-            return grid
-        pitch = training_pitch(shape.aspect, self.finest)
-        return points(jitter(grid.absolute.expand(batch, -1, -1), pitch, sigma, generator), shape.aspect)
+            return group.positions
+        moved = []
+        for aspect, count in zip(group.aspects, group.counts, strict=True):
+            absolute_BM2 = grid_positions(group.cells, aspect).absolute.expand(count, -1, -1)
+            moved.append(points(jitter(absolute_BM2, training_pitch(aspect, self.finest), sigma, generator), aspect))
+        return batched(moved, group.counts).to(group.canvases[0].device)
 
 
 def coarse_error(coarse_BChw: Tensor, wanted_BCHW: Tensor) -> Tensor:

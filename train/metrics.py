@@ -8,6 +8,10 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+SSIM_WINDOW = 11  # pixels, of a Gaussian of 1.5
+SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, each half as fine as the one before
 
 
 def mean_square(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -36,6 +40,34 @@ def frechet(features_ND: Tensor, others_MD: Tensor) -> float:
     cross = torch.linalg.eigvalsh(root_DD @ b_DD @ root_DD).clamp(min=0).sqrt().sum()
     apart = (a_ND.mean(dim=0) - b_MD.mean(dim=0)).square().sum()
     return max(0.0, (apart + a_DD.trace() + b_DD.trace() - 2 * cross).item())
+
+
+def kernel_distance(features_ND: Tensor, others_MD: Tensor) -> float:
+    """Squared maximum mean discrepancy under (x·y / D + 1)³, unbiased (KID, Bińkowski et al. 2018): 0 or a little less
+    for sets of one distribution. In chunks, so that tens of thousands of images fit."""
+    a_ND, b_MD = features_ND.double(), others_MD.double()
+
+    def kernels(x_ND: Tensor, y_MD: Tensor) -> float:
+        return sum(((part @ y_MD.T) / x_ND.shape[1] + 1).pow(3).sum().item() for part in x_ND.split(1000))
+
+    def within(x_ND: Tensor) -> float:
+        same = (x_ND.square().sum(dim=1) / x_ND.shape[1] + 1).pow(3).sum().item()
+        return (kernels(x_ND, x_ND) - same) / (len(x_ND) * (len(x_ND) - 1))
+
+    return within(a_ND) + within(b_MD) - 2 * kernels(a_ND, b_MD) / (len(a_ND) * len(b_MD))
+
+
+def ms_ssim(images_BCHW: Tensor, others_BCHW: Tensor) -> float:
+    """Multi-scale structural similarity of images in [0, 1], 1 at most (Wang et al. 2003), of as many of its scales as
+    the side allows; of one latent at two sizes, area-reduced to the smaller, it is SelfSSIM."""
+    short = min(images_BCHW.shape[2:])
+    scales = 1 + sum(short > (SSIM_WINDOW - 1) * 2**k for k in range(1, len(SSIM_WEIGHTS)))
+    weights = tuple(weight / sum(SSIM_WEIGHTS[:scales]) for weight in SSIM_WEIGHTS[:scales])
+    window = min(SSIM_WINDOW, short - 1 + short % 2)  # odd, and no wider than a tiny image, which gets a flat one
+    options = {"kernel_size": window, "gaussian_kernel": window == SSIM_WINDOW}
+    return multiscale_structural_similarity_index_measure(
+        images_BCHW, others_BCHW, data_range=1.0, betas=weights, normalize="relu", **options
+    ).item()
 
 
 def within_class_variance(features_ND: Tensor, labels_N: Tensor) -> float:

@@ -20,8 +20,10 @@ from r2id.denoisers import SYSTEMS
 from r2id.resampler import R2IRConfig
 from r2id.sampler import SAMPLERS
 from r2id.schedule import Schedule
+from train.frames import Law
 from train.loop import TRACKERS, Optimisation, Phase
-from train.losses import Law
+
+FRAMES = ("square", "own")
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,17 @@ class ResamplerRecipe:
     optimisation: Optimisation
     data: str = "ylecun/mnist"
     training_size: int = 32
+    frames: str = "square"  # or "own": pictures keep their aspect ratios, a short side of training_size or less
     jitter: str = "true"
     penalty: float = 0.003  # on the mean square before tanh, so that tanh stays unsaturated
     margin: float = 0.125  # share of the points out around the frame; 0 for sets without a known background
     direct_steps: int = 1500  # in which the model's direct path is fitted before all else
     law: Law = field(default_factory=Law)
     model: R2IRConfig = field(default_factory=R2IRConfig)
+
+    def __post_init__(self):
+        if self.frames not in FRAMES:
+            raise ValueError(f"frames {self.frames!r}: must be one of {', '.join(FRAMES)}")
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ from r2id.resampler import R2IR, R2IRConfig
 from train.data import load_images, stream_images
 from train.entry import carry_out, draw, run_of, script
 from train.export import build_pipeline
+from train.frames import Law
 from train.loop import generator
-from train.losses import DenoiserLoss, Law, encode, pad_to
+from train.losses import DenoiserLoss, encode
 from train.recipe import DenoiserRecipe, arguments, read_recipe
 from train.state import State, load_state
 
 MEASURED = 2_000  # training images that the latents' mean and standard deviation are taken from
+CHUNK = 100  # of them that share a shape
 SHEET = ((4, 4), (8, 8), (12, 12), (5, 8), (8, 5))  # latent sizes on the sample sheet, in eighths of the default's side
 
 
@@ -38,16 +40,19 @@ def main(argv: list[str] | None = None) -> None:
     stage_1, resampler = None, None
     if not recipe.pixels:
         stage_1, resampler = trained_resampler(root / "resampler")
-    size = stage_1.about["recipe"]["training_size"] if stage_1 else recipe.training_size
+    seen = stage_1.about["recipe"] if stage_1 else {"training_size": recipe.training_size}
+    size, own = seen["training_size"], seen.get("frames") == "own"
+    frame = None if own else size
     load = partial(stream_images, seed=recipe.optimisation.seed) if args.stream else load_images
-    train = load(data, "train", size=size, channels=resampler and resampler.config.channels)
-    if train.background is None and recipe.law.square < 1:
+    widest = recipe.law.widest if own else None
+    train = load(data, "train", size=size, channels=resampler and resampler.config.channels, widest=widest)
+    if train.background is None and recipe.law.square < 1 and not own:
         raise ValueError(f"{data}: no known background, so frames cannot be padded; set law.square = 1")
     channels = train.images.shape[1]
     background = train.background or (0.0,) * channels
     mean, std = (0.0,) * channels, (1.0,) * channels
     if resampler:
-        mean, std = latent_statistics(resampler, train.images[:MEASURED], recipe.law, background)
+        mean, std = latent_statistics(resampler, train.images[:MEASURED], recipe.law, background, frame)
     model_config = replace(recipe.model, latent_channels=len(mean), labels=len(train.names))
     stride = model_config.stride
     cells_a_step = recipe.cells_a_step or recipe.optimisation.batch * math.prod(recipe.defaults.latent_size)
@@ -78,10 +83,10 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     def compute(loss, indices, phase, step, part):
-        shape, rng = draw(recipe, phase, step, part, size, stride=stride)
-        device = run.accelerator.device
-        indices = indices[: max(1, cells_a_step // (shape.cells[0] * shape.cells[1] * run.parts))]
-        value, metrics = loss(train.images[indices].to(device), train.labels[indices].to(device), shape, rng)
+        shape, rng = draw(recipe, phase, step, part, frame, stride=stride)
+        indices = indices[: max(1, cells_a_step // (shape.area * run.parts))]
+        labels = train.labels[indices].to(run.accelerator.device)
+        value, metrics = loss(train.images[indices], labels, shape, rng)
         return value, metrics | {"images": len(indices)}
 
     def evaluated(progress):
@@ -103,18 +108,16 @@ def trained_resampler(folder: Path) -> tuple[State, R2IR]:
 
 @torch.no_grad()
 def latent_statistics(
-    resampler: R2IR, images: Tensor, law: Law, background: tuple[float, ...]
+    resampler: R2IR, images: Tensor | list[Tensor], law: Law, background: tuple[float, ...], size: int | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of latents drawn by the law: one set for all sizes."""
+    """Mean and standard deviation per channel of latents that the law draws (see `Law.draw`): one set for all sizes."""
     rng = generator(0, 0)
     background_C = torch.tensor(background) * 2 - 1
     latents = []
-    for chunk in images.split(100):
-        shape = law.draw(images.shape[-1], generator=rng)
-        latents.append(
-            encode(resampler, pad_to(chunk, shape.canvas, background_C), shape.cells).transpose(0, 1).flatten(1)
-        )
-    every_CN = torch.cat(latents, dim=1)
+    for start in range(0, len(images), CHUNK):
+        for group in law.draw(size, generator=rng).groups(images[start : start + CHUNK], background_C):
+            latents += [encode(resampler, canvas_BCHW, group.cells) for canvas_BCHW in group.canvases]
+    every_CN = torch.cat([latent_BChw.transpose(0, 1).flatten(1) for latent_BChw in latents], dim=1)
     return tuple(every_CN.mean(dim=1).tolist()), tuple(every_CN.std(dim=1).tolist())
 
 

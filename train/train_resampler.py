@@ -18,7 +18,7 @@ from r2id.image import contact_sheet
 from r2id.position import grid_positions
 from r2id.resampler import R2IR
 from train.data import load_images, stream_images
-from train.direct import fit_direct
+from train.direct import DirectAlone, fit_direct
 from train.entry import carry_out, draw, run_of, script
 from train.losses import ResamplerLoss, encode
 from train.recipe import ResamplerRecipe, arguments, read_recipe
@@ -34,29 +34,33 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(args.out or f"runs/{recipe.name}") / "resampler"
     data = args.data or recipe.data
     load = partial(stream_images, seed=recipe.optimisation.seed) if args.stream else load_images
-    train = load(data, "train", size=recipe.training_size)
+    own = recipe.frames == "own"
+    train = load(data, "train", size=recipe.training_size, widest=recipe.law.widest if own else None)
     held = load(data, "validation", size=recipe.training_size, limit=CHECKED)
     recipe = replace(recipe, model=replace(recipe.model, channels=train.images.shape[1]))
-    if train.background is None and (recipe.margin or recipe.law.square < 1):
-        raise ValueError(f"{data}: no known background, so frames cannot be padded; set margin = 0, law.square = 1")
+    if train.background is None and (recipe.margin or (recipe.law.square < 1 and not own)):
+        remedy = 'set margin = 0, law.square = 1 (or frames = "own")'
+        raise ValueError(f"{data}: no known background, so frames cannot be padded; {remedy}")
 
     torch.manual_seed(recipe.optimisation.seed)
-    loss = ResamplerLoss(
-        R2IR(recipe.model),
+    loss_of = partial(
+        ResamplerLoss,
         background=train.background or (0.0,) * recipe.model.channels,
         jitter=recipe.jitter,
         penalty=recipe.penalty,
         margin=recipe.margin,
     )
+    loss = loss_of(R2IR(recipe.model))
+    frame = None if own else recipe.training_size
     run = run_of(args, recipe, loss, train, folder, model=asdict(recipe.model), data=data)
 
     def compute(loss, indices, phase, step, part):
-        shape, rng = draw(recipe, phase, step, part, recipe.training_size)
-        images = train.images[indices].to(run.accelerator.device)
+        shape, rng = draw(recipe, phase, step, part, frame)
+        images = train.images[indices]
         return loss(images, shape, phase.pixels_in, phase.pixels_out, rng, consistency=phase.consistency)
 
     if run.step == 0 and recipe.model.direct and recipe.direct_steps and not args.dry_run:
-        fit_direct(run, loss, train, recipe.law, size=recipe.training_size, steps=recipe.direct_steps)
+        fit_direct(run, loss_of(DirectAlone(loss.model)), train, recipe.law, size=frame, steps=recipe.direct_steps)
     averaged = R2IR(recipe.model).eval().to(run.accelerator.device)
 
     def evaluated(progress):

@@ -22,10 +22,11 @@ from torch import Tensor
 from r2id.config import PipelineConfig
 from r2id.image import to_pil
 from r2id.interpolation import interpolate_tiles
+from r2id.memory import keep_freed
 from r2id.pipeline import Latent, Pipeline
 from r2id.position import window_of
-from train.benchmark import median_seconds, peak_memory, product_seconds, reset_peak
 from train.loop import operations
+from train.measure import median_seconds, peak_memory, product_seconds, reset_peak
 from train.metrics import frame_size, to_stride
 
 PAGE = 4096  # bytes, the least that memory is counted in
@@ -92,6 +93,7 @@ def show(pipe: Pipeline, cell: Cell, latent: Latent) -> Tensor:
 def cost(folder: Path, device: str, cell: Cell, label: int, seed: int) -> tuple[dict[str, float], Image.Image]:
     """One picture: its megabytes (the peak above the loaded model), its milliseconds (the median), the rate of matrix
     products before and after these, and the picture. For a process of its own, whose memory holds nothing else."""
+    keep_freed()
     pipe = Pipeline.from_pretrained(folder, device=device)
     least = (2 * pipe.config.stride,) * 2
     tiny = replace(cell, latent=least, size=least)

@@ -1,0 +1,150 @@
+"""Frames of pictures and cells of their latents: the law by which steps draw them, for square pictures and for pictures
+of any sizes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from r2id.position import Positions, batched, grid_positions
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures whose latents have the same cells. One call takes them all, and without a mask: random pixels are as
+    many of each."""
+
+    canvases: list[Tensor]  # (B, C, H, W) in [-1, 1] that fill their frames, for every size
+    cells: tuple[int, int]
+    places: list[int]  # of each picture in the batch
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many pictures have each size."""
+        return [len(canvas_BCHW) for canvas_BCHW in self.canvases]
+
+    @property
+    def aspects(self) -> list[float]:
+        return [aspect_of(canvas_BCHW) for canvas_BCHW in self.canvases]
+
+    @property
+    def positions(self) -> Positions:
+        """Of the cells."""
+        grids = [grid_positions(self.cells, aspect) for aspect in self.aspects]
+        return batched(grids, self.counts).to(self.canvases[0].device)
+
+    def sizes(self) -> list[Group]:
+        """A group for every size."""
+        places = iter(self.places)
+        return [Group([canvas], self.cells, list(islice(places, len(canvas)))) for canvas in self.canvases]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step draws for square pictures: one frame as a canvas of pixels, and the latent's cells, both (height,
+    width)."""
+
+    canvas: tuple[int, int]
+    cells: tuple[int, int]
+
+    @property
+    def aspect(self) -> float:
+        return self.canvas[1] / self.canvas[0]
+
+    @property
+    def area(self) -> int:
+        """Cells of a latent."""
+        return math.prod(self.cells)
+
+    def groups(self, image_BCHW: Tensor, background_C: Tensor) -> list[Group]:
+        """Pictures, padded and on the background's device."""
+        canvas_BCHW = pad_to(image_BCHW.to(background_C.device), self.canvas, background_C)
+        return [Group([canvas_BCHW], self.cells, list(range(len(image_BCHW))))]
+
+
+@dataclass(frozen=True)
+class OwnFrames:
+    """What a step draws for pictures of any sizes, which fill frames of their own: how large the cells are."""
+
+    side: float  # cells on the side of a square frame
+    longest: float  # cells on any side
+    skew: float = 1.0  # how much narrower than high a cell is
+    stride: int = 1
+
+    def cells(self, aspect: float) -> tuple[int, int]:
+        """(height, width) of the latent, multiples of the stride."""
+        w, h = self.side * math.sqrt(aspect * self.skew), self.side / math.sqrt(aspect * self.skew)
+        shrink = min(1.0, self.longest / max(w, h))
+        return tuple(max(1, int(v * shrink / self.stride)) * self.stride for v in (h, w))
+
+    @property
+    def area(self) -> int:
+        """Cells of a square picture's latent: those of others are about as many."""
+        return math.prod(self.cells(1.0))
+
+    def groups(self, images: list[Tensor], background_C: Tensor) -> list[Group]:
+        """Pictures (C, H, W) by their cells, on the background's device."""
+        places: dict[tuple, dict[tuple, list[int]]] = {}  # by cells, then by size
+        for place, image_CHW in enumerate(images):
+            height, width = image_CHW.shape[1:]
+            places.setdefault(self.cells(width / height), {}).setdefault((height, width), []).append(place)
+        return [
+            Group(
+                [torch.stack([images[place] for place in alike]).to(background_C.device) for alike in sizes.values()],
+                cells,
+                [place for alike in sizes.values() for place in alike],
+            )
+            for cells, sizes in places.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Law:
+    """How a step draws its shape. Frames of square pictures that are not square are padded with the background colour;
+    pictures of any sizes fill their own, so `square` says nothing of them and `widest` is where they are cropped."""
+
+    cells: tuple[int, int] = (4, 16)  # of a square frame's side, drawn log-uniformly: small latents are the hard ones
+    square: float = 0.5  # share of steps whose frame is square
+    widest: float = 16 / 9  # other frames are log-uniform between its inverse and it
+    skewed: float = 0.1  # share of steps whose cells are not (nearly) square
+
+    def __post_init__(self):
+        if not 1 <= self.cells[0] <= self.cells[1]:
+            raise ValueError(f"cells {self.cells}: must be (fewest, most), 1 or more")
+        if self.widest < 1:
+            raise ValueError(f"widest {self.widest}: must be 1 or more, width / height")
+
+    def draw(self, size: int | None, *, generator: torch.Generator, stride: int = 1) -> Shape | OwnFrames:
+        """A shape for pictures of size × size pixels, or (None) of any sizes; its cells are multiples of the stride."""
+        u = torch.rand(5, generator=generator).tolist()
+        low, high = self.cells
+        side = low * ((high + stride) / low) ** u[0]
+        skew = 1.5 ** (2 * u[4] - 1) if u[3] < self.skewed else 1.0
+        own = OwnFrames(side, high + 0.99 * stride, skew, stride)
+        if size is None:
+            return own
+        ratio = 1.0 if u[1] < self.square else self.widest ** (2 * u[2] - 1)
+        pad = round(size * (max(ratio, 1 / ratio) - 1) / 2)  # on both sides, so the picture stays on whole pixels
+        canvas = (size, size + 2 * pad) if ratio >= 1 else (size + 2 * pad, size)
+        return Shape(canvas, own.cells(canvas[1] / canvas[0]))
+
+
+def aspect_of(canvas_BCHW: Tensor) -> float:
+    return canvas_BCHW.shape[3] / canvas_BCHW.shape[2]
+
+
+def pad_to(image_BCHW: Tensor, canvas: tuple[int, int], background_C: Tensor) -> Tensor:
+    """Pictures centred on a canvas of the background colour."""
+    if image_BCHW.shape[2:] == canvas:
+        return image_BCHW
+    padded = background_C.view(-1, 1, 1).repeat(len(image_BCHW), 1, *canvas)
+    top, left = ((c - s) // 2 for c, s in zip(canvas, image_BCHW.shape[2:], strict=True))
+    padded[:, :, top : top + image_BCHW.shape[2], left : left + image_BCHW.shape[3]] = image_BCHW
+    return padded
