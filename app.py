@@ -15,6 +15,7 @@ from r2id.demo.api import endpoints
 from r2id.demo.models import Models
 from r2id.demo.page import HERE, build
 from r2id.demo.tabs import TABS
+from r2id.demo.turns import ALL
 from r2id.demo.worker import worker
 from r2id.memory import keep_freed
 
@@ -32,10 +33,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.weights != parser.get_default("weights") and not args.weights.is_dir():
         parser.error(f"--weights {args.weights}: no such folder")
+    if args.port is not None and not 0 < args.port < 2**16:
+        parser.error(f"--port {args.port}: must be 1…65535")
     os.makedirs(get_upload_folder(), exist_ok=True)
     keep_freed()
     worker()
     server = dict(server_name=args.host, server_port=args.port, share=args.share, max_file_size="16mb")
+    server["max_threads"] = 2 * ALL  # as many as may wait, and as many again for what need not
     server |= dict(ssr_mode=False, mcp_server=importlib.util.find_spec("mcp") is not None)
     look = dict(theme=THEME, css_paths=HERE / "page.css", footer_links=["api"])
     try:

@@ -167,7 +167,7 @@ def _read(path: Path, limit: int, first: int | None = None) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise CheckpointError(f"{path}: {size:,} bytes, at most {limit:,} are read")
-            data = file.read(limit if first is None else first)
+            data = file.read(size if first is None else min(first, size))  # as much is allocated as is asked for
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if not data:

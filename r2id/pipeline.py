@@ -32,6 +32,7 @@ from r2id.limits import (
     MAX_CELLS,
     MAX_GUIDANCE,
     MAX_PICTURE_CELLS,
+    MAX_PIXELS,
     MAX_STEPS,
     brief,
     check_cells,
@@ -53,7 +54,7 @@ from r2id.position import (
 from r2id.resampler import R2IR, Memory
 from r2id.sampler import sample
 
-TILE_POINTS = {"cpu": 2**13, "other": 2**18}  # decoded at once, over the batch: bounds memory, fits a CPU's cache
+TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory, fits a CPU's cache
 MAX_POINTS = 2**17  # decoded at once where a single pixel is the mean of many
 CACHED = 4  # latents whose memory is kept
 
@@ -153,7 +154,7 @@ class Pipeline:
         aspect: frame width / height, w / h of the cells where None. guidance: g of null + g·(cond - null), 1 for none,
         within guidance_interval in t. sampler: "dpm++" or "ddim"; eta above 0 with "ddim" only. seed: 0…2³²-1, row i
         uses seed + i; a list gives each row its own; None draws one. What is None otherwise follows `config.defaults`.
-        Raises ValueError at once for anything out of range.
+        Raises ValueError at once for anything out of range, and at a step whose result is NaN.
         """
         config, defaults = self.config, self.config.defaults
         rows = list(labels) if isinstance(labels, (list, tuple)) else [labels]
@@ -202,10 +203,15 @@ class Pipeline:
             clip=lambda x0: ((x0 * std + mean).clamp(-1, 1) - mean) / std,
             row_noise=noise,
         )
-        return (
-            DiffusionStep(s.index, s.steps, Latent((s.x0 * std + mean).clamp(-1, 1).cpu(), aspect, seeds, names))
-            for s in path
-        )
+
+        def steps_of() -> Iterator[DiffusionStep]:
+            for step in path:
+                tensor = (step.x0 * std + mean).clamp(-1, 1).cpu()
+                if tensor.isnan().any():
+                    raise ValueError(f"step {step.index} of {step.steps}: the denoiser gave NaN; use other weights")
+                yield DiffusionStep(step.index, step.steps, Latent(tensor, aspect, seeds, names))
+
+        return steps_of()
 
     def positions(self, latent_size: tuple[int, int], aspect: float) -> Positions:
         """The cells' centres, with the footprint that training's jitter gave them, in cells of its finest grid."""
@@ -232,21 +238,13 @@ class Pipeline:
         self, latent: Latent, *, size: tuple[int, int], fit: str | None = None, region=FULL
     ) -> Iterator[tuple[tuple[int, int, int, int], Tensor]]:
         """The same in tiles of bounded memory, in reading order: ((left, top, right, bottom) in pixels, tile)."""
-        latent = check_latent(latent, self.config.latent_channels, self._most_cells)
-        height, width = check_size(size, images=len(latent))
-        window = window_of(
-            (height, width), aspect=latent.aspect, fit=self.config.fit if fit is None else fit, region=region
-        )
+        window, (across, down) = self._window(latent, size, fit, region)
+        height, width = map(int, size)
         if self.resampler is None:
             return self._interpolated(latent, window, (height, width))
-        across, down = factors = oversampling(window, aspect=latent.aspect, training_size=self.config.training_size)
-        window = window.finer(factors)
+        window = window.finer((across, down))
         pitch = training_pitch(latent.aspect, self.config.training_size)
         spread = footprint(latent.aspect, pitch, self.config.resampler.footprint)
-
-        if len(latent) * across * down > MAX_POINTS:
-            points = f"{len(latent)} x {across * down:,} points decoded a pixel, at most {MAX_POINTS:,}"
-            raise ValueError(f"size {height} x {width}: {points}; ask for a larger size or fewer rows")
         budget = TILE_POINTS["cpu" if self.resampler_device.type == "cpu" else "other"] // (len(latent) * across * down)
 
         @torch.no_grad()
@@ -258,11 +256,28 @@ class Pipeline:
                 )
                 colour_BNC = self.resampler.decode(memory, pixels.to(self.resampler_device)).clamp(-1, 1)
                 tile = colour_BNC.transpose(1, 2).unflatten(2, pixels.grid)
-                if factors != (1, 1):
+                if (across, down) != (1, 1):
                     tile = F.avg_pool2d(tile, (down, across))
                 yield (left, top, right, bottom), (tile.cpu() + 1) / 2
 
         return tiles()
+
+    def _window(self, latent: Latent, size, fit: str | None, region) -> tuple[Window, tuple[int, int]]:
+        """What `resample_tiles` decodes, checked, and how many points of each pixel, (across, down)."""
+        latent = check_latent(latent, self.config.latent_channels, self._most_cells)
+        height, width = check_size(size, images=len(latent))
+        window = window_of(
+            (height, width), aspect=latent.aspect, fit=self.config.fit if fit is None else fit, region=region
+        )
+        if self.resampler is None:
+            return window, (1, 1)
+        across, down = oversampling(window, aspect=latent.aspect, training_size=self.config.training_size)
+        points = len(latent) * across * down
+        if points > MAX_POINTS or points * height * width > MAX_PIXELS:
+            limits = f"at most {MAX_POINTS:,}, and {MAX_PIXELS:,} for all pixels"
+            counted = f"{len(latent)} x {across * down:,} points decoded a pixel, {limits}"
+            raise ValueError(f"size {height} x {width}: {counted}; ask for a larger size, another shape or fewer rows")
+        return window, (across, down)
 
     def _interpolated(self, latent: Latent, window: Window, size: tuple[int, int]) -> Iterator[tuple]:
         """`resample_tiles` in pixel space."""
@@ -293,8 +308,8 @@ class Pipeline:
     def encode(self, image, *, latent_size: tuple[int, int] | None = None) -> Latent:
         """Images → latents: float (B, C, H, W) or (C, H, W) in [0, 1], or one or a list of PIL images of one size.
 
-        The frame is the image's own. Denser than the training images, it is first area-reduced to their density; in
-        pixel space the latent is the image resized with antialiasing.
+        The frame is the image's own. It is first brought to the density of the training images: area-reduced if it is
+        denser, else interpolated; in pixel space the latent is the image resized with antialiasing.
         """
         config = self.config
         latent_size = self._cells(latent_size)
@@ -303,10 +318,11 @@ class Pipeline:
         aspect = number(width / height, "image width / height", 1 / MAX_ASPECT, MAX_ASPECT)
         if self.resampler is None:
             return Latent(resize(image_BCHW * 2 - 1, latent_size), aspect)
-        if (reduce := min(height, width) / config.training_size) > 1:
-            height, width = round(height / reduce), round(width / reduce)
-            image_BCHW = F.interpolate(image_BCHW, size=(height, width), mode="area")
-        colour_BNC = (image_BCHW * 2 - 1).flatten(2).transpose(1, 2).to(self.resampler_device)
+        reduce, colour_BCHW = min(height, width) / config.training_size, image_BCHW * 2 - 1
+        height, width = round(height / reduce), round(width / reduce)
+        if reduce > 1:
+            colour_BCHW = F.interpolate(colour_BCHW, size=(height, width), mode="area")
+        colour_BNC = resize(colour_BCHW, (height, width)).flatten(2).transpose(1, 2).to(self.resampler_device)
         spread = footprint(aspect, training_pitch(aspect, config.training_size), config.resampler.footprint)
         window = window_of((height, width), aspect=aspect, fit="stretch")
         pixels = window.positions(range(height), range(width), spread=spread).to(self.resampler_device)

@@ -246,7 +246,7 @@ def test_a_module_is_made_with_the_weights_of_a_file(tmp_path):
     ids=["missing", "extra", "wide", "misshapen"],
 )
 def test_a_configuration_that_asks_for_another_model_takes_no_memory(tmp_path, values, text):
-    config = R2IRConfig(latent_channels=3, width=16, heads=2)
+    config = R2IRConfig(latent_channels=3, width=16, heads=2, direct=False)
     save_module(R2IR(config), tmp_path / "a.safetensors")
     other, made = replace(config, **values), []
 

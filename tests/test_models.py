@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from r2id.demo import models
-from r2id.demo.models import MAX_CARD, MAX_HUB, Models, plain_markdown
+from r2id.demo.models import FIRST, MAX_CARD, MAX_HUB, Models, plain_markdown
 from r2id.pipeline import Pipeline
 
 
@@ -84,13 +84,14 @@ def touched(path: Path) -> None:
     os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns + 10**9))
 
 
-def test_folders_are_listed_by_name(weights, tiny):
-    shutil.copytree(weights / "tiny", weights / "another")
+def test_folders_are_listed_by_name_after_the_first(weights, tiny):
+    for name in ("another", FIRST):
+        shutil.copytree(weights / "tiny", weights / name)
     shutil.copytree(weights / "tiny", weights / ".hidden")
     (weights / "README.md").write_text("no model")
     (weights / "empty").mkdir()
     there = installed(weights)
-    assert there.names == ["another", "tiny"] and there.faults == {}
+    assert there.names == [FIRST, "another", "tiny"] and there.faults == {}
     assert torch.equal(drawn(there.get("tiny")), drawn(tiny))
 
 

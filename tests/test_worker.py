@@ -48,9 +48,9 @@ def test_pictures_go_before_what_has_waited_longer():
     ]
     for count, thread in enumerate(threads):
         thread.start()
+        assert begun.wait(10)
         while worker()._jobs.qsize() < count:  # all others wait behind the first
             time.sleep(0.001)
-    assert begun.wait(10)
     gate.set()
     for thread in threads:
         thread.join(10)

@@ -28,7 +28,7 @@ from train.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 from train.report import Table
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-RESAMPLER, DENOISER = CONFIGS / "mnist_resampler.toml", CONFIGS / "mnist_r2id.toml"
+RESAMPLER, DENOISER = CONFIGS / "cifar10_resampler.toml", CONFIGS / "cifar10_r2id.toml"
 BUDGET = 24.0  # GB
 CHANNELS = 3  # of the pictures
 LABELS = 10

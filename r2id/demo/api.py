@@ -1,7 +1,10 @@
 """The endpoints for programs. They keep nothing: a latent travels as a safetensors file."""
 
 # Annotations are not postponed in this file: gr.api reads them as they are.
+import math
+from contextlib import nullcontext
 from dataclasses import asdict
+from threading import Semaphore
 from typing import Any
 
 import gradio as gr
@@ -9,27 +12,32 @@ from gradio_client.utils import is_file_obj_with_meta
 from PIL import Image
 from torch import Tensor
 
-from r2id.demo.page import DIFFUSE, place, told
+from r2id.condition import index_of
+from r2id.demo.page import IN_TURN, place, told
 from r2id.demo.studio import Studio
 from r2id.demo.visit import png, whole_size
+from r2id.demo.worker import SMALL
+from r2id.image import MAX_IMAGE_PIXELS
 from r2id.latent import Latent
-from r2id.limits import number
+from r2id.limits import check_size, number
 from r2id.pipeline import Pipeline
 from r2id.position import FULL
 
-PROGRAMS = dict(concurrency_id="programs", concurrency_limit=3)  # what they ask for never keeps a slider waiting
 SIDE = 256  # long side in pixels of the picture that diffuse returns
+SHRUNK = 2048  # long side in pixels to which larger pictures are brought before they are encoded
 
 
 def endpoints(studio: Studio) -> None:
     """Adds them to the page that is being built."""
+    memory, reading = Semaphore(4), Semaphore(2)  # for large pictures; others' small ones do not wait for them
 
     def chosen(model: str | None) -> tuple[str, Pipeline]:
         """A model and its name, the first one where none is named."""
-        name = model or next(iter(studio.models.names), "")
+        name = next(iter(studio.models.names), "") if model in (None, "") else model
         return name, studio.models.get(name)
 
     def diffuse(
+        request: gr.Request,
         label: str,
         latent_height: int = 8,
         latent_width: int = 8,
@@ -44,11 +52,13 @@ def endpoints(studio: Studio) -> None:
         blend: float = 0.0,
     ) -> tuple[gr.FileData, gr.FileData]:
         """Diffuse a latent once. Returns its picture (PNG, 256 pixels on the long side) and the latent itself
-        (safetensors), which resample turns into pictures of any size and shape.
+        (safetensors), which resample turns into pictures of any size and shape. Calls of one client are served one
+        after the other.
 
         Args:
             label: one of the model's labels as models lists them, "" for any
-            latent_height: cells from top to bottom; more cells hold more detail
+            latent_height: cells from top to bottom; more cells hold more detail; steps x height x width at most
+                524,288, and less above 1024 cells: 32 steps at 64 x 64
             latent_width: cells from left to right
             steps: denoiser runs, 1 to 1000
             guidance: how strongly the label counts; 1 is none
@@ -60,10 +70,13 @@ def endpoints(studio: Studio) -> None:
             other_label: a second label to blend with
             blend: the second label's weight, 0 to 1
         """
-        with told():
+        with told(), studio.turns.turn(request.session_hash):
             name, pipe = chosen(model)
-            blend = number(blend, "blend", 0.0, 1.0)
-            mixed = {label: 1 - blend, other_label: blend} if other_label not in (None, "", label) else label or None
+            blend, mixed = number(blend, "blend", 0.0, 1.0), None if label == "" else label
+            if other_label not in (None, "", label):
+                for part in (label, other_label):
+                    index_of(part, pipe.config.labels)  # in a mixture there is no other mixture
+                mixed = {label: 1 - blend, other_label: blend}
             how = dict(latent_size=(latent_height, latent_width), aspect=aspect, steps=steps, guidance=guidance)
             *_, last = studio.steps(name, [mixed], how | dict(sampler=sampler, eta=eta, seed=seed))
             latent = last.latent
@@ -73,6 +86,7 @@ def endpoints(studio: Studio) -> None:
             return saved(image_CHW, parameters), gr.FileData(path=str(file))
 
     def resample(
+        request: gr.Request,
         latent: gr.FileData,
         height: int,
         width: int,
@@ -84,21 +98,27 @@ def endpoints(studio: Studio) -> None:
 
         Args:
             latent: a file that diffuse or encode returned
-            height: pixels
-            width: pixels
+            height: pixels, 1 to 8192
+            width: pixels; height x width at most 16,777,216, and less from a latent of more than 256 cells
             fit: "contain" goes on beyond the latent's edge, "cover" cuts, "stretch" pulls; where none is given, the
                 model's own
             model: the one that made the latent, the first where none is given
             region: left, top, right, bottom in fractions of the whole picture; that part is decoded at full detail
         """
-        with told():
+        with told(), studio.turns.turn((request.session_hash, "pictures")):
             (name, pipe), drawn = chosen(model), Latent.load(uploaded(latent, "latent"))[0]
             how = dict(size=(height, width), fit=fit, region=FULL if region is None else region)
-            image_CHW = pipe.resample(drawn, **how)[0]
-            return saved(image_CHW, dict(model=name, labels=drawn.labels, seeds=drawn.seeds, **how))
+            large = math.prod(check_size((height, width))) > SMALL
+            with memory if large else nullcontext():
+                image_CHW = pipe.resample(drawn, **how)[0]
+                return saved(image_CHW, dict(model=name, labels=drawn.labels, seeds=drawn.seeds, **how))
 
     def encode(
-        image: gr.FileData, latent_height: int = 8, latent_width: int = 8, model: str | None = None
+        request: gr.Request,
+        image: gr.FileData,
+        latent_height: int = 8,
+        latent_width: int = 8,
+        model: str | None = None,
     ) -> gr.FileData:
         """The latent (safetensors) of a picture, for resample.
 
@@ -108,13 +128,18 @@ def endpoints(studio: Studio) -> None:
             latent_width: cells from left to right
             model: the one to encode with, the first where none is given
         """
-        with told():
+        with told(), studio.turns.turn((request.session_hash, "pictures")):
             _, pipe = chosen(model)
+            path = uploaded(image, "image")
             try:
-                with Image.open(uploaded(image, "image")) as opened:
+                with reading, Image.open(path) as opened:
+                    if SHRUNK**2 < opened.width * opened.height <= MAX_IMAGE_PIXELS:  # more is refused, undecoded
+                        opened.thumbnail((SHRUNK, SHRUNK))
                     latent = pipe.encode(opened, latent_size=(latent_height, latent_width))
-            except (OSError, Image.DecompressionBombError) as error:
-                raise ValueError("image: not a picture file that can be read") from error
+            except (ValueError, MemoryError, RuntimeError):
+                raise
+            except Exception as error:  # decoders raise whatever a broken file leads them into
+                raise ValueError("image: not a picture file that can be read, give a PNG, JPEG or WebP") from error
             latent.save(file := place("latent.safetensors"))
             return gr.FileData(path=str(file))
 
@@ -127,10 +152,10 @@ def endpoints(studio: Studio) -> None:
             for name, config in configs.items()
         ]
 
-    gr.api(diffuse, **DIFFUSE)
-    gr.api(resample, **PROGRAMS)
-    gr.api(encode, **PROGRAMS)
-    gr.api(models, **PROGRAMS)
+    gr.api(diffuse, **IN_TURN)
+    gr.api(resample, **IN_TURN)
+    gr.api(encode, **IN_TURN)
+    gr.api(models, **IN_TURN)
 
 
 def uploaded(file: Any, name: str) -> str:

@@ -15,6 +15,7 @@ from r2id.demo.worker import Hosted
 from r2id.limits import brief
 from r2id.pipeline import Pipeline
 
+FIRST = "mnist"  # the model that the page begins with, where it is there; the others follow by name
 MAX_HUB = 4  # models of the Hub that are kept
 MAX_FAULT = 300  # characters
 MAX_CARD = 2**15  # characters
@@ -88,7 +89,7 @@ class Models:
             try:
                 folder = fetch(name)
             except Exception as error:
-                raise ValueError(_line(error, None)) from None
+                raise ValueError(line_of(error)) from None
             model = self._current(folder, self._hub.get(name))
             if model.fault:
                 raise ValueError(f"{name} cannot be used: {model.fault}")
@@ -119,8 +120,9 @@ class Models:
             found = {path.parent for path in [*self._weights.glob("config.json"), *self._weights.glob("[!.]*/*")]}
         except OSError:
             return {}
+        found = sorted(found, key=lambda folder: (folder.name != FIRST, folder))
         # A name that no page can show is listed by its escapes.
-        return {folder.name if folder.name.isprintable() else ascii(folder.name): folder for folder in sorted(found)}
+        return {folder.name if folder.name.isprintable() else ascii(folder.name): folder for folder in found}
 
     def _current(self, folder: Path, known: Installed | None) -> Installed:
         """The model of a folder: `known` if its files are as they were, else loaded anew."""
@@ -133,7 +135,7 @@ class Models:
             kind = Pipeline if "SPACES_ZERO_GPU" in os.environ else Hosted  # its GPU is in a process without a worker
             return Installed(folder, state, kind.from_pretrained(folder, **self._devices))
         except Exception as error:  # whatever is wrong with this folder, the others still work
-            return Installed(folder, state, fault=_line(error, folder))
+            return Installed(folder, state, fault=line_of(error, folder))
 
     def _text(self, name: str, file: str) -> str:
         """The beginning of a text file beside the weights, empty if there is none."""
@@ -172,7 +174,7 @@ def _stamp(file: Path) -> tuple[int, int] | tuple[()]:
     return status.st_mtime_ns, status.st_size
 
 
-def _line(error: Exception, folder: Path | None) -> str:
+def line_of(error: Exception, folder: Path | None = None) -> str:
     """The error in one line, where files go by their names: where they are is nobody's business."""
     text = " ".join(str(error).split()) or type(error).__name__
     if folder:

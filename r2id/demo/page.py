@@ -6,6 +6,7 @@ import html
 import io
 import os
 import secrets
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ from gradio.utils import get_upload_folder
 
 from r2id.demo import controls
 from r2id.demo.controls import draw_values, drawing_of, usual_fit, view_of, view_values
-from r2id.demo.models import Models
+from r2id.demo.models import Models, line_of
 from r2id.demo.pictures import cells_picture
 from r2id.demo.record import Drawing, View, from_query
 from r2id.demo.studio import Studio
@@ -35,22 +36,36 @@ python train/train_denoiser.py --config train/configs/mnist_r2id.toml
 python train/export.py runs/mnist weights/mnist</pre>"""
 
 QUIET = dict(show_progress="hidden", api_visibility="private")
-DIFFUSE, OTHER = (dict(concurrency_id=name, concurrency_limit=most) for name, most in (("diffuse", 1), ("other", 2)))
+OTHER = dict(concurrency_id="other", concurrency_limit=2)
+IN_TURN = dict(concurrency_limit=None)  # for what waits by itself, see turns.py
 AT_ONCE = dict(queue=False, **QUIET)  # for what takes a few milliseconds
 LIGHT = dict(concurrency_id="resample", concurrency_limit=4, **QUIET)  # for what answers a slider
 LARGE = dict(concurrency_id="large", concurrency_limit=2, **QUIET)  # for large pictures
 SLOW = dict(**OTHER, **QUIET)  # for encodes, strips, animations
-HEAVY = dict(**DIFFUSE, **QUIET)  # for what diffuses
+HEAVY = dict(**IN_TURN, **QUIET)  # for what diffuses
 FROM_STAGE = "frame => [100 * frame.asked[0], 100 * frame.asked[1], frame.asked[2]].map(v => +v.toPrecision(4))"
+
+
+def words_of(error: Exception) -> str:
+    """One line for visitors. What is not the work's own objection is told by its kind; the log has the rest."""
+    if not isinstance(error, ValueError):
+        with contextlib.suppress(OSError):  # the log may be what is full
+            traceback.print_exception(error)
+        memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        kind = "out of memory" if memory else getattr(error, "strerror", None) or type(error).__name__
+        error = ValueError(f"the server could not do this ({kind}): ask for less, or try again later")
+    return html.escape(line_of(error), quote=False)
 
 
 @contextlib.contextmanager
 def told():
-    """What the work objects to is told in one line."""
+    """Whatever goes wrong in the work is told in one line."""
     try:
         yield
-    except ValueError as error:
-        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+    except gr.Error:
+        raise
+    except Exception as error:
+        raise gr.Error(words_of(error), print_exception=False) from None
 
 
 @dataclass
@@ -212,8 +227,8 @@ class Events:
         """Visit, stage, version, and the number of a large picture that is to be completed."""
         try:
             shown = self.studio.show(visit, view_of(*values))
-        except ValueError as error:
-            gr.Warning(html.escape(str(error), quote=False))
+        except Exception as error:
+            gr.Warning(words_of(error))
             return visit, staged(visit.idle()), visit.version, gr.skip()
         if not shown:
             return [gr.skip()] * 4
@@ -227,8 +242,8 @@ class Events:
             for frame in frames:
                 yielded = True
                 yield visit, staged(frame)
-        except ValueError as error:
-            gr.Warning(html.escape(str(error), quote=False))
+        except Exception as error:
+            gr.Warning(words_of(error))
             yield visit, staged(visit.idle())
         else:
             if not yielded:

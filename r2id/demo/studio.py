@@ -13,7 +13,9 @@ from torch import Tensor
 
 from r2id.demo.models import Models
 from r2id.demo.record import Drawing, View, to_dict
+from r2id.demo.turns import Turns
 from r2id.demo.visit import Job, Visit, about, picture, png, thumbs
+from r2id.interpolation import share_done
 from r2id.latent import Latent
 from r2id.pipeline import DiffusionStep, Pipeline
 
@@ -35,7 +37,7 @@ class Studio:
     """The work itself, for all visitors. What goes wrong is a ValueError of one line."""
 
     def __init__(self, models: Models):
-        self.models = models
+        self.models, self.turns = models, Turns()
         self.steps = on_gpu(self._steps)
         self._openings: dict[str, tuple[Pipeline, Latent]] = {}
 
@@ -68,6 +70,10 @@ class Studio:
 
     def generate(self, visit: Visit) -> Iterator[dict[str, Any]]:
         """Frames of what the visitor wants, step by step; fewer where it is stopped or overtaken."""
+        with self.turns.turn(visit):
+            yield from self._generate(visit)
+
+    def _generate(self, visit: Visit) -> Iterator[dict[str, Any]]:
         if not (begun := visit.begin()):
             return
         wish, drawing = begun
@@ -110,13 +116,14 @@ class Studio:
         view, (height, width), start, told = job.view, job.view.size, time.perf_counter(), None
         image_CHW = torch.empty(job.pipe.config.channels, height, width)
         tiles = job.pipe.resample_tiles(job.row, size=view.size, fit=view.fit, region=view.region)
-        for (left, top, right, bottom), tile_BCHW in tiles:
+        for box, tile_BCHW in tiles:
+            left, top, right, bottom = box
             image_CHW[:, top:bottom, left:right] = tile_BCHW[0]
             if not visit.asked(job):
                 return
             passed = time.perf_counter() - start
             if told is None or passed - told > PROGRESS:
-                share, told = bottom / height, passed
+                share, told = share_done(box, view.size), passed
                 text = f"{share:.0%} resampled, {seconds(passed / share - passed)} left"
                 if frame := visit.progress(job, busy={"text": text, "share": share}):
                     yield frame

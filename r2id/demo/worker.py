@@ -1,4 +1,5 @@
 """One thread for all the arithmetic of a server, in pieces that take turns: pictures before steps and large pictures.
+And what one call may cost where many wait for that thread.
 
 Every thread that computes gets an OpenMP team of its own. With more of them than cores, GNU's OpenMP has each team
 sleep between two operations, and small ones take twice as long. So one team has all the cores, and no work waits for
@@ -9,10 +10,13 @@ from __future__ import annotations
 
 import contextvars
 import itertools
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -20,10 +24,15 @@ import torch
 from torch import Tensor
 
 from r2id.latent import Latent
-from r2id.pipeline import FULL, Pipeline
+from r2id.limits import row_seeds
+from r2id.pipeline import FULL, DiffusionStep, Pipeline
 
 MAX_THREADS = 8  # pictures are small: more threads wait for each other
+LEAD = 1.0  # seconds by which urgent work counts as older than it is: it goes first, and nothing waits for ever
 SMALL = 2**18  # pixels up to which a picture is made in one piece, before anything else
+MOST_DECODED = 2**24  # points of one call; in a latent of more than FEW_DECODED cells each costs more
+MOST_DIFFUSED = 2**19  # cells of all rows and steps of one call; above FEW_DIFFUSED in a row each costs more
+FEW_DECODED, FEW_DIFFUSED = 2**8, 2**10  # up to so many cells, attention is little beside the rest; measured
 END = object()
 
 
@@ -40,11 +49,13 @@ class Worker:
         torch.set_num_threads(1)
 
     def call(self, function: Callable[[], Any], *, urgent: bool = False) -> Any:
-        """What function() returns or raises, run by the worker in the order of asking; urgent ones before others."""
+        """What function() returns or raises, run by the worker in the order of asking; urgent ones before others that
+        have not waited for LEAD."""
         if threading.current_thread() is self._thread:
             return function()
         future: Future = Future()
-        self._jobs.put((not urgent, next(self._count), partial(contextvars.copy_context().run, function), future))
+        age = time.monotonic() - LEAD * urgent
+        self._jobs.put((age, next(self._count), partial(contextvars.copy_context().run, function), future))
         return future.result()
 
     def steps(self, iterator: Iterator) -> Iterator:
@@ -71,16 +82,44 @@ worker = cache(Worker)  # one a process
 
 
 class Hosted(Pipeline):
-    """A pipeline for many threads, whose arithmetic the worker does."""
+    """A pipeline for many threads, whose arithmetic the worker does. No call may cost more than about two minutes of
+    two cores, and pieces take a second or so; what would be more is a ValueError that says how much is served."""
 
-    def diffuse_steps(self, labels, **options) -> Iterator:
-        return worker().steps(super().diffuse_steps(labels, **options))
+    def diffuse_steps(self, labels, **options) -> Iterator[DiffusionStep]:
+        path = super().diffuse_steps(labels, **options)  # refuses at once what no pipeline does
+        rows, defaults = labels if isinstance(labels, (list, tuple)) else [labels], self.config.defaults
+        h, w = options.get("latent_size") or defaults.latent_size
+        steps, cells = options.get("steps") or defaults.steps, h * w
+        most = MOST_DIFFUSED // round(len(rows) * cells * max(1, cells / FEW_DIFFUSED))
+        if steps > most:
+            asked = f"{steps} steps for {len(rows)} x {h} x {w} cells"
+            raise ValueError(f"{asked}: at most {most} are served; ask for fewer steps, cells or pictures")
+        if (together := max(1, FEW_DIFFUSED // cells)) >= len(rows):
+            return worker().steps(path)
+        seeds = row_seeds(options.get("seed"), len(rows))
+        parts = [slice(first, first + together) for first in range(0, len(rows), together)]
+        paths = [super(Hosted, self).diffuse_steps(rows[p], **options | {"seed": seeds[p]}) for p in parts]
+        return map(joined, zip(*map(worker().steps, paths), strict=True))
 
     def resample_tiles(self, latent: Latent, *, size: tuple[int, int], fit=None, region=FULL) -> Iterator:
         tiles = super().resample_tiles(latent, size=size, fit=fit, region=region)
-        if len(latent) * size[0] * size[1] > SMALL:
+        points = math.prod((len(latent), *size, *self._window(latent, size, fit, region)[1]))
+        cells = math.prod(latent.size) if self.resampler else 0
+        cost = points * max(1, cells / FEW_DECODED)
+        if cost > MOST_DECODED:
+            asked = f"size {size[0]} x {size[1]} of {len(latent)} x {latent.size[0]} x {latent.size[1]} cells"
+            served = f"{points:,} points to decode, at most {int(MOST_DECODED * points / cost):,} are served"
+            raise ValueError(f"{asked}: {served}; ask for a smaller picture or fewer cells")
+        if cost > SMALL:
             return worker().steps(tiles)
         return iter(worker().call(partial(list, tiles), urgent=True))
 
     def encode(self, image: Tensor, **options) -> Latent:
         return worker().call(partial(super().encode, image, **options), urgent=True)
+
+
+def joined(steps: tuple[DiffusionStep, ...]) -> DiffusionStep:
+    """The same step of some rows each as that of all of them."""
+    tensor_BChw = torch.cat([step.latent.tensor for step in steps])
+    seeds, labels = (sum((getattr(step.latent, name) for step in steps), ()) for name in ("seeds", "labels"))
+    return replace(steps[0], latent=Latent(tensor_BChw, steps[0].latent.aspect, seeds, labels))

@@ -15,6 +15,7 @@ from r2id.demo.pictures import SIZES, bicubic, decoded, inside, shown
 from r2id.demo.record import Drawing
 from r2id.demo.visit import Visit, named_label, whole_size
 from r2id.image import to_pil
+from r2id.interpolation import share_done
 
 SHOWN = 256  # long side in pixels of a picture in a row
 WIPED = 320  # long side in pixels of the picture beside its enlargement
@@ -68,12 +69,13 @@ def strip(visit: Visit) -> Iterator[tuple]:
     yield gr.skip(), title(*STRIP)
     for height, width in [whole_size(row, side) for side in SIZES] if row else ():
         image_CHW = torch.empty(pipe.config.channels, height, width)
-        for (left, top, right, bottom), tile_BCHW in pipe.resample_tiles(row, size=(height, width), fit="contain"):
+        for box, tile_BCHW in pipe.resample_tiles(row, size=(height, width), fit="contain"):
+            left, top, right, bottom = box
             if visit.row is not row:
                 return
             image_CHW[:, top:bottom, left:right] = tile_BCHW[0]
             if max(height, width) > SHOWN:
-                progress = f"{width} × {height} pixels: {bottom / height:.0%} decoded"
+                progress = f"{width} × {height} pixels: {share_done(box, (height, width)):.0%} decoded"
                 yield gr.skip(), title(STRIP[0], progress)
         pictures.append((f"{width} × {height} pixels", to_pil(image_CHW)))
         if max(height, width) >= SHOWN:
@@ -135,7 +137,7 @@ def latent_sizes(low: int, high: int, stride: int) -> list[int]:
 
 def build(page: Page) -> None:
     def of_sizes(visit: Visit):
-        with told():
+        with told(), page.studio.turns.turn(visit):
             drawing = wanted(visit)
             config = page.models.get(drawing.model).config
             asked = [replace(drawing, cells=n) for n in latent_sizes(*config.trained_cells, config.stride)]
@@ -143,7 +145,7 @@ def build(page: Page) -> None:
             yield from diffused(page, visit, dict(zip(names, asked, strict=True)), SIZES_TITLE, STOP_SIZES)
 
     def of_models(visit: Visit, *models: str):
-        with told():
+        with told(), page.studio.turns.turn(visit):
             drawing = wanted(visit)
             if models[0] == models[1]:
                 raise ValueError(f"{models[0]} twice: choose two different models")
