@@ -90,6 +90,9 @@ def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
     load = partial(load_images, args.data, size=pipe.config.training_size, channels=pipe.config.channels)
     real = load(args.split, limit=args.count)
     protocol = protocol if pipe.config.resampler else in_pixels(protocol, pipe.config)
+    fewest, most = pipe.config.trained_cells
+    trained = tuple(cells for cells in protocol.generated_cells if fewest <= min(cells) <= max(cells) <= most)
+    protocol = replace(protocol, generated_cells=trained or (pipe.config.defaults.latent_size,))
     e = Evaluation(pipe, real, load, judge.to(pipe.device), replace(protocol, generated=args.generated))
     setting = {"weights": Path(weights).name, "split": args.split, "real images": len(real)}
     setting |= {"generated": args.generated, "seeds": f"0…{args.generated - 1}", "device": str(pipe.device)}
