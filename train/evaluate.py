@@ -22,7 +22,7 @@ from train import sections
 from train.classifier import load_classifier
 from train.comparison import compare
 from train.data import load_images
-from train.protocol import PROTOCOL, Evaluation, Protocol, in_pixels
+from train.protocol import PROTOCOL, Evaluation, Protocol, in_cells, in_pixels
 from train.report import Sheet, Table
 
 CLASSIFIER = Path(__file__).parent / "classifiers" / "mnist.safetensors"
@@ -89,10 +89,7 @@ def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
     pipe = Pipeline.from_pretrained(weights, device=args.device)
     load = partial(load_images, args.data, size=pipe.config.training_size, channels=pipe.config.channels)
     real = load(args.split, limit=args.count)
-    protocol = protocol if pipe.config.resampler else in_pixels(protocol, pipe.config)
-    fewest, most = pipe.config.trained_cells
-    trained = tuple(cells for cells in protocol.generated_cells if fewest <= min(cells) <= max(cells) <= most)
-    protocol = replace(protocol, generated_cells=trained or (pipe.config.defaults.latent_size,))
+    protocol = (in_cells if pipe.config.resampler else in_pixels)(protocol, pipe.config)
     e = Evaluation(pipe, real, load, judge.to(pipe.device), replace(protocol, generated=args.generated))
     setting = {"weights": Path(weights).name, "split": args.split, "real images": len(real)}
     setting |= {"generated": args.generated, "seeds": f"0…{args.generated - 1}", "device": str(pipe.device)}

@@ -47,6 +47,13 @@ class Protocol:
 PROTOCOL = Protocol()
 
 
+def in_cells(protocol: Protocol, config: PipelineConfig) -> Protocol:
+    """The protocol without latents to diffuse that the denoiser was not trained at."""
+    fewest, most = config.trained_cells
+    trained = tuple(cells for cells in protocol.generated_cells if fewest <= min(cells) <= max(cells) <= most)
+    return replace(protocol, generated_cells=trained or (config.defaults.latent_size,))
+
+
 def in_pixels(protocol: Protocol, config: PipelineConfig) -> Protocol:
     """The protocol for pixel space, where the latent is the picture: half, once and twice the training size."""
     cells = tuple((to_stride(config.training_size * factor, config.stride),) * 2 for factor in (0.5, 1, 2))
