@@ -14,6 +14,7 @@ from r2id.limits import (
     MAX_SIDE,
     MAX_STEPS,
     check_cells,
+    check_interval,
     number,
     whole,
 )
@@ -31,12 +32,14 @@ class Defaults:
 
     steps: int = 20
     guidance: float = 1.5
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # in t: outside of it guidance is 1
     sampler: str = "dpm++"
     latent_size: tuple[int, int] = (8, 8)
 
     def __post_init__(self):
         whole(self.steps, "steps", 1, MAX_STEPS)
         number(self.guidance, "guidance", -MAX_GUIDANCE, MAX_GUIDANCE)
+        check_interval(self.guidance_interval)
         check_cells(self.latent_size, 1, MAX_PICTURE_CELLS)
 
 

@@ -102,6 +102,16 @@ def check_cells(size, stride: int, most: int = MAX_CELLS) -> tuple[int, int]:
     return h, w
 
 
+def check_interval(interval) -> tuple[float, float]:
+    """Times between which guidance acts."""
+    if not isinstance(interval, (list, tuple)) or len(interval) != 2:
+        raise ValueError(f"guidance_interval {brief(interval)}: must be (low, high)")
+    low, high = (number(t, "guidance_interval", 0.0, 1.0) for t in interval)
+    if low > high:
+        raise ValueError(f"guidance_interval {(low, high)}: low must not exceed high")
+    return low, high
+
+
 def row_seeds(seed, rows: int) -> tuple[int, ...]:
     if isinstance(seed, (list, tuple)):
         if len(seed) != rows:

@@ -34,7 +34,6 @@ from r2id.limits import (
     MAX_PICTURE_CELLS,
     MAX_PIXELS,
     MAX_STEPS,
-    brief,
     check_cells,
     check_size,
     number,
@@ -144,7 +143,7 @@ class Pipeline:
         aspect: float | None = None,
         steps: int | None = None,
         guidance: float | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: tuple[float, float] | None = None,
         sampler: str | None = None,
         eta: float = 0.0,
         seed: int | Sequence[int] | None = None,
@@ -167,9 +166,6 @@ class Pipeline:
         )
         steps = whole(defaults.steps if steps is None else steps, "steps", 1, MAX_STEPS)
         guidance = number(defaults.guidance if guidance is None else guidance, "guidance", -MAX_GUIDANCE, MAX_GUIDANCE)
-        if not isinstance(guidance_interval, (list, tuple)) or len(guidance_interval) != 2:
-            raise ValueError(f"guidance_interval {brief(guidance_interval)}: must be (low, high)")
-        guidance_interval = tuple(number(t, "guidance_interval", 0.0, 1.0) for t in guidance_interval)
         eta = number(eta, "eta", 0.0, 10.0)
         seeds = row_seeds(seed, len(rows))
         names = tuple(_named(row, config.labels) for row in weights)
@@ -197,7 +193,7 @@ class Pipeline:
             alpha_bars=config.schedule.alpha_bar(times, cells=latent_size),
             objective=self.denoiser.config.objective,
             guidance=guidance,
-            guidance_interval=guidance_interval,
+            guidance_interval=defaults.guidance_interval if guidance_interval is None else guidance_interval,
             sampler=defaults.sampler if sampler is None else sampler,
             eta=eta,
             clip=lambda x0: ((x0 * std + mean).clamp(-1, 1) - mean) / std,

@@ -123,9 +123,10 @@ def window_of(
 def check_region(region) -> tuple[float, float, float, float]:
     """`region` as floats. ValueError unless 0 ≤ left < right ≤ 1 and 0 ≤ top < bottom ≤ 1, each 2⁻²⁰ wide or more."""
     try:
-        if isinstance(region, str):
+        left, top, right, bottom = sides = tuple(region)
+        if any(isinstance(v, (str, bytes, bool)) for v in sides):
             raise TypeError
-        left, top, right, bottom = (float(v) for v in region)
+        left, top, right, bottom = map(float, sides)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"region {brief(region)}: give four numbers, left, top, right, bottom") from None
     inside = 0 <= left < right <= 1 and 0 <= top < bottom <= 1  # False for NaN too

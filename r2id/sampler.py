@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .limits import brief
+from .limits import brief, check_interval
 from .schedule import check_objective, noise_from, x0_from
 
 SAMPLERS = ("ddim", "dpm++")
@@ -107,9 +107,7 @@ def sample(
     _check_path(times, alpha_bars)
     if not math.isfinite(guidance):
         raise ValueError(f"guidance {guidance}: must be a finite number, 1 for none")
-    lo, hi = guidance_interval
-    if not 0 <= lo <= hi <= 1:
-        raise ValueError(f"guidance_interval ({lo}, {hi}): must be 0 ≤ lo ≤ hi ≤ 1")
+    lo, hi = check_interval(guidance_interval)
     if noise_BChw.ndim != 4:
         raise ValueError(f"noise {tuple(noise_BChw.shape)}: must be (B, C, h, w)")
     if tokens is not None and len(tokens) != len(noise_BChw):

@@ -5,11 +5,6 @@ import io
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +12,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from load import App
 from PIL import Image
 from playwright import sync_api
 
@@ -31,24 +27,12 @@ WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 
 @contextmanager
 def served(weights) -> Iterator[str]:
-    """`python app.py` on a free port, until it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "app.py", "--port", str(port), "--weights", str(weights), "--device", "cpu"]
-    server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    """`python app.py` on a free port, with nothing left to do at its start."""
+    app = App(weights, OMP_NUM_THREADS="1")
     try:
-        for _ in range(PATIENCE // 50):
-            assert server.poll() is None, "app.py ended instead of serving"
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/"
+        yield app.url
     finally:
-        server.terminate()
-        server.wait(10)
+        app.stop()
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,8 @@ PYTHON = {
     ),
     "a zoom past float precision": (lambda p: p.resample(latent_of(), size=(8, 8), region=POINT), "2^-20 or wider"),
     "a denormal zoom": (lambda p: p.resample(latent_of(), size=(8, 8), region=(0, 0, 5e-324, 5e-324)), "2^-20"),
+    "a region of numerals": (lambda p: p.resample(latent_of(), size=(8, 8), region="0011"), "four numbers"),
+    "a region of truths": (lambda p: p.resample(latent_of(), size=(8, 8), region=[False, 0, True, 1]), "four numbers"),
     "a region of words": (lambda p: p.resample(latent_of(), size=(8, 8), region=("a", "b", "c", "d")), "four numbers"),
     "a mixture of nothing": (lambda p: p.diffuse([{"3": 0.0, "7": 0}]), "above 0 and finite"),
     "a mixture past all floats": (lambda p: p.diffuse([{"3": 1e308, "7": 1.7e308}]), "above 0 and finite"),

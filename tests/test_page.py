@@ -182,6 +182,8 @@ def test_a_link_opens_the_page_as_it_was(visitor, url):
     visit.shows("90 × 45 pixels at 2 ×.*resampled in.*6 × 4 cells label 5, seed 42 .*3 steps.*twin")
     assert from_dict(visit.parameters()) == (drawing.row(0), view)
     assert visit.part("thumbs").locator("button").count() == 2
+    visit.page.goto(f"{url}?model=twin")  # by hand: the rest is the model's own
+    visit.shows("label 3, seed 0 .*4 steps.*twin")
     visit.page.goto(f"{url}?model=absent&label=3")
     visit.page.get_by_text("this link cannot be followed: model 'absent'").wait_for()
     visit.shows(f"{FINE}.*label 3, seed 0 ")

@@ -109,6 +109,11 @@ def test_nothing_said_means_the_config(tiny):
     said = tiny.diffuse([3], latent_size=(4, 4), steps=4, guidance=1.5, sampler="dpm++", seed=0)
     assert torch.equal(tiny.diffuse([3], seed=0).tensor, said.tensor)
     assert torch.equal(tiny.diffuse(3, seed=0).tensor, said.tensor)  # one label is a list of one
+    defaults = replace(tiny.config.defaults, guidance=4.0, guidance_interval=(0.0, 0.5))
+    other = Pipeline(replace(tiny.config, defaults=defaults), tiny.resampler, tiny.denoiser, device="cpu")
+    limited = tiny.diffuse([3], guidance=4.0, guidance_interval=(0.0, 0.5), seed=0)
+    assert torch.equal(other.diffuse([3], seed=0).tensor, limited.tensor)
+    assert not torch.equal(tiny.diffuse([3], guidance=4.0, seed=0).tensor, limited.tensor)
 
 
 def test_guidance_zero_is_null_and_one_is_the_condition(tiny):

@@ -48,8 +48,8 @@ def test_json_and_links_bring_every_record_back(record):
     assert from_query(dict(parse_qsl(to_query(*record), keep_blank_values=True, strict_parsing=True))) == record
 
 
-def test_a_link_says_only_what_is_unusual():
-    assert to_query(*PLAIN) == "model=tiny"
+def test_a_link_says_the_seed_and_what_is_unusual():
+    assert to_query(*PLAIN) == "model=tiny&seed=0"
     assert to_query(replace(PLAIN[0], seed=7), replace(PLAIN[1], zoom=2)) == "model=tiny&seed=7&zoom=2.0"
     defaults = {**to_dict(*PLAIN)}
     assert from_query({"model": "tiny"}) == PLAIN and from_query({k: str(v) for k, v in defaults.items()}) == PLAIN

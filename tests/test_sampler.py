@@ -256,7 +256,7 @@ FALLING = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
         ({"sampler": "ddim", "eta": math.nan}, "eta nan"),
         ({"guidance": math.inf}, "guidance inf"),
         ({"guidance_interval": (0.8, 0.2)}, r"\(0\.8, 0\.2\)"),
-        ({"guidance_interval": (-0.1, 0.2)}, r"\(-0\.1, 0\.2\)"),
+        ({"guidance_interval": (-0.1, 0.2)}, r"guidance_interval -0\.1"),
         ({"tokens": normal(3, 4, 8)}, "3 rows, noise for 2"),
         ({"noise": normal(3, 4, 6)}, r"\(3, 4, 6\)"),
         ({"times": FALLING[:1], "alpha_bars": FALLING[:1]}, "1 step or more"),

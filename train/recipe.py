@@ -24,6 +24,7 @@ from train.frames import Law
 from train.loop import TRACKERS, Optimisation, Phase
 
 FRAMES = ("square", "own")
+DEVIATIONS = ("channel", "shared")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class DenoiserRecipe:
     pixels: bool = False  # pixel space: no resampler, the latent is the picture
     training_size: int | None = None  # of the pictures, with `pixels` only: else it is the resampler's
     label_dropout: float = 0.12
+    deviation: str = "channel"  # that latents are divided by: each channel's own, or "shared" by all
     warm_start: float = 0.0  # share of the steps that begin from the carry of a pass without gradient
     # Large latents take fewer images a step than `batch`, so that they cost no more. None: a batch at the default size.
     cells_a_step: int | None = None
@@ -65,6 +67,8 @@ class DenoiserRecipe:
     def __post_init__(self):
         if self.system not in SYSTEMS:
             raise ValueError(f"system {self.system!r}: must be one of {', '.join(SYSTEMS)}")
+        if self.deviation not in DEVIATIONS:
+            raise ValueError(f"deviation {self.deviation!r}: must be one of {', '.join(DEVIATIONS)}")
         if isinstance(self.model, dict):
             object.__setattr__(self, "model", from_dict(SYSTEMS[self.system][0], self.model, "model"))
         if self.pixels != (self.training_size is not None):

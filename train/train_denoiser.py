@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     mean, std = (0.0,) * channels, (1.0,) * channels
     if resampler:
         mean, std = latent_statistics(resampler, train.images[:MEASURED], recipe.law, background, frame)
+        if recipe.deviation == "shared":
+            std = (math.hypot(*std) / math.sqrt(len(std)),) * len(std)
     model_config = replace(recipe.model, latent_channels=len(mean), labels=len(train.names))
     stride = model_config.stride
     cells_a_step = recipe.cells_a_step or recipe.optimisation.batch * math.prod(recipe.defaults.latent_size)

@@ -20,7 +20,7 @@ from r2id.demo import controls
 from r2id.demo.controls import draw_values, drawing_of, usual_fit, view_of, view_values
 from r2id.demo.models import Models, line_of
 from r2id.demo.pictures import cells_picture
-from r2id.demo.record import Drawing, View, from_query
+from r2id.demo.record import Drawing, View, from_query, to_dict
 from r2id.demo.studio import Studio
 from r2id.demo.visit import Visit
 from r2id.latent import Latent
@@ -213,9 +213,14 @@ class Events:
         return [notice, gr.skip(), *values]
 
     def followed(self, visit: Visit, request: gr.Request) -> list[Any] | None:
-        """The page that a link asks for; None where it cannot be."""
+        """The page that a link asks for; None where it cannot be. Links made here name a seed; in one written by hand,
+        what is left out is the model's own."""
+        said = dict(request.query_params)
         try:
-            drawing, view = from_query(request.query_params)
+            if "seed" not in said:
+                usual = self.studio.usual(said["model"])
+                said = to_dict(usual, View(fit=usual_fit(self.models.get(usual.model)))) | said
+            drawing, view = from_query(said)
             values = self.page.restore(visit, drawing, view)
         except ValueError as error:
             return gr.Warning(html.escape(f"this link cannot be followed: {error}", quote=False))

@@ -145,8 +145,8 @@ def from_dict(values: dict[str, Any]) -> tuple[Drawing, View]:
 
 
 def to_query(drawing: Drawing, view: View) -> str:
-    """The query of a link, without '?': the model, and what differs from the defaults."""
-    usual = to_dict(Drawing(drawing.model), View()) | {"model": None}
+    """The query of a link, without '?': the model, the seed, and what differs from the defaults."""
+    usual = to_dict(Drawing(drawing.model), View()) | {"model": None, "seed": None}
     return urlencode({name: value for name, value in to_dict(drawing, view).items() if value != usual[name]})
 
 
