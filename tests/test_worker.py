@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from r2id.demo.worker import SMALL, Hosted, worker
+from r2id.demo.worker import SMALL, Hosted, Limited, worker
 from r2id.pipeline import Pipeline
 
 
@@ -71,3 +71,12 @@ def test_wrong_arguments_are_told_at_once(pair):
         pair[0].diffuse_steps("3", steps=0)
     with pytest.raises(ValueError, match="size"):
         pair[0].resample_tiles(pair[1].diffuse("3"), size=(0, 4))
+
+
+@pytest.mark.parametrize("kind", [Limited, Hosted])
+def test_what_would_hold_others_up_is_refused_at_once(tiny_weights, kind):
+    pipe = kind.from_pretrained(tiny_weights, device="cpu")
+    with pytest.raises(ValueError, match="at most 32 are served"):
+        pipe.diffuse_steps("3", latent_size=(64, 64), steps=1000)
+    with pytest.raises(ValueError, match="at most 16,777,216 are served"):
+        pipe.resample_tiles(Pipeline.diffuse(pipe, "3"), size=(8192, 8192))

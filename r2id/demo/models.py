@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from r2id.checkpoint import HUB_ID, fetch
-from r2id.demo.worker import Hosted
+from r2id.demo.worker import Hosted, Limited
 from r2id.limits import brief
 from r2id.pipeline import Pipeline
 
@@ -132,7 +132,7 @@ class Models:
             state = (folder, *((file.name, *_stamp(file)) for file in files))
             if known and known.state == state:
                 return known
-            kind = Pipeline if "SPACES_ZERO_GPU" in os.environ else Hosted  # its GPU is in a process without a worker
+            kind = Limited if "SPACES_ZERO_GPU" in os.environ else Hosted  # its GPU is in a process without a worker
             return Installed(folder, state, kind.from_pretrained(folder, **self._devices))
         except Exception as error:  # whatever is wrong with this folder, the others still work
             return Installed(folder, state, fault=line_of(error, folder))

@@ -81,20 +81,48 @@ class Worker:
 worker = cache(Worker)  # one a process
 
 
-class Hosted(Pipeline):
-    """A pipeline for many threads, whose arithmetic the worker does. No call may cost more than about two minutes of
-    two cores, and pieces take a second or so; what would be more is a ValueError that says how much is served."""
+class Limited(Pipeline):
+    """A pipeline that no call holds for more than about two minutes of two cores: what would cost more is a ValueError
+    that says how much is served."""
 
     def diffuse_steps(self, labels, **options) -> Iterator[DiffusionStep]:
         path = super().diffuse_steps(labels, **options)  # refuses at once what no pipeline does
-        rows, defaults = labels if isinstance(labels, (list, tuple)) else [labels], self.config.defaults
-        h, w = options.get("latent_size") or defaults.latent_size
-        steps, cells = options.get("steps") or defaults.steps, h * w
+        (h, w), rows = self.asked(labels, options)
+        steps, cells = options.get("steps") or self.config.defaults.steps, h * w
         most = MOST_DIFFUSED // round(len(rows) * cells * max(1, cells / FEW_DIFFUSED))
         if steps > most:
             asked = f"{steps} steps for {len(rows)} x {h} x {w} cells"
             raise ValueError(f"{asked}: at most {most} are served; ask for fewer steps, cells or pictures")
-        if (together := max(1, FEW_DIFFUSED // cells)) >= len(rows):
+        return path
+
+    def asked(self, labels, options: dict) -> tuple[tuple[int, int], list]:
+        """Cells of a latent, and a label for each."""
+        rows = labels if isinstance(labels, (list, tuple)) else [labels]
+        return options.get("latent_size") or self.config.defaults.latent_size, rows
+
+    def resample_tiles(self, latent: Latent, *, size: tuple[int, int], fit=None, region=FULL) -> Iterator:
+        tiles = super().resample_tiles(latent, size=size, fit=fit, region=region)
+        points, cost = self.points(latent, size, fit, region)
+        if cost > MOST_DECODED:
+            asked = f"size {size[0]} x {size[1]} of {len(latent)} x {latent.size[0]} x {latent.size[1]} cells"
+            served = f"{points:,} points to decode, at most {int(MOST_DECODED * points / cost):,} are served"
+            raise ValueError(f"{asked}: {served}; ask for a smaller picture or fewer cells")
+        return tiles
+
+    def points(self, latent: Latent, size: tuple[int, int], fit, region) -> tuple[int, float]:
+        """How many are decoded, and how many of a small latent would cost as much."""
+        points = math.prod((len(latent), *size, *self._window(latent, size, fit, region)[1]))
+        cells = math.prod(latent.size) if self.resampler else 0
+        return points, points * max(1, cells / FEW_DECODED)
+
+
+class Hosted(Limited):
+    """A pipeline for many threads, whose arithmetic the worker does, in pieces of a second or so."""
+
+    def diffuse_steps(self, labels, **options) -> Iterator[DiffusionStep]:
+        path = super().diffuse_steps(labels, **options)
+        size, rows = self.asked(labels, options)
+        if (together := max(1, FEW_DIFFUSED // math.prod(size))) >= len(rows):
             return worker().steps(path)
         seeds = row_seeds(options.get("seed"), len(rows))
         parts = [slice(first, first + together) for first in range(0, len(rows), together)]
@@ -103,14 +131,7 @@ class Hosted(Pipeline):
 
     def resample_tiles(self, latent: Latent, *, size: tuple[int, int], fit=None, region=FULL) -> Iterator:
         tiles = super().resample_tiles(latent, size=size, fit=fit, region=region)
-        points = math.prod((len(latent), *size, *self._window(latent, size, fit, region)[1]))
-        cells = math.prod(latent.size) if self.resampler else 0
-        cost = points * max(1, cells / FEW_DECODED)
-        if cost > MOST_DECODED:
-            asked = f"size {size[0]} x {size[1]} of {len(latent)} x {latent.size[0]} x {latent.size[1]} cells"
-            served = f"{points:,} points to decode, at most {int(MOST_DECODED * points / cost):,} are served"
-            raise ValueError(f"{asked}: {served}; ask for a smaller picture or fewer cells")
-        if cost > SMALL:
+        if self.points(latent, size, fit, region)[1] > SMALL:
             return worker().steps(tiles)
         return iter(worker().call(partial(list, tiles), urgent=True))
 
