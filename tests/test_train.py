@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -340,6 +341,19 @@ def test_export_refuses_a_denoiser_of_another_resampler(trained, tmp_path):
         save_state(tmp_path / stage, state)
     with pytest.raises(ValueError, match="trained on the resampler of step 30, the newest is 31; train the denoiser"):
         export.main([str(tmp_path), str(tmp_path / "weights")])
+
+
+def test_a_phase_of_the_decoder_alone_leaves_latents_as_they_are(trained, images, tmp_path):
+    run, weights = tmp_path / "run", tmp_path / "weights"
+    shutil.copytree(trained.parent / "run", run)
+    phase = "\n[[optimisation.phases]]\nsteps = 4\nrate = [3e-3, 3e-3]\nconsistency = 1.0\ndecoder_only = true\n"
+    train_resampler.main(["--config", write(tmp_path, RESAMPLER + phase), "--data", images, "--out", str(run)])
+    export.main([str(run), str(weights)])  # the denoiser needs no training
+    before, after = (Pipeline.from_pretrained(path, device="cpu") for path in (trained, weights))
+    pictures = (digits(16)[0][:4] + 1) / 2
+    latent, same = (pipe.encode(pictures, latent_size=(4, 4)) for pipe in (before, after))
+    assert torch.equal(latent.tensor, same.tensor)
+    assert (before.resample(latent, size=(16, 16)) - after.resample(latent, size=(16, 16))).abs().max() > 1e-3
 
 
 def test_what_is_missing_is_said_in_one_line(images, tmp_path):

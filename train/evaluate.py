@@ -93,7 +93,9 @@ def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
     e = Evaluation(pipe, real, load, judge.to(pipe.device), replace(protocol, generated=args.generated))
     setting = {"weights": Path(weights).name, "split": args.split, "real images": len(real)}
     setting |= {"generated": args.generated, "seeds": f"0…{args.generated - 1}", "device": str(pipe.device)}
-    setting |= {key: getattr(pipe.config.defaults, key) for key in ("steps", "guidance", "sampler")}
+    setting |= {
+        key: getattr(pipe.config.defaults, key) for key in ("steps", "guidance", "guidance_interval", "sampler")
+    }
     evaluate(e, chosen, args.out or Path("runs/evaluation") / setting["weights"], setting)
 
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -96,7 +97,10 @@ def main(argv: list[str] | None = None) -> None:
     resampler = None
     if (trained_on := about["resampler_step"]) is not None:
         resampler = newest_state(args.run, "resampler")
-        if trained_on != (step := resampler.about["step"]):
+        step, phases = resampler.about["step"], resampler.about["recipe"]["optimisation"]["phases"]
+        ends = accumulate(phase["steps"] for phase in phases)
+        since = [p for p, end in zip(phases, ends, strict=True) if end > trained_on and end - p["steps"] < step]
+        if trained_on != step and not (since and all(phase.get("decoder_only") for phase in since)):
             seen = f"the denoiser was trained on the resampler of step {trained_on}, the newest is {step}"
             raise ValueError(f"{args.run}: {seen}; train the denoiser again")
     if args.config:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -41,7 +41,7 @@ Compute = Callable[[nn.Module, Tensor, "Phase", int, int], tuple[Tensor, dict]]
 @dataclass(frozen=True)
 class Phase:
     """A stretch of training: the rate falls along a cosine from rate[0] to rate[1]. Cells, where given, take the place
-    of the law's. Pixels (0: all) and consistency are R2IR's: see `ResamplerLoss`."""
+    of the law's. Pixels (0: all), consistency and decoder_only are R2IR's: see `ResamplerLoss`."""
 
     steps: int
     rate: tuple[float, float]
@@ -49,6 +49,7 @@ class Phase:
     pixels_in: int = 0
     pixels_out: int = 0
     consistency: float = 0.0
+    decoder_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ class Run:
         if track != "none" and importlib.util.find_spec(track) is None:
             raise ValueError(f"track {track}: it is not installed; pip install {track}, or --track none")
         tracker = track if folder and track != "none" else None
-        self.accelerator = Accelerator(log_with=tracker, project_dir=folder)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=any(p.decoder_only for p in optimisation.phases))
+        self.accelerator = Accelerator(log_with=tracker, project_dir=folder, kwargs_handlers=[unused])
         self.optimisation, self.count, self.stream, self.folder = optimisation, count, stream, folder
         if optimisation.batch % self.parts or (count is not None and count < self.parts):
             parts = f"{self.accelerator.num_processes} processes x accumulate {optimisation.accumulate}"
@@ -195,6 +197,8 @@ class Run:
     def update(self, compute: Compute) -> tuple[int, dict[str, Tensor]]:
         """One step of the optimiser and of the averages. → images it took, of all processes, and this one's metrics."""
         phase, rate = self.optimisation.at(self.step)
+        if phase.decoder_only and self.step and self.optimisation.at(self.step - 1)[0] is not phase:
+            self.model.load_state_dict(self.ema)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         indices, accumulate = self.batch(self.step), self.optimisation.accumulate

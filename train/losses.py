@@ -84,19 +84,27 @@ class ResamplerLoss(nn.Module):
         generator: torch.Generator,
         *,
         consistency: float = 0.0,
+        decoder_only: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Pictures in [-1, 1] → loss, parts of it. pixels_in and pixels_out: how many random pixels, 0 for all.
 
         consistency: weight of the mean square between a pixel's centre and the mean over the pixel, which is what
-        outputs of different sizes disagree by.
+        outputs of different sizes disagree by. decoder_only: the encoder learns nothing.
         """
         groups = shape.groups(images, self.background)
         if pixels_out == 0:  # all of a picture are another number for every size
             groups = [alone for group in groups for alone in group.sizes()]
-        return mean_of(groups, (self.of(group, pixels_in, pixels_out, generator, consistency) for group in groups))
+        how = pixels_in, pixels_out, generator, consistency, decoder_only
+        return mean_of(groups, (self.of(group, *how) for group in groups))
 
     def of(
-        self, group: Group, pixels_in: int, pixels_out: int, generator: torch.Generator, consistency: float
+        self,
+        group: Group,
+        pixels_in: int,
+        pixels_out: int,
+        generator: torch.Generator,
+        consistency: float,
+        decoder_only: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         most = max(math.prod(canvas_BCHW.shape[2:]) for canvas_BCHW in group.canvases)
         as_used = self.jitter == "true"  # the encoder gets all pixels where they are
@@ -106,7 +114,8 @@ class ResamplerLoss(nn.Module):
             read = [self.pixels(canvas_BCHW, count, generator, exact=as_used) for canvas_BCHW in part.canvases]
             return self.model.encode(*stacked(read), part.positions)
 
-        latent_BChw = joined([encode(part) for part in ([group] if pixels_in else group.sizes())])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_only):
+            latent_BChw = joined([encode(part) for part in ([group] if pixels_in else group.sizes())])
         count, whole = min(pixels_out, most), consistency > 0
         read = [self.targets(canvas_BCHW, count, generator, whole=whole) for canvas_BCHW in group.canvases]
         colour_BNC, pixels = stacked(read)

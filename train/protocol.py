@@ -32,7 +32,7 @@ class Protocol:
     cells: tuple[tuple[int, int], ...] = ((4, 4), (6, 6), (8, 8), (10, 10), (12, 12), (16, 16), (6, 9), (9, 6))
     inputs: tuple[float, ...] = (0.5, 0.75, 1.5, 2)  # sizes of images to encode, of the training size
     generated_cells: tuple[tuple[int, int], ...] = ((4, 4), (6, 6), (8, 8), (10, 10), (12, 12), (16, 16))
-    outputs: tuple[int, ...] = (12, 16, 28, 32, 64, 128, 256)
+    outputs: tuple[int, ...] = (12, 16, 28, 32, 64, 128, 256, 1024)
     ratios: tuple[tuple[int, int], ...] = (
         *((9, 16), (2, 3), (3, 4), (4, 5), (1, 1)),
         *((5, 4), (4, 3), (3, 2), (16, 9)),

@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     def compute(loss, indices, phase, step, part):
         shape, rng = draw(recipe, phase, step, part, frame)
         images = train.images[indices]
-        return loss(images, shape, phase.pixels_in, phase.pixels_out, rng, consistency=phase.consistency)
+        how = {"consistency": phase.consistency, "decoder_only": phase.decoder_only}
+        return loss(images, shape, phase.pixels_in, phase.pixels_out, rng, **how)
 
     if run.step == 0 and recipe.model.direct and recipe.direct_steps and not args.dry_run:
         fit_direct(run, loss_of(DirectAlone(loss.model)), train, recipe.law, size=frame, steps=recipe.direct_steps)
