@@ -1,0 +1,192 @@
+"""What each choice is worth, at a small budget: trains the shipped recipes with one thing changed at a time.
+
+python train/ablate.py --data PATH [--steps 300] [--denoiser-steps 600] [--only resampler|denoiser]
+
+What is trained is kept in runs/ablations, and the same command goes on; a table goes to a file there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from r2id import Pipeline
+from r2id.denoisers import SYSTEMS
+from r2id.memory import keep_freed
+from train import train_denoiser, train_resampler
+from train.classifier import accuracy, load_classifier, to_classifier_size
+from train.data import load_images
+from train.entry import script
+from train.evaluate import CLASSIFIER
+from train.export import build_pipeline
+from train.loop import operations
+from train.metrics import bring_to, mean_square, psnr
+from train.recipe import DenoiserRecipe, read_recipe
+from train.report import Table, name, progress
+from train.state import load_state
+
+CONFIGS = Path(__file__).parent / "configs"
+RESAMPLER = {  # what is changed → settings of mnist_resampler.toml
+    "as shipped": [],
+    "as shipped, another seed": ["optimisation.seed=1"],
+    "linear attention": ['model.attention="linear"'],
+    "no linear codec beside attention": ["model.direct=false"],
+    "no local path: attention alone": ["model.local=false"],
+    "no footprint": ["model.footprint=0.0"],
+    "jitter keeps the old colour": ['jitter="published"', "margin=0.0"],
+    "no jitter": ['jitter="none"'],
+    "one latent size, 8 x 8": ["law.cells=[8, 8]", "law.skewed=0.0", "law.square=1.0"],
+    "square frames only": ["law.square=1.0"],
+    "a penalty on disagreement": ["optimisation.phases.0.consistency=2.0"],
+    "half the width": ["model.width=48"],
+    "wider feed-forward of a pixel": ["model.pixel_expansion=4"],
+    "two decoder blocks": ["model.decoder_blocks=2"],
+}
+DENOISER = {  # … of mnist_r2id.toml
+    "as shipped": [],
+    "as shipped, another seed": ["optimisation.seed=1"],
+    "linear attention": ['model.attention="linear"'],
+    "noise predicted, not v": ['model.objective="epsilon"'],
+    "one latent size, 8 x 8": ["law.cells=[8, 8]", "law.skewed=0.0", "law.square=1.0"],
+    "square frames only": ["law.square=1.0"],
+    "a deviation for every channel": ['deviation="channel"'],
+    "as much noise for every size": ["schedule.shift_power=0.0", "schedule.input_scale=0.5"],
+}
+CELLS = ((4, 4), (8, 8), (16, 16))
+LARGE = 256  # pixels a side of the output that is compared with that of the training size
+COUNTED = 128  # pixels a side of the output whose operations are counted
+COMPARED = 40  # images that are
+
+
+def phase(steps: int, **values: object) -> list[str]:
+    values = {"steps": steps, "rate": [1e-3, 1e-5], **values}
+    return ["optimisation.phases=[{" + ", ".join(f"{key} = {value}" for key, value in values.items()) + "}]"]
+
+
+def settings(*lines: str) -> list[str]:
+    return [part for line in lines for part in ("--set", line)]
+
+
+def place(root: Path, stage: str, what: str) -> Path:
+    return root / stage / "-".join("".join(c if c.isalnum() else " " for c in what).split())
+
+
+def train(main: Callable, config: str, folder: Path, data: str, lines: list[str]) -> None:
+    once = ["optimisation.evaluate_every=1000000", "optimisation.warmup=50"]
+    where = ["--config", str(CONFIGS / config), "--data", data, "--out", str(folder), "--track", "none"]
+    main([*where, *settings(*once, *lines)])
+
+
+def shift(side: int, size: int) -> tuple[float, float, float, float]:
+    """The region whose pixels' centres lie where edge-aligned coordinates put them: the first and last pixel of every
+    output at the same two places, those of the training size."""
+    pitch = (1 - 1 / size) / (side - 1)
+    first = 0.5 / size - pitch / 2
+    return first, first, 1 - first, 1 - first
+
+
+def agreement(pipe: Pipeline, images_NCHW: Tensor, *, edges: bool = False) -> float:
+    """PSNR between pictures decoded at LARGE and reduced, and decoded at the training size. edges: see `shift`."""
+    size, pairs = pipe.config.training_size, []
+    for part in images_NCHW.split(8):
+        latent = pipe.encode(part, latent_size=pipe.config.defaults.latent_size)
+        region = {"region": shift(LARGE, size)} if edges else {}
+        large = pipe.resample(latent, size=(LARGE, LARGE), **region)
+        pairs.append((bring_to(large, size), pipe.resample(latent, size=(size, size))))
+    return psnr(mean_square(pairs))
+
+
+def cost(pipe: Pipeline) -> float:
+    """Floating-point operations of a pixel."""
+    latent = pipe.encode(torch.zeros(1, pipe.config.channels, 8, 8), latent_size=(8, 8))
+    with operations() as counter:
+        pipe.resample(latent, size=(COUNTED, COUNTED))
+    return counter.get_total_flops() / COUNTED**2
+
+
+def resamplers(root: Path, data: str, steps: int) -> Iterator[Table]:
+    held = (load_images(data, "validation", size=32, limit=500).images + 1) / 2
+    rows = []
+    for what, lines in RESAMPLER.items():
+        folder = place(root, "resampler", what)
+        start = phase(steps, pixels_in=0, pixels_out=256, consistency=0.0)
+        train(train_resampler.main, "mnist_resampler.toml", folder, data, start + lines)
+        pipe = untrained(folder)
+        errors = []
+        for cells in CELLS:
+            parts = progress(held.split(50), what)
+            decoded = ((pipe.resample(pipe.encode(p, latent_size=cells), size=(32, 32)), p) for p in parts)
+            errors.append(4 * mean_square(decoded))
+        rows.append((what, *errors, agreement(pipe, held[:COMPARED]), cost(pipe) / 1e6))
+        if len(rows) == 1:
+            edges = agreement(pipe, held[:COMPARED], edges=True)
+            rows.append(("edge-aligned coordinates (the same weights)", *errors, edges, cost(pipe) / 1e6))
+    columns = {"R2IR": "{}"} | {f"MSE {name(cells)}": "{:.4f}" for cells in CELLS}
+    columns |= {f"{LARGE} against 32 (dB)": "{:.1f}", "MFLOP a pixel": "{:.3f}"}
+    yield Table(f"{steps} steps of 32 images each; 500 validation images, {COMPARED} for agreement", columns, rows)
+
+
+def untrained(folder: Path) -> Pipeline:
+    """A run's resampler beside a denoiser that was never trained."""
+    stage_1 = load_state(folder / "resampler")
+    recipe = read_recipe(DenoiserRecipe, CONFIGS / "mnist_r2id.toml")
+    channels = stage_1.about["model"]["latent_channels"]
+    config = replace(recipe.model, latent_channels=channels, labels=len(stage_1.about["labels"]))
+    moments = {"latent_mean": [0.0] * channels, "latent_std": [1.0] * channels}
+    about = stage_1.about | moments | {"recipe": asdict(recipe), "model": asdict(config)}
+    return build_pipeline(stage_1, about, SYSTEMS[recipe.system][1](config).state_dict())
+
+
+def denoisers(root: Path, data: str, steps: int, count: int) -> Iterator[Table]:
+    judge, labels_N = load_classifier(CLASSIFIER), torch.arange(count) % 10
+    rows = []
+    for what, lines in DENOISER.items():
+        folder = place(root, "denoiser", what)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "resampler").exists():
+            (folder / "resampler").symlink_to((place(root, "resampler", "as shipped") / "resampler").resolve())
+        train(train_denoiser.main, "mnist_r2id.toml", folder, data, phase(steps) + lines)
+        state = load_state(folder / "denoiser")
+        pipe = build_pipeline(load_state(folder / "resampler"), state.about, state.part("ema"))
+        read = []
+        for cells in CELLS:
+            parts = [
+                pipe.resample(pipe.diffuse(part.tolist(), latent_size=cells, seed=50 * i), size=(32, 32))
+                for i, part in enumerate(progress(labels_N.split(50), what))
+            ]
+            read.append(accuracy(judge, to_classifier_size(torch.cat(parts) * 2 - 1), labels_N))
+        rows.append((what, *read))
+    columns = {"R2ID": "{}"} | {f"read as the label {name(cells)}": "{:.1%}" for cells in CELLS}
+    yield Table(f"{steps} steps, on the latents of the first R2IR; {count} pictures", columns, rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="ylecun/mnist", help="Hub id, folder of parquet files or image folder")
+    parser.add_argument("--steps", type=int, default=300, help="of a resampler (default: %(default)s)")
+    parser.add_argument("--denoiser-steps", type=int, default=600, help="of a denoiser (default: %(default)s)")
+    parser.add_argument("--generated", type=int, default=300, help="pictures to judge (default: %(default)s)")
+    parser.add_argument("--only", choices=("resampler", "denoiser"), help="one of the two tables")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder (default: %(default)s)")
+    args = parser.parse_args(argv)
+    keep_freed()
+    tables = {
+        "resampler": lambda: resamplers(args.out, args.data, args.steps),
+        "denoiser": lambda: denoisers(args.out, args.data, args.denoiser_steps, args.generated),
+    }
+    for stage in (args.only,) if args.only else tables:
+        for table in tables[stage]():
+            print(table.markdown(), flush=True)
+            (args.out / f"{stage}.md").write_text(table.markdown() + "\n")
+
+
+if __name__ == "__main__":
+    script(main)
