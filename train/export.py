@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     pipe, folder = build_pipeline(resampler, about, denoiser.part("ema")), Path(args.weights)
     before = fingerprints(folder)
     pipe.save(folder)
-    print(f"{folder}: resampler step {about['resampler_step']}, denoiser {about['step']}")
+    print(f"{folder}: resampler step {resampler and resampler.about['step']}, denoiser {about['step']}")
     card, report = folder / "README.md", folder / "report.json"
     same = fingerprints(folder) == before
     if report.exists() and not same:
