@@ -23,6 +23,7 @@ from r2id.checkpoint import (
 from r2id.condition import mixture
 from r2id.config import PipelineConfig
 from r2id.denoisers import SYSTEMS
+from r2id.denoisers.output import Denoised
 from r2id.image import as_images
 from r2id.interpolation import interpolate_tiles, resize, tile_boxes
 from r2id.latent import Latent, check_latent
@@ -185,7 +186,7 @@ class Pipeline:
                 torch.tensor(weights, device=self.device).view(len(rows), len(config.labels))
             )
         path = sample(
-            self.denoiser,
+            self._denoise,
             noise(),
             positions=self.positions(latent_size, aspect).to(self.device),
             tokens=tokens,
@@ -208,6 +209,9 @@ class Pipeline:
                 yield DiffusionStep(step.index, step.steps, Latent(tensor, aspect, seeds, names))
 
         return steps_of()
+
+    def _denoise(self, *inputs) -> Denoised:
+        return self.denoiser(*inputs)
 
     def positions(self, latent_size: tuple[int, int], aspect: float) -> Positions:
         """The cells' centres, with the footprint that training's jitter gave them, in cells of its finest grid."""

@@ -261,6 +261,11 @@ def limited(server, kind: int, most: int):
         resource.prlimit(server.process.pid, kind, before)
 
 
+def assert_same(client, expected) -> None:
+    """The same latent again; beside rows of other visitors it may have been rounded otherwise."""
+    torch.testing.assert_close(tensor(client), expected, atol=1e-5, rtol=0)
+
+
 def tensor(client, **how) -> torch.Tensor:
     return Latent.load(client.predict(**GOOD | how)[1]).tensor
 
@@ -298,7 +303,7 @@ def test_a_full_disk(server, client):
     before = tensor(client)
     with limited(server, resource.RLIMIT_FSIZE, 100):  # no file can grow beyond
         assert "the server could not do this (" in refusal(client)
-    assert torch.equal(tensor(client), before)
+    assert_same(client, before)
 
 
 def test_a_visitor_whose_connection_breaks(server, client):
@@ -317,7 +322,7 @@ def test_a_visitor_whose_connection_breaks(server, client):
     for job in jobs:
         job.cancel()
     gone.close()
-    assert torch.equal(tensor(client), before)
+    assert_same(client, before)
 
 
 def test_killed_and_started_again_and_asked_to_end_with_a_full_queue(server, client, weights, tmp_path):
@@ -327,7 +332,7 @@ def test_killed_and_started_again_and_asked_to_end_with_a_full_queue(server, cli
     again = App(weights, server.port, OMP_NUM_THREADS="1")
     try:
         other = Client(again.url, verbose=False, download_files=tmp_path)
-        assert torch.equal(tensor(other), Latent.load(file).tensor)
+        assert_same(other, Latent.load(file).tensor)
         assert other.predict(handle_file(file), 8, 8, model="tiny", api_name="/resample")
         jobs = [other.submit(**GOOD | dict(steps=1000, latent_height=8, latent_width=8)) for _ in range(EACH)]
         while not any(job.status().code.name == "PROCESSING" for job in jobs):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -55,6 +56,65 @@ def test_pictures_go_before_what_has_waited_longer():
     for thread in threads:
         thread.join(10)
     assert order == ["first", "picture", "next picture", "step", "other step"]
+
+
+@pytest.fixture
+def held():
+    """The worker waits until the event is set."""
+    gate = threading.Event()
+    begun = threading.Event()
+    threading.Thread(target=worker().call, args=(lambda: begun.set() or gate.wait(10),), daemon=True).start()
+    assert begun.wait(10)
+    yield gate
+    gate.set()
+
+
+def at_once(gate, pipe, asked: list[dict]) -> list:
+    """Latents, or the errors instead of them, of calls that begin while the worker is held."""
+    with ThreadPoolExecutor(len(asked)) as pool:
+        calls = [pool.submit(pipe.diffuse, how.pop("label"), **how) for how in asked]
+        while worker()._jobs.qsize() < len(asked):
+            time.sleep(0.001)
+        gate.set()
+    return [call.exception() or call.result() for call in calls]
+
+
+ASKED = [  # alike but for what differs from row to row
+    dict(label="3", latent_size=(4, 5), steps=3, seed=1),
+    dict(label=["7", None], latent_size=(4, 5), steps=5, seed=2, sampler="ddim"),
+    dict(label={"3": 1, "7": 1}, latent_size=(4, 5), steps=4, seed=3, guidance=3.0),
+    dict(label="3", latent_size=(5, 4), steps=3, seed=1),
+    dict(label="3", latent_size=(4, 5), aspect=1.0, steps=3, seed=1),
+    dict(label="3", latent_size=(4, 5), steps=3, seed=1, guidance=1.0),
+]
+
+
+def test_steps_of_several_visitors_are_one_call_and_each_gets_its_own(pair, held):
+    sizes, (hosted, plain) = [], pair
+    hook = hosted.denoiser.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    alone = [plain.diffuse(how["label"], **{k: v for k, v in how.items() if k != "label"}) for how in ASKED]
+    together = at_once(held, hosted, [dict(how) for how in ASKED])
+    hook.remove()
+    assert max(sizes) == 4  # rows of the first three
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.tensor, other.tensor)
+        assert (one.seeds, one.labels, one.aspect) == (other.seeds, other.labels, other.aspect)
+
+
+def test_what_ends_one_visitor_s_steps_does_not_end_another_s(pair, held, monkeypatch):
+    hosted, plain = pair
+
+    def failing(noisy, *inputs):
+        if (noisy[:, 0, 0, 0] == bad).any():
+            raise MemoryError("none left")
+        return forward(noisy, *inputs)
+
+    forward, how = hosted.denoiser.forward, dict(latent_size=(4, 4), steps=2)
+    bad = torch.randn(hosted.config.latent_channels, 4, 4, generator=torch.Generator().manual_seed(6))[0, 0, 0]
+    monkeypatch.setattr(hosted.denoiser, "forward", failing)
+    good, wrong = at_once(held, hosted, [dict(label="3", seed=seed, **how) for seed in (5, 6)])
+    assert isinstance(wrong, MemoryError)
+    torch.testing.assert_close(good.tensor, plain.diffuse("3", seed=5, **how).tensor)
 
 
 def test_what_goes_wrong_reaches_the_caller_and_the_worker_goes_on():

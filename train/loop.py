@@ -135,7 +135,7 @@ class Run:
         if optimisation.compile:
             loss.compile()
         optimiser = torch.optim.AdamW(
-            model.parameters(), betas=(0.9, optimisation.beta2), weight_decay=optimisation.weight_decay
+            model.parameters(), betas=(0.9, optimisation.beta2), weight_decay=optimisation.weight_decay, fused=True
         )
         self.loss, self.optimiser = self.accelerator.prepare(loss, optimiser)
         self.model = self.accelerator.unwrap_model(self.loss).model

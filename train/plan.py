@@ -117,7 +117,7 @@ class Stage:
         self.parameters = sum(parameter.numel() for parameter in loss.model.parameters())
         frozen = sum(p.numel() for p in loss.parameters()) - self.parameters
         self.state = STATE * self.parameters + 4 * frozen
-        self.optimiser = torch.optim.AdamW(trained)
+        self.optimiser = torch.optim.AdamW(trained, fused=True)
 
     def step(self, load: Load) -> None:
         side = math.isqrt(load.pixels_in) if self.grid else math.isqrt(2 * load.pixels_in)

@@ -14,21 +14,22 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from r2id.demo.together import Step, joined, outcomes
+from r2id.denoisers.output import Denoised
 from r2id.latent import Latent
-from r2id.limits import row_seeds
 from r2id.pipeline import FULL, DiffusionStep, Pipeline
 
 MAX_THREADS = 8  # pictures are small: more threads wait for each other
-LEAD = 1.0  # seconds by which urgent work counts as older than it is: it goes first, and nothing waits for ever
+LEAD = 4.0  # seconds by which urgent work counts as older than it is: it goes first, and nothing waits for ever
 SMALL = 2**18  # pixels up to which a picture is made in one piece, before anything else
 MOST_DECODED = 2**24  # points of one call; in a latent of more than FEW_DECODED cells each costs more
 MOST_DIFFUSED = 2**19  # cells of all rows and steps of one call; above FEW_DIFFUSED in a row each costs more
@@ -41,6 +42,8 @@ class Worker:
 
     def __init__(self):
         self._jobs: queue.PriorityQueue = queue.PriorityQueue()
+        self._alike: defaultdict[Hashable, deque[tuple[Step, Future]]] = defaultdict(deque)
+        self._lock = threading.Lock()  # of what is alike
         self._count = itertools.count()
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
         threads = min(torch.get_num_threads(), MAX_THREADS)
@@ -54,14 +57,39 @@ class Worker:
         if threading.current_thread() is self._thread:
             return function()
         future: Future = Future()
+        self._put(function, future, urgent)
+        return future.result()
+
+    def _put(self, function: Callable[[], Any], future: Future, urgent: bool) -> None:
         age = time.monotonic() - LEAD * urgent
         self._jobs.put((age, next(self._count), partial(contextvars.copy_context().run, function), future))
-        return future.result()
 
     def steps(self, iterator: Iterator) -> Iterator:
         """The same values, each one a call."""
         while (value := self.call(partial(next, iterator, END))) is not END:
             yield value
+
+    def denoise(self, step: Step) -> Denoised:
+        """A call of its denoiser, together with those of other callers that it fits to: it costs little more."""
+        future: Future = Future()
+        with self._lock:
+            self._alike[step.key].append((step, future))
+        self._put(partial(self._together, step.key), Future(), False)
+        return future.result()
+
+    def _together(self, key: Hashable) -> None:
+        """The oldest steps of this kind that wait, as many as one piece holds; none where an earlier piece had them."""
+        taken, cells = [], 0
+        with self._lock:
+            waiting = self._alike[key]
+            while waiting and (not taken or cells + waiting[0][0].cells <= FEW_DIFFUSED):
+                taken.append(waiting.popleft())
+                cells += taken[-1][0].cells
+            if not waiting:
+                del self._alike[key]
+        found = outcomes([step for step, _ in taken]) if taken else []
+        for (_, future), value in zip(taken, found, strict=True):
+            (future.set_exception if isinstance(value, BaseException) else future.set_result)(value)
 
     @staticmethod
     def _settle(threads: int) -> None:
@@ -119,15 +147,11 @@ class Limited(Pipeline):
 class Hosted(Limited):
     """A pipeline for many threads, whose arithmetic the worker does, in pieces of a second or so."""
 
-    def diffuse_steps(self, labels, **options) -> Iterator[DiffusionStep]:
-        path = super().diffuse_steps(labels, **options)
-        size, rows = self.asked(labels, options)
-        if (together := max(1, FEW_DIFFUSED // math.prod(size))) >= len(rows):
-            return worker().steps(path)
-        seeds = row_seeds(options.get("seed"), len(rows))
-        parts = [slice(first, first + together) for first in range(0, len(rows), together)]
-        paths = [super(Hosted, self).diffuse_steps(rows[p], **options | {"seed": seeds[p]}) for p in parts]
-        return map(joined, zip(*map(worker().steps, paths), strict=True))
+    def _denoise(self, *inputs) -> Denoised:
+        step = Step(self.denoiser, *inputs)
+        rows = max(1, FEW_DIFFUSED // math.prod(step.noisy.shape[2:]))
+        pieces = [slice(first, first + rows) for first in range(0, len(step.noisy), rows)]
+        return joined([worker().denoise(step.part(rows)) for rows in pieces])
 
     def resample_tiles(self, latent: Latent, *, size: tuple[int, int], fit=None, region=FULL) -> Iterator:
         tiles = super().resample_tiles(latent, size=size, fit=fit, region=region)
@@ -137,10 +161,3 @@ class Hosted(Limited):
 
     def encode(self, image: Tensor, **options) -> Latent:
         return worker().call(partial(super().encode, image, **options), urgent=True)
-
-
-def joined(steps: tuple[DiffusionStep, ...]) -> DiffusionStep:
-    """The same step of some rows each as that of all of them."""
-    tensor_BChw = torch.cat([step.latent.tensor for step in steps])
-    seeds, labels = (sum((getattr(step.latent, name) for step in steps), ()) for name in ("seeds", "labels"))
-    return replace(steps[0], latent=Latent(tensor_BChw, steps[0].latent.aspect, seeds, labels))
