@@ -81,7 +81,7 @@ def endpoints(studio: Studio) -> None:
             *_, last = studio.steps(name, [mixed], how | dict(sampler=sampler, eta=eta, seed=seed))
             latent = last.latent
             latent.save(file := place("latent.safetensors"))
-            image_CHW = pipe.resample(latent, size=whole_size(latent, SIDE))[0]
+            image_CHW = pipe.patient.resample(latent, size=whole_size(latent, SIDE))[0]
             parameters = dict(model=name, label=latent.labels[0], seed=latent.seeds[0], **how)
             return saved(image_CHW, parameters), gr.FileData(path=str(file))
 

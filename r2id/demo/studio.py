@@ -79,11 +79,12 @@ class Studio:
         wish, drawing = begun
         try:
             pipe, start = self.models.get(drawing.model), time.perf_counter()
+            patient = pipe.patient
             for step in self.denoise(drawing):
                 row = visit.selected if step.index > 1 else 0
                 view = replace(visit.view, side=min(visit.view.side, PREVIEW))
-                image = picture(pipe, step.latent[row], view)
-                small = thumbs(pipe, step.latent, GRID_PREVIEW) if drawing.count > 1 else []
+                image = picture(patient, step.latent[row], view)
+                small = thumbs(patient, step.latent, GRID_PREVIEW) if drawing.count > 1 else []
                 left = (time.perf_counter() - start) / step.index * (step.steps - step.index)
                 state = f"Step {step.index} of {step.steps}"
                 busy = {"text": f"{state}, {seconds(left)} left", "share": step.index / step.steps}

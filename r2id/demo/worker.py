@@ -17,6 +17,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
+from copy import copy
 from functools import cache, partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from r2id.latent import Latent
 from r2id.pipeline import FULL, DiffusionStep, Pipeline
 
 MAX_THREADS = 8  # pictures are small: more threads wait for each other
-LEAD = 4.0  # seconds by which urgent work counts as older than it is: it goes first, and nothing waits for ever
+LEAD = 30.0  # seconds by which urgent work counts as older than it is: it goes first, and nothing waits for ever
 SMALL = 2**18  # pixels up to which a picture is made in one piece, before anything else
 MOST_DECODED = 2**24  # points of one call; in a latent of more than FEW_DECODED cells each costs more
 MOST_DIFFUSED = 2**19  # cells of all rows and steps of one call; above FEW_DIFFUSED in a row each costs more
@@ -113,6 +114,15 @@ class Limited(Pipeline):
     """A pipeline that no call holds for more than about two minutes of two cores: what would cost more is a ValueError
     that says how much is served."""
 
+    urgent = True  # its pictures go before steps
+
+    @property
+    def patient(self) -> Limited:
+        """The same whose pictures wait like steps, for those that a diffusion makes on its way."""
+        pipe = copy(self)
+        pipe.urgent = False
+        return pipe
+
     def diffuse_steps(self, labels, **options) -> Iterator[DiffusionStep]:
         path = super().diffuse_steps(labels, **options)  # refuses at once what no pipeline does
         (h, w), rows = self.asked(labels, options)
@@ -157,7 +167,7 @@ class Hosted(Limited):
         tiles = super().resample_tiles(latent, size=size, fit=fit, region=region)
         if self.points(latent, size, fit, region)[1] > SMALL:
             return worker().steps(tiles)
-        return iter(worker().call(partial(list, tiles), urgent=True))
+        return iter(worker().call(partial(list, tiles), urgent=self.urgent))
 
     def encode(self, image: Tensor, **options) -> Latent:
         return worker().call(partial(super().encode, image, **options), urgent=True)
