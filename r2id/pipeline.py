@@ -54,7 +54,7 @@ from r2id.position import (
 from r2id.resampler import R2IR, Memory
 from r2id.sampler import sample
 
-TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory, fits a CPU's cache
+TILE_POINTS = {"cpu": 2**16, "other": 2**18}  # decoded at once, over the batch: bounds memory
 MAX_POINTS = 2**17  # decoded at once where a single pixel is the mean of many
 CACHED = 4  # latents whose memory is kept
 

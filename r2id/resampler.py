@@ -20,6 +20,7 @@ from r2id.limits import check_heads, check_model
 from r2id.position import PositionEmbedding, Positions, flat, fourier
 
 COLUMNS = 16  # cells of a row that pixels are decoded from at once
+TOGETHER = 2**13  # rows of pixels that pass through the decoder's blocks at once, on a CPU: what its cache holds
 GAIN_WIDTH = 16
 MIN_WEIGHT = 1e-3  # a cell that (almost) no pixel reached gets coefficients near zero, not noise
 
@@ -154,12 +155,17 @@ class R2IR(nn.Module):
             pixel_BND = read_grid(memory.local_BhwZ, pixels, self.basis, self.pixel_local, x_D[0], y_D[:, 0])
         else:
             pixel_BND = x_D + y_D + read_points(memory.local_BhwZ, pixels, self.basis, self.pixel_local)
-        for block, attended in zip(self.decoder, memory.attention, strict=True):
-            pixel_BND = block(pixel_BND, attended)
-        colour_BNC = self.image_out(self.image_norm(pixel_BND))
+        together = TOGETHER // len(pixel_BND) if pixel_BND.device.type == "cpu" else pixel_BND.shape[1]
+        parts = [self.colours(part, memory) for part in pixel_BND.split(max(1, together), dim=1)]
+        colour_BNC = torch.cat(parts, dim=1)
         if self.direct and pixels.framed:
             colour_BNC = colour_BNC + read_direct(memory.direct_BhwCij, pixels, self.basis)
         return colour_BNC
+
+    def colours(self, pixel_BND: Tensor, memory: Memory) -> Tensor:
+        for block, attended in zip(self.decoder, memory.attention, strict=True):
+            pixel_BND = block(pixel_BND, attended)
+        return self.image_out(self.image_norm(pixel_BND))
 
 
 class DirectPath(nn.Module):

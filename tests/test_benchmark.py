@@ -33,7 +33,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(measure, "REPEATS", 1)
     monkeypatch.setattr(measure, "SQUARE", 64)
     monkeypatch.setattr(measure, "COPIED", 2**16)
-    monkeypatch.setitem(benchmark.TILE_POINTS, "cpu", 2**10)
+    monkeypatch.setattr(benchmark, "TOGETHER", 2**10)
 
 
 def tables_of(text: str) -> dict[str, list[dict[str, str]]]:

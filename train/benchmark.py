@@ -29,6 +29,7 @@ from r2id.layers import ATTENTIONS, Attention
 from r2id.limits import MAX_BATCH, check_cells, check_size, whole
 from r2id.memory import keep_freed
 from r2id.pipeline import TILE_POINTS, Latent, Pipeline
+from r2id.resampler import TOGETHER
 from train.alternatives import alternatives
 from train.comparison_report import crossing
 from train.loop import operations
@@ -77,7 +78,7 @@ def width_of(config) -> int:
 def tile_product(pipe: Pipeline) -> tuple[int, int, int]:
     """n, k, m of the product that a tile of pixels meets most."""
     width = pipe.config.resampler.width if pipe.config.resampler else width_of(pipe.config.denoiser)
-    return TILE_POINTS["cpu" if pipe.resampler_device.type == "cpu" else "other"], width, width
+    return TOGETHER if pipe.resampler_device.type == "cpu" else TILE_POINTS["other"], width, width
 
 
 def cell_product(pipe: Pipeline, cells: int) -> tuple[int, int, int]:
