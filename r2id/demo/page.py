@@ -38,8 +38,8 @@ python train/export.py runs/mnist weights/mnist</pre>"""
 QUIET = dict(show_progress="hidden", api_visibility="private")
 OTHER = dict(concurrency_id="other", concurrency_limit=2)
 IN_TURN = dict(concurrency_limit=None)  # for what waits by itself, see turns.py
-AT_ONCE = dict(queue=False, **QUIET)  # for what takes a few milliseconds
-LIGHT = dict(concurrency_id="resample", concurrency_limit=4, **QUIET)  # for what answers a slider
+AT_ONCE = dict(queue=False, **QUIET)  # for what takes a few milliseconds, or answers a slider: a queue costs 60 ms
+LIGHT = dict(concurrency_id="resample", concurrency_limit=4, **QUIET)  # for what makes a picture
 LARGE = dict(concurrency_id="large", concurrency_limit=2, **QUIET)  # for large pictures
 SLOW = dict(**OTHER, **QUIET)  # for encodes, strips, animations
 HEAVY = dict(**IN_TURN, **QUIET)  # for what diffuses
@@ -54,7 +54,7 @@ def words_of(error: Exception) -> str:
         memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
         kind = "out of memory" if memory else getattr(error, "strerror", None) or type(error).__name__
         error = ValueError(f"the server could not do this ({kind}): ask for less, or try again later")
-    return html.escape(line_of(error), quote=False)
+    return line_of(error)
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def told():
     except gr.Error:
         raise
     except Exception as error:
-        raise gr.Error(words_of(error), print_exception=False) from None
+        raise gr.Error(html.escape(words_of(error), quote=False), print_exception=False) from None
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Page:
     models: Models
     studio: Studio
     visit: gr.State  # a Visit
-    version: gr.State  # Visit.version; changes after another latent has come or another row was selected
+    version: gr.Number  # Visit.version, hidden; changes after another latent has come or another row was selected
     stage: gr.HTML  # the big picture
     draw: list[gr.components.Component]  # controls, in the order of Drawing's fields; then the lock of the seed
     view: list[gr.components.Component]  # controls, in the order of View's fields
@@ -231,10 +231,10 @@ class Events:
     def show(self, visit: Visit, *values):
         """Visit, stage, version, and the number of a large picture that is to be completed."""
         try:
-            shown = self.studio.show(visit, view_of(*values))
+            with self.studio.turns.turn((visit, "pictures")):
+                shown = self.studio.show(visit, view_of(*values))
         except Exception as error:
-            gr.Warning(words_of(error))
-            return visit, staged(visit.idle()), visit.version, gr.skip()
+            return visit, staged(visit.idle(words_of(error))), visit.version, gr.skip()
         if not shown:
             return [gr.skip()] * 4
         frame, large = shown
@@ -248,8 +248,7 @@ class Events:
                 yielded = True
                 yield visit, staged(frame)
         except Exception as error:
-            gr.Warning(words_of(error))
-            yield visit, staged(visit.idle())
+            yield visit, staged(visit.idle(words_of(error)))
         else:
             if not yielded:
                 yield gr.skip(), gr.skip()
@@ -334,7 +333,8 @@ def build(models: Models, tabs: Sequence[Callable[[Page], None]], api: Callable[
     with gr.Blocks(title="r2id", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:
         gr.HTML(TITLE)
         notice = gr.HTML(elem_id="faults")
-        visit, version, large = gr.State(Visit(), time_to_live=LIFE), gr.State(0), gr.State(0)
+        visit = gr.State(Visit(), time_to_live=LIFE)
+        version, large = (gr.Number(0, visible="hidden") for _ in range(2))  # a State has no change without a queue
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=3, min_width=260):
                 draw, extra = controls.draw_column()
@@ -348,7 +348,7 @@ def build(models: Models, tabs: Sequence[Callable[[Page], None]], api: Callable[
         page = Page(models, studio, visit, version, stage, draw, view)
         events, named, ratio = Events(page), dict(zip(controls.WORDS, draw, strict=False)), view[1]
         press, follow = extra["press"], extra["follow"]
-        page.again = dict(fn=events.show, inputs=[visit, *view], outputs=[visit, stage, version, large], **LIGHT)
+        page.again = dict(fn=events.show, inputs=[visit, *view], outputs=[visit, stage, version, large], **AT_ONCE)
         work = dict(inputs=visit, outputs=[visit, stage], trigger_mode="multiple")
         run = dict(fn=events.generate, **work, **HEAVY)
 

@@ -1,7 +1,7 @@
 // The big picture, its grid of small ones, progress and links. `props.value` is a frame of r2id/demo/visit.py.
 const part = name => element.querySelector(`[data-part="${name}"]`);
-const [screen, image, thumbs, busy, bar, said, caption, save, stop] =
-  ["screen", "image", "thumbs", "busy", "bar", "said", "caption", "save", "stop"].map(part);
+const [screen, image, thumbs, busy, bar, said, fault, caption, save, stop] =
+  ["screen", "image", "thumbs", "busy", "bar", "said", "fault", "caption", "save", "stop"].map(part);
 let order = 0, shown = null, moved = null;
 
 const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
@@ -54,6 +54,8 @@ async function update() {
   order = frame.order;
   busy.dataset.on = Boolean(frame.busy);
   stop.disabled = !frame.busy;
+  fault.textContent = frame.fault ?? "";
+  fault.hidden = !frame.fault;
   if (frame.busy) {
     said.textContent = frame.busy.text;
     if (frame.busy.share == null) bar.removeAttribute("value"); else bar.value = frame.busy.share;

@@ -139,11 +139,11 @@ class Visit:
             if 0 <= index < len(self._rows) and index != self.selected:
                 self.selected, self._job, self.version = index, None, next(ORDER)
 
-    def idle(self) -> dict[str, Any]:
-        """The frame where what was under way has failed."""
+    def idle(self, fault: str = "") -> dict[str, Any]:
+        """The frame where what was under way has failed, and why."""
         with self._lock:
             self._job = None
-            return self._frame(busy=None)
+            return {**self._frame(busy=None), "fault": fault}
 
     # a diffusion
 
