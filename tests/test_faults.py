@@ -22,6 +22,7 @@ from load import App
 
 from r2id import Latent, Pipeline, checkpoint
 from r2id.demo import worker as worker_module
+from r2id.demo.controls import view_values
 from r2id.demo.models import Models
 from r2id.demo.page import Events, Page
 from r2id.demo.record import Drawing, View
@@ -108,6 +109,18 @@ def test_a_fault_at_any_step_is_told_and_the_next_one_works(studio, events, monk
     assert words[fault] in text and len(studio.turns) == 0
     assert torch.equal(drawn(studio, visit), before) and studio.show(visit, View(side=32))
     assert ("a\nfault" in capsys.readouterr().err) == (fault == "raises")
+
+
+def test_a_picture_that_fails_is_told_below_the_one_that_stays(studio, events, monkeypatch):
+    visit = Visit()
+    drawn(studio, visit)
+    shown = events.show(visit, *view_values(View(side=32)))[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module.Hosted, "resample_tiles", lambda *_, **__: torch.empty(2**50))
+        failed = events.show(visit, *view_values(View(side=40)))[1]
+    assert "(out of memory): ask for less" in failed["fault"] and failed["image"] == shown["image"]
+    again = events.show(visit, *view_values(View(side=40)))[1]
+    assert "fault" not in again and again["image"] != shown["image"] and len(studio.turns) == 0
 
 
 def test_two_tabs_of_one_visitor_diffuse_side_by_side(studio):
