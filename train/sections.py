@@ -246,7 +246,7 @@ def plot(file_name: str, title: str, curves: dict[str, tuple], labels: dict) -> 
     for what, (x_N, y_N) in curves.items():
         axes.plot(x_N, y_N, marker="." if len(x_N) < LEVELS else None, label=what)
     axes.set(**labels)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(file := io.BytesIO(), dpi=120)
     return Sheet(file_name, title, Image.open(file))
 
