@@ -20,7 +20,6 @@ from r2id.limits import check_heads, check_model
 from r2id.position import PositionEmbedding, Positions, flat, fourier
 
 COLUMNS = 16  # cells of a row that pixels are decoded from at once
-TOGETHER = 2**13  # rows of pixels that pass through the decoder's blocks at once, on a CPU: what its cache holds
 GAIN_WIDTH = 16
 MIN_WEIGHT = 1e-3  # a cell that (almost) no pixel reached gets coefficients near zero, not noise
 
@@ -146,8 +145,9 @@ class R2IR(nn.Module):
         direct_BhwCij = self.direct.memory(latent_BMc, cells) if self.direct else None
         return Memory([block.cross.memory(cell_BMD) for block in self.decoder], local_BhwZ, direct_BhwCij)
 
-    def decode(self, memory: Memory, pixels: Positions) -> Tensor:
-        """Colours (B, N, C), about [-1, 1], at `pixels`."""
+    def decode(self, memory: Memory, pixels: Positions, *, together: int | None = None) -> Tensor:
+        """Colours (B, N, C), about [-1, 1], at `pixels`. together: rows, over the batch, that pass the blocks at once:
+        what a cache holds; None for all."""
         x_D, y_D = self.pixel_query_position.terms(pixels)
         if not (self.config.local and pixels.framed):
             pixel_BND = flat(x_D + y_D, pixels).expand(len(memory.attention[0][0]), -1, -1)
@@ -155,8 +155,8 @@ class R2IR(nn.Module):
             pixel_BND = read_grid(memory.local_BhwZ, pixels, self.basis, self.pixel_local, x_D[0], y_D[:, 0])
         else:
             pixel_BND = x_D + y_D + read_points(memory.local_BhwZ, pixels, self.basis, self.pixel_local)
-        together = TOGETHER // len(pixel_BND) if pixel_BND.device.type == "cpu" else pixel_BND.shape[1]
-        parts = [self.colours(part, memory) for part in pixel_BND.split(max(1, together), dim=1)]
+        count = max(1, together // len(pixel_BND)) if together else pixel_BND.shape[1]
+        parts = [self.colours(part, memory) for part in pixel_BND.split(count, dim=1)]
         colour_BNC = torch.cat(parts, dim=1)
         if self.direct and pixels.framed:
             colour_BNC = colour_BNC + read_direct(memory.direct_BhwCij, pixels, self.basis)

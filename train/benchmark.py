@@ -28,8 +28,7 @@ from matplotlib.figure import Figure
 from r2id.layers import ATTENTIONS, Attention
 from r2id.limits import MAX_BATCH, check_cells, check_size, whole
 from r2id.memory import keep_freed
-from r2id.pipeline import TILE_POINTS, Latent, Pipeline
-from r2id.resampler import TOGETHER
+from r2id.pipeline import TILE_POINTS, TOGETHER, Latent, Pipeline
 from train.alternatives import alternatives
 from train.comparison_report import crossing
 from train.loop import operations
