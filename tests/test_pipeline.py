@@ -171,9 +171,16 @@ def test_tiles_equal_the_whole_and_come_in_reading_order(tiny, latent, size, fit
 def test_tiles_stay_within_the_budget(tiny, latent, monkeypatch):
     monkeypatch.setattr(pipeline, "TILE_POINTS", {"cpu": 200, "other": 200})
     decode, points = R2IR.decode, []
-    monkeypatch.setattr(R2IR, "decode", lambda *args: points.append(decode(*args)) or points[-1])
+    monkeypatch.setattr(R2IR, "decode", lambda *args, **how: points.append(decode(*args, **how)) or points[-1])
     tiny.resample(latent, size=(5, 40))
     assert max(colour_BNC.shape[:2].numel() for colour_BNC in points) <= 200
+
+
+@pytest.mark.parametrize("together", [1, 7, 2**13])
+def test_rows_may_pass_the_blocks_in_parts(tiny, latent, monkeypatch, together):
+    whole = tiny.resample(latent, size=(9, 13))
+    monkeypatch.setattr(pipeline, "TOGETHER", together)
+    close(tiny.resample(latent, size=(9, 13)), whole)
 
 
 @pytest.mark.parametrize("fit", FITS)
