@@ -32,7 +32,7 @@ class Defaults:
 
     steps: int = 20
     guidance: float = 1.5
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # in t: outside of it guidance is 1
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # in t at latent_size; at other sizes, where ᾱ is the same
     sampler: str = "dpm++"
     latent_size: tuple[int, int] = (8, 8)
 

@@ -6,6 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -154,7 +155,8 @@ class Pipeline:
 
         aspect: frame width / height, w / h of the cells where None. guidance: g of null + g·(cond - null), 1 for none,
         within guidance_interval in t. sampler: "dpm++" or "ddim"; eta above 0 with "ddim" only. seed: 0…2³²-1, row i
-        uses seed + i; a list gives each row its own; None draws one. What is None otherwise follows `config.defaults`.
+        uses seed + i; a list gives each row its own; None draws one. What is None otherwise follows `config.defaults`,
+        whose guidance_interval is that of its own latent_size: here t is such that the noise is the same.
         Raises ValueError at once for anything out of range, and at a step whose result is NaN.
         """
         config, defaults = self.config, self.config.defaults
@@ -168,6 +170,9 @@ class Pipeline:
         )
         steps = whole(defaults.steps if steps is None else steps, "steps", 1, MAX_STEPS)
         guidance = number(defaults.guidance if guidance is None else guidance, "guidance", -MAX_GUIDANCE, MAX_GUIDANCE)
+        if guidance_interval is None:
+            same = partial(config.schedule.same_noise, cells=defaults.latent_size, at=latent_size)
+            guidance_interval = tuple(map(same, defaults.guidance_interval))
         eta = number(eta, "eta", 0.0, 10.0)
         seeds = row_seeds(seed, len(rows))
         names = tuple(_named(row, config.labels) for row in weights)
@@ -195,7 +200,7 @@ class Pipeline:
             alpha_bars=config.schedule.alpha_bar(times, cells=latent_size),
             objective=self.denoiser.config.objective,
             guidance=guidance,
-            guidance_interval=defaults.guidance_interval if guidance_interval is None else guidance_interval,
+            guidance_interval=guidance_interval,
             sampler=defaults.sampler if sampler is None else sampler,
             eta=eta,
             clip=lambda x0: ((x0 * std + mean).clamp(-1, 1) - mean) / std,

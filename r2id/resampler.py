@@ -325,4 +325,5 @@ def read_grid(
         mapped_ZKD = mapped_ZwjD[:, low:high].flatten(1, 2)
         weight_VK, many = dense(index - low, lapped, high - low).flatten(1), len(mapped_ZKD)
         read_ZWD.append(torch.baddbmm(x_VD.expand(many, -1, -1), weight_VK.expand(many, -1, -1), mapped_ZKD))
-    return torch.cat(read_ZWD, dim=1).unflatten(0, line_BHwij.shape[:2]).flatten(1, 2)
+    read_ZWD = read_ZWD[0] if parts == 1 else torch.cat(read_ZWD, dim=1)  # which would copy a single one
+    return read_ZWD.unflatten(0, line_BHwij.shape[:2]).flatten(1, 2)

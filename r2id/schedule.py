@@ -95,6 +95,14 @@ class Schedule:
         shift = 2 * math.log(self.input_scale) - self.shift_power * math.log(math.sqrt(h * w) / self.shift_base)
         return shift_log_snr(ALPHA_BARS[self.name](t_B), shift=shift)
 
+    def same_noise(self, t: float, *, cells: tuple[int, int], at: tuple[int, int]) -> float:
+        """t in [0, 1] at `cells` → the t at `at` whose ᾱ is the same, to 2⁻¹⁶ and within [0, 1]."""
+        if cells == at:
+            return t
+        alpha_bar = self.alpha_bar(torch.tensor([t], dtype=torch.float64), cells=cells)
+        falling = self.alpha_bar(torch.linspace(0, 1, 2**16 + 1, dtype=torch.float64), cells=at)
+        return min(1.0, torch.searchsorted(-falling, -alpha_bar).item() / 2**16)
+
 
 def noisy(x0_BChw: Tensor, noise_BChw: Tensor, alpha_bar_B: Tensor) -> Tensor:
     """Clean and noise (B, C, h, w), ᾱ (B,) or () → √ᾱ·x0 + √(1 − ᾱ)·noise."""

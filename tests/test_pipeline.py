@@ -103,6 +103,9 @@ def test_nothing_said_means_the_config(tiny):
     limited = tiny.diffuse([3], guidance=4.0, guidance_interval=(0.0, 0.5), seed=0)
     assert torch.equal(other.diffuse([3], seed=0).tensor, limited.tensor)
     assert not torch.equal(tiny.diffuse([3], guidance=4.0, seed=0).tensor, limited.tensor)
+    smaller = tiny.config.schedule.same_noise(0.5, cells=(4, 4), at=(2, 3))
+    at_noise = tiny.diffuse([3], latent_size=(2, 3), guidance=4.0, guidance_interval=(0.0, smaller), seed=0)
+    assert torch.equal(other.diffuse([3], latent_size=(2, 3), seed=0).tensor, at_noise.tensor)
 
 
 def test_guidance_zero_is_null_and_one_is_the_condition(tiny):

@@ -106,6 +106,19 @@ def test_conversions_are_finite_at_both_ends(objective):
     assert noise_from(x0, x, ends_B).isfinite().all()
 
 
+@pytest.mark.parametrize("name", ALPHA_BARS)
+@pytest.mark.parametrize("cells, at", [((4, 4), (8, 8)), ((8, 8), (4, 4)), ((6, 9), (16, 16))])
+def test_same_noise_has_the_same_alpha_bar_at_other_cells(name, cells, at):
+    schedule = Schedule(name=name, shift_base=4.0, shift_power=2.0)
+    for t in (0.05, 0.2, 0.5, 0.9):
+        there = schedule.same_noise(t, cells=cells, at=at)
+        both = [schedule.alpha_bar(torch.tensor(v, dtype=torch.float64), cells=c) for v, c in ((t, cells), (there, at))]
+        assert_close(*both, atol=1e-4, rtol=0)
+        assert (there < t) == (math.prod(at) > math.prod(cells))  # more cells have that much noise earlier
+        assert schedule.same_noise(t, cells=cells, at=cells) == t
+    assert schedule.same_noise(0.0, cells=cells, at=at) == 0.0 and schedule.same_noise(1.0, cells=cells, at=at) <= 1.0
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
