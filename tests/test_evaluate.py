@@ -6,14 +6,16 @@ import json
 
 import datasets
 import pytest
+import torch
 from digits import digit_bytes
 from grey import in_grey
 from PIL import Image
 
+from r2id.latent import Latent
 from r2id.pipeline import Pipeline
 from train import evaluate, sections
 from train.evaluate import main
-from train.protocol import Protocol
+from train.protocol import LARGE, Evaluation, Protocol
 from train.report import Table
 
 PROTOCOL = Protocol(
@@ -46,6 +48,14 @@ def folder(tmp_path):
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{number:02}.png")
     return str(tmp_path / "data")
+
+
+@pytest.mark.parametrize("sizes, many", [((20,), 2), ((64, 56), 12), ((64, 1), 7)])
+def test_large_outputs_are_judged_on_the_first_tenth_of_the_pictures(sizes, many):
+    latents = [Latent(torch.randn(size, 3, 2, 2), 1.0, tuple(range(size)), None) for size in sizes]
+    rows = Evaluation.fewer(None, latents, LARGE + 1)
+    assert sum(map(len, rows)) == many and rows[0].seeds == (0,)
+    assert Evaluation.fewer(None, latents, LARGE) is latents
 
 
 WAYS_TALL = [("resampled", "4×4", 1), ("diffused", "7×4", 0.56), ("diffused", "4×2", 0.56)]

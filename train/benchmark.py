@@ -161,7 +161,8 @@ def diffusing(pipe: Pipeline, cells: tuple[int, ...], batches: tuple[int, ...]) 
                 continue
 
             def run(guidance=two, side=side, batch=batch):  # the second step and all later ones are alike
-                return pipe.diffuse([label] * batch, latent_size=(side, side), steps=2, guidance=guidance, seed=0)
+                how = dict(latent_size=(side, side), steps=2, guidance=guidance, guidance_interval=(0.0, 1.0))
+                return pipe.diffuse([label] * batch, seed=0, **how)
 
             with operations() as counter:
                 run()

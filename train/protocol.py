@@ -105,7 +105,10 @@ class Evaluation:
 
     def fewer(self, latents: list[Latent], side: int) -> list[Latent]:
         """The first of them, a tenth, for a large output."""
-        return latents if side <= LARGE else latents[: -(-len(latents) // FEW)]
+        if side <= LARGE:
+            return latents
+        rows = [latent[i] for latent in latents for i in range(len(latent))]
+        return rows[: -(-len(rows) // FEW)]
 
     def frames(self, ratio: tuple[int, int]) -> list[tuple[int, int]]:
         """The cells that are diffused at a ratio: the default's number on the short side, and on the long side."""
