@@ -7,6 +7,8 @@ from pathlib import Path
 
 if ZERO_GPU := "SPACES_ZERO_GPU" in os.environ:  # lends its GPU for diffusing only, and to another process
     import spaces  # noqa: F401  has to come before torch
+# After every event Gradio would tabulate the last 10,000, for a monitoring page that is closed here.
+os.environ |= {"GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9), "GRADIO_ANALYTICS_MAX_EVENTS": "1"}
 import gradio as gr
 import torch
 from gradio.utils import get_upload_folder

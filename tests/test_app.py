@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import gradio
 import pytest
 import torch
 from gradio_client import Client, handle_file
@@ -145,3 +146,10 @@ def test_a_port_in_use_ends_in_one_line(tmp_path):
         command = [sys.executable, app.__file__, "--weights", str(tmp_path), "--port", port]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and port in ended.stderr, ended.stderr
+
+
+def test_nothing_is_tabulated_after_an_event():
+    """Gradio would make a table of the last 10,000 after each, which costs memory and time."""
+    queue = gradio.Blocks(analytics_enabled=False).queue()._queue
+    queue.events_recorded, queue._get_df = 10**6, None  # what would make the table cannot be called
+    assert queue.compute_analytics_summary([{"function": "diffuse"}]) == {"functions": {}}
