@@ -11,15 +11,16 @@ from r2id.demo.controls import view_values
 from r2id.demo.record import Drawing, View
 from r2id.demo.tabs.compare import SIZES_TITLE, STOP_SIZES, STRIP, diffused, latent_sizes, strip, title, wanted, wipe
 from r2id.demo.visit import Visit
+from r2id.demo.worker import Hosted
 
 pytest_plugins = "browser"
 
 
 @pytest.fixture
-def holding(tiny):
+def holding(tiny_weights):
     """What a visitor has whose picture `tiny` drew."""
-    visit = Visit()
-    visit.take(tiny, Drawing("tiny", "3", cells=6, shape="3:2"), tiny.diffuse(["3"], latent_size=(4, 6), seed=0))
+    visit, pipe = Visit(), Hosted.from_pretrained(tiny_weights)
+    visit.take(pipe, Drawing("tiny", "3", cells=6, shape="3:2"), pipe.diffuse(["3"], latent_size=(4, 6), seed=0))
     return visit
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import time
 import types
 from dataclasses import replace
 
@@ -117,6 +118,21 @@ def test_a_large_picture_shows_progress_and_gives_way(studio, visit, monkeypatch
     next(slow)
     assert studio.show(visit, LARGE)[1] > number  # the first look at the other one took its place
     assert list(slow) == []
+
+
+def test_what_nobody_asked_for_waits_until_the_view_is_still_but_not_for_ever(studio, visit, monkeypatch):
+    def settled() -> float:
+        start = time.monotonic()
+        visit.settle()
+        return time.monotonic() - start
+
+    diffused(studio, visit, Drawing("tiny", "3", cells=4, steps=2))
+    assert settled() < 0.1
+    studio.show(visit, View(side=9))
+    assert settled() > 0.5
+    monkeypatch.setattr(visit_module, "PATIENCE", 0.3)
+    monkeypatch.setattr(visit_module, "STILL", 2.0)
+    assert 0.2 < settled() < 1.0
 
 
 def test_a_large_picture_can_be_stopped(studio, visit):

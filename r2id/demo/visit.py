@@ -25,6 +25,7 @@ from r2id.pipeline import DiffusionStep, Pipeline
 THUMB = 48  # long side in pixels of a picture in the grid
 MAX_HISTORY = 24  # entries
 MAX_KEPT = 2**21  # numbers in the trajectory, and in the history, of one visit
+STILL, PATIENCE = 0.7, 5.0  # seconds
 ORDER = itertools.count(int(time.time() * 1000))  # never the same twice, and larger when the server is started again
 
 
@@ -71,7 +72,7 @@ class Visit:
         self.made: Drawing | None = None
         self.pipe: Pipeline | None = None
         self.latent: Latent | None = None
-        self.view = View()
+        self.view, self._viewed = View(), 0.0
         self.selected = self.done = self.version = 0
         self.origin = self.tab = ""
         self.stopped: set[str] = set()
@@ -182,7 +183,7 @@ class Visit:
     def ask(self, view: View) -> Job | None:
         """What there is to do for this view of the selected row; None where it is done, or a diffusion will do it."""
         with self._lock:
-            self.view = view
+            self.view, self._viewed = view, time.monotonic()
             if not self._wish:
                 raise ValueError("there is no latent (one is dropped after an hour without use): press Diffuse")
             under_way = self._job and (self._job.version, self._job.view)
@@ -190,6 +191,12 @@ class Visit:
                 return None
             self._job = Job(next(ORDER), self.pipe, self.row, self.drawing, self.origin, self.version, view)
             return self._job
+
+    def settle(self) -> None:
+        """Waits until the view has been the same for STILL, at most PATIENCE: for what nobody asked for by itself."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < min(until, self._viewed + STILL):
+            time.sleep(STILL / 10)
 
     def claim(self) -> Job | None:
         """The large picture that nobody works on yet."""

@@ -32,6 +32,7 @@ from r2id.pipeline import FULL, DiffusionStep, Pipeline
 MAX_THREADS = 8  # pictures are small: more threads wait for each other
 LEAD = 30.0  # seconds by which urgent work counts as older than it is: it goes first, and nothing waits for ever
 SMALL = 2**18  # pixels up to which a picture is made in one piece, before anything else
+PATIENT = 2**16  # … and one that waits like steps
 MOST_DECODED = 2**24  # points of one call; in a latent of more than FEW_DECODED cells each costs more
 MOST_DIFFUSED = 2**19  # cells of all rows and steps of one call; above FEW_DIFFUSED in a row each costs more
 FEW_DECODED, FEW_DIFFUSED = 2**8, 2**10  # up to so many cells, attention is little beside the rest; measured
@@ -118,7 +119,7 @@ class Limited(Pipeline):
 
     @property
     def patient(self) -> Limited:
-        """The same whose pictures wait like steps, for those that a diffusion makes on its way."""
+        """The same whose pictures wait like steps, for those that nobody asked for by themselves."""
         pipe = copy(self)
         pipe.urgent = False
         return pipe
@@ -165,7 +166,7 @@ class Hosted(Limited):
 
     def resample_tiles(self, latent: Latent, *, size: tuple[int, int], fit=None, region=FULL) -> Iterator:
         tiles = super().resample_tiles(latent, size=size, fit=fit, region=region)
-        if self.points(latent, size, fit, region)[1] > SMALL:
+        if self.points(latent, size, fit, region)[1] > (SMALL if self.urgent else PATIENT):
             return worker().steps(tiles)
         return iter(worker().call(partial(list, tiles), urgent=self.urgent))
 

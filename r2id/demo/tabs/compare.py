@@ -65,7 +65,7 @@ def title(words: str, more: str) -> str:
 
 def strip(visit: Visit) -> Iterator[tuple]:
     """The selected latent at all sizes: pictures, title with the progress. Ends where another latent has come."""
-    pipe, row, pictures = visit.pipe, visit.row, []
+    pipe, row, pictures = visit.pipe and visit.pipe.patient, visit.row, []
     yield gr.skip(), title(*STRIP)
     for height, width in [whole_size(row, side) for side in SIZES] if row else ():
         image_CHW = torch.empty(pipe.config.channels, height, width)
@@ -74,6 +74,7 @@ def strip(visit: Visit) -> Iterator[tuple]:
             if visit.row is not row:
                 return
             image_CHW[:, top:bottom, left:right] = tile_BCHW[0]
+            visit.settle()  # whoever moves a slider waits for no more than a tile
             if max(height, width) > SHOWN:
                 progress = f"{width} × {height} pixels: {share_done(box, (height, width)):.0%} decoded"
                 yield gr.skip(), title(STRIP[0], progress)
