@@ -2,12 +2,15 @@
 
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
 from playwright import sync_api
 
 from r2id import Latent
+from r2id.demo import page as page_module
+from r2id.demo.models import Models
 from r2id.demo.record import Drawing, View, from_dict, to_query
 from r2id.image import to_pil
 
@@ -241,3 +244,19 @@ def test_weights_are_asked_for_and_found_when_the_page_is_reloaded(visitor, serv
         shutil.copytree(tiny_weights, tmp_path / "dropped")
         visit.page.reload()
         visit.shows(f"{FINE}.*dropped on cpu")
+
+
+def test_an_idle_visit_is_dropped_and_the_page_says_what_to_do(visitor, tiny_weights, monkeypatch):
+    monkeypatch.setattr(page_module, "LIFE", 4)
+    page = page_module.build(Models(tiny_weights.parent), (), lambda studio: None)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    try:
+        visit = visitor(url)
+        visit.shows(FINE)
+        time.sleep(8)  # Gradio looks every second
+        visit.slide("Resolution", "ArrowLeft")
+        visit.shows("there is no latent .* press Diffuse", "fault")
+        visit.press("Diffuse")
+        visit.part("fault").wait_for(state="hidden")
+    finally:
+        page.close()
