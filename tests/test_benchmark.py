@@ -4,6 +4,7 @@ arguments end in one line."""
 from __future__ import annotations
 
 import json
+import math
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from r2id import Pipeline
+from r2id.layers import Attention
 from train import alternatives, benchmark, measure
-from train.benchmark import main, operations_a_pixel, page, resampling, resampling_twice
+from train.benchmark import main, page, products_of_pixels, resampling, resampling_twice
 from train.measure import (
     bandwidth,
     beside_products,
@@ -21,6 +23,7 @@ from train.measure import (
     memory_of,
     peak_memory,
     product_seconds,
+    products_of,
     reset_peak,
 )
 
@@ -33,7 +36,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(measure, "REPEATS", 1)
     monkeypatch.setattr(measure, "SQUARE", 64)
     monkeypatch.setattr(measure, "COPIED", 2**16)
-    monkeypatch.setattr(benchmark, "TOGETHER", 2**10)
 
 
 def tables_of(text: str) -> dict[str, list[dict[str, str]]]:
@@ -63,7 +65,7 @@ def output(tiny_weights, tmp_path_factory):
 def test_every_table_has_its_rows(output):
     tables = tables_of((output / "benchmark.md").read_text(encoding="utf-8"))
     sides = {title: [next(iter(row.values())) for row in rows] for title, rows in tables.items()}
-    assert sides.pop("Limits of the machine")[-1] == "a large copy"
+    assert sides.pop("Limits of the machine")[-1] == "a large copy, read and written"
     assert sides.pop("One picture: 4 × 4 cells, 4 guided steps") == ["float32"]
     assert sides.pop("Resampling one 4 × 4 latent to side × side") == ["8", "16"]
     assert sides.pop("One latent resampled to 64 × 64, first and second time") == ["2 × 2", "4 × 4"]
@@ -82,7 +84,7 @@ def test_times_are_positive_and_shares_sane(output):
             for column, value in row.items():
                 if "ms" in column.split() or column.startswith("µs"):
                     assert isinstance(value, str) or value > 0
-                if column.startswith("of the "):
+                if column.startswith(("of the ", "of its ")):
                     assert 0 < value < 1.5, (table["title"], column)
 
 
@@ -106,16 +108,16 @@ def test_operations_of_a_pixel_equal_a_hand_count(tiny):
     block = 2 * width * width * 2 + 2 * 2 * cells**2 * width + 2 * 2 * config.pixel_expansion * width**2
     colours = 2 * width + 2 * cells * basis
     pixel = 2 * cells * basis * width + block + colours
-    counted = operations_a_pixel(tiny, benchmark.latent_of(tiny, cells), side)
+    _, counted = products_of_pixels(tiny, benchmark.latent_of(tiny, cells), side)
     rows = cells * basis * (2 * basis * width + 2 * cells)  # of each row: its coefficients, mapped
     assert pixel < counted < pixel + 1.5 * rows / side + 0.05 * pixel
 
 
 def test_a_strip_counts_as_the_whole(tiny, monkeypatch):
     latent = benchmark.latent_of(tiny, 4)
-    counted = operations_a_pixel(tiny, latent, 64)
+    _, counted = products_of_pixels(tiny, latent, 64)
     monkeypatch.setattr(benchmark, "STRIP", 16 * 64)
-    assert operations_a_pixel(tiny, latent, 64) == pytest.approx(counted, rel=0.02)
+    assert products_of_pixels(tiny, latent, 64)[1] == pytest.approx(counted, rel=0.02)
 
 
 def test_memory_is_above_the_output(tiny):
@@ -183,13 +185,23 @@ def test_memory_of_a_call():
 
 
 def test_products_take_time_and_copies_have_a_rate():
-    assert 0 < product_seconds(8, 8, 8, CPU) < product_seconds(512, 512, 512, CPU)
+    assert 0 < product_seconds((8, 8), (8, 8)) < product_seconds((512, 512), (512, 512))
     assert 1e7 < bandwidth(CPU) < 1e13
 
 
-def test_products_stand_beside_a_call():
-    timed = beside_products(lambda: torch.ones(1), (64, 16, 16))
-    assert 0 < timed.seconds < 1 and timed.square > 1e6 and timed.thin > 1e5
+def test_a_call_stands_beside_its_own_products():
+    """Attention's two among them, at their shapes; and they are nearly all that it computes."""
+    layer, x = Attention(16, heads=2), torch.randn(3, 64, 16)
+
+    def run():
+        return layer(x, layer.memory(x))
+
+    shapes, count = products_of(run)
+    heads = (3 * 2, 64, 8)  # of all rows
+    assert sum(shapes.values()) == 5 and shapes[heads, (6, 8, 64)] == shapes[(6, 64, 64), heads] == 1
+    assert count == sum(2 * math.prod(a) * b[-1] * times for (a, b), times in shapes.items())
+    timed = beside_products(run, shapes)
+    assert 0 < timed.seconds < 1 and timed.square > 1e6 and timed.own > 1e5
 
 
 def test_median_leaves_out_the_first_run(monkeypatch):

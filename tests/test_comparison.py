@@ -35,7 +35,7 @@ COLUMNS = ["4×4", "8×8", "16×16", "9:16"]
 def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "REPEATS", 1)
-        patch.setattr(ways, "PRODUCT", 64)
+        patch.setattr(measure, "SQUARE", 64)
         patch.setattr(comparison, "cost_apart", cost)
         yield
 

@@ -17,7 +17,7 @@ from r2id.pipeline import Latent, Pipeline
 from r2id.position import footprint, grid_positions, training_pitch, window_of
 from r2id.resampler import R2IR
 from train.loop import operations
-from train.measure import CPU, SQUARE, median_seconds, memory_of, product_seconds
+from train.measure import CPU, median_seconds, memory_of, square_rate
 from train.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 from train.report import Table
 
@@ -85,7 +85,7 @@ def alternatives(pipe: Pipeline, sizes: tuple[int, ...], root: Path) -> Iterator
             lambda side=side: resize(small, (side, side)),
         )
         memory = memory_of(runs[1], device)
-        rate = 2 * SQUARE**3 / product_seconds(*(SQUARE,) * 3, device)
+        rate = square_rate(device)
         decoded[side] = [median_seconds(run, d) for run, d in zip(runs, (device, device, CPU), strict=True)]
         with operations() as counter:
             runs[1]()
@@ -100,7 +100,7 @@ def alternatives(pipe: Pipeline, sizes: tuple[int, ...], root: Path) -> Iterator
     columns |= {"bicubic, µs": "{:.4f}", "ours / bicubic": "{:.0f}"}
     yield Table(f"Cost of a pixel; the original took {1e6 * ORIGINAL_PIXEL:.0f} µs", columns, pixels)
 
-    scale = 2 * SQUARE**3 / product_seconds(*(SQUARE,) * 3, pipe.device) / ORIGINAL_RATE
+    scale = square_rate(pipe.device) / ORIGINAL_RATE
     steps = [step_seconds(p, p.config.defaults.latent_size) for p in (pipe, other)]
     diffused = [p.config.defaults.steps * seconds for p, seconds in zip((pipe, other), steps, strict=True)]
     rows = [

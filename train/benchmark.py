@@ -28,20 +28,21 @@ from matplotlib.figure import Figure
 from r2id.layers import ATTENTIONS, Attention
 from r2id.limits import MAX_BATCH, check_cells, check_size, whole
 from r2id.memory import keep_freed
-from r2id.pipeline import TILE_POINTS, TOGETHER, Latent, Pipeline
+from r2id.pipeline import Latent, Pipeline
 from train.alternatives import alternatives
 from train.comparison_report import crossing
-from train.loop import operations
 from train.measure import (
     ENOUGH,
     REPEATS,
-    SQUARE,
+    Shapes,
     bandwidth,
     beside_products,
     machine,
     median_seconds,
     memory_of,
-    product_seconds,
+    product_rate,
+    products_of,
+    square_rate,
 )
 from train.plan import BUDGET, RESAMPLER, plan
 from train.report import Table
@@ -50,10 +51,11 @@ SIZES = (64, 128, 256, 512, 1024, 2048)
 CELLS = (4, 8, 16, 32, 64)
 BATCHES = (1, 4, 16)
 MOST = 2**14  # cells of a batch that is diffused
-STRIP = 2**16  # pixels whose operations are counted
+STRIP_SIDE = 2**8
+STRIP = STRIP_SIDE**2  # pixels whose operations are counted
 TWICE = 64  # side to which a latent is resampled twice
 PAGE_LIMIT = 120.0  # seconds
-SHARES = {"GFLOP/s": "{:.1f}", "of the square product": "{:.0%}", "of the thin product": "{:.0%}"}
+SHARES = {"GFLOP/s": "{:.1f}", "of the square product": "{:.0%}", "of its own products": "{:.0%}"}
 IMPORTS = """
 import time
 start = time.perf_counter()
@@ -68,45 +70,25 @@ def latent_of(pipe: Pipeline, side: int, batch: int = 1) -> Latent:
     return Latent(torch.randn(batch, pipe.config.latent_channels, side, side).tanh(), 1.0)
 
 
-def width_of(config) -> int:
-    """Width of a denoiser's widest tokens."""
-    widths = [getattr(config, name, 0) for name in ("width", "widths", "latent_width")]
-    return max(max(width) if isinstance(width, tuple) else width for width in widths)
-
-
-def tile_product(pipe: Pipeline) -> tuple[int, int, int]:
-    """n, k, m of the product that a tile of pixels meets most."""
-    width = pipe.config.resampler.width if pipe.config.resampler else width_of(pipe.config.denoiser)
-    return TOGETHER if pipe.resampler_device.type == "cpu" else TILE_POINTS["other"], width, width
-
-
-def cell_product(pipe: Pipeline, cells: int) -> tuple[int, int, int]:
-    """n, k, m of the product that so many cells meet in the denoiser's feed-forward."""
-    width = width_of(pipe.config.denoiser)
-    return cells, width, getattr(pipe.config.denoiser, "expansion", 4) * width
-
-
 def limits(pipe: Pipeline) -> Table:
-    rows = []
-    cells = 2 * max(pipe.config.defaults.latent_size) ** 2
-    for what, (n, k, m) in (
-        ("a large square product", (SQUARE,) * 3),
-        ("a tile's product", tile_product(pipe)),
-        ("a denoiser's product", cell_product(pipe, cells)),
-    ):
-        rate = 2 * n * k * m / product_seconds(n, k, m, pipe.device)
-        rows.append((what, f"{n} × {k} × {m}", f"{rate / 1e9:.1f} GFLOP/s"))
-    rows.append(("a large copy", "read and written", f"{bandwidth(pipe.device) / 1e9:.1f} GB/s"))
-    return Table("Limits of the machine", dict.fromkeys(("what", "size", "rate"), "{}"), rows)
+    cells = pipe.config.defaults.latent_size
+    products = {
+        f"all products of {STRIP:,} pixels": products_of_pixels(pipe, latent_of(pipe, max(cells)), STRIP_SIDE)[0],
+        "all products of a guided step": products_of(lambda: diffuse(pipe, cells, guided(pipe), steps=1))[0],
+    }
+    rows = [("a large square product", f"{square_rate(pipe.device) / 1e9:.1f} GFLOP/s")]
+    rows += [(what, f"{product_rate(shapes, pipe.device) / 1e9:.1f} GFLOP/s") for what, shapes in products.items()]
+    rows.append(("a large copy, read and written", f"{bandwidth(pipe.device) / 1e9:.1f} GB/s"))
+    return Table("Limits of the machine", dict.fromkeys(("what", "rate"), "{}"), rows)
 
 
-def operations_a_pixel(pipe: Pipeline, latent: Latent, side: int) -> float:
-    """Of a picture of side × side, without what its latent costs once: counted on a strip of whole rows."""
+def products_of_pixels(pipe: Pipeline, latent: Latent, side: int) -> tuple[Shapes, float]:
+    """Matrix products of a strip of whole rows of a picture of side × side, and all operations of a pixel, both without
+    what its latent costs once."""
     rows = min(side, max(1, STRIP // side))
     pipe.resample(latent, size=(8, 8))
-    with operations() as counter:
-        pipe.resample(latent, size=(rows, side), region=(0, 0, 1, rows / side))
-    return counter.get_total_flops() / (rows * side)
+    shapes, count = products_of(lambda: pipe.resample(latent, size=(rows, side), region=(0, 0, 1, rows / side)))
+    return shapes, count / (rows * side)
 
 
 def resampling(pipe: Pipeline, sizes: tuple[int, ...]) -> Table:
@@ -120,9 +102,10 @@ def resampling(pipe: Pipeline, sizes: tuple[int, ...]) -> Table:
         pipe.resample(latent, size=(8, 8))  # what is made once and kept is not the picture's
         output = 4 * pipe.config.channels * side**2 if device.type == "cpu" else 0
         memory = max(0, memory_of(run, device) - output)
-        timed, count = beside_products(run, tile_product(pipe), device), operations_a_pixel(pipe, latent, side)
+        shapes, count = products_of_pixels(pipe, latent, side)
+        timed = beside_products(run, shapes, device)
         pace, rate = timed.seconds / side**2, count * side**2 / timed.seconds
-        shares = (rate / 1e9, rate / timed.square, rate / timed.thin)
+        shares = (rate / 1e9, rate / timed.square, rate / timed.own)
         rows.append((side, 1e3 * timed.seconds, 1e-6 / pace, 1e6 * pace, memory / 1e6, count / 1e6, *shares))
     columns = {"side": "{}", "ms": "{:.1f}", "Mpixel/s": "{:.3f}", "µs a pixel": "{:.2f}"}
     columns |= {"MB above model and output": "{:.0f}", "MFLOP a pixel": "{:.4f}", **SHARES}
@@ -153,26 +136,30 @@ def guided(pipe: Pipeline) -> float:
     return 1.5 if guidance in (0, 1) else guidance
 
 
+def diffuse(pipe: Pipeline, size: tuple[int, int], guidance: float, *, steps: int, batch: int = 1) -> Latent:
+    labels = [0 if pipe.labels else None] * batch
+    how = dict(latent_size=size, steps=steps, guidance=guidance, guidance_interval=(0.0, 1.0))
+    return pipe.diffuse(labels, seed=0, **how)
+
+
 def diffusing(pipe: Pipeline, cells: tuple[int, ...], batches: tuple[int, ...]) -> Table:
-    rows, label, two = [], 0 if pipe.labels else None, guided(pipe)
+    rows, two = [], guided(pipe)
     for side in cells:
         for batch in batches:
             if side % pipe.config.stride or batch * side**2 > MOST:
                 continue
 
             def run(guidance=two, side=side, batch=batch):  # the second step and all later ones are alike
-                how = dict(latent_size=(side, side), steps=2, guidance=guidance, guidance_interval=(0.0, 1.0))
-                return pipe.diffuse([label] * batch, seed=0, **how)
+                return diffuse(pipe, (side, side), guidance, steps=2, batch=batch)
 
-            with operations() as counter:
-                run()
-            timed = beside_products(run, cell_product(pipe, 2 * batch * side**2), pipe.device)
+            shapes, count = products_of(run)
+            timed = beside_products(run, shapes, pipe.device)
             alone = median_seconds(partial(run, 1.0), pipe.device)
-            rate = counter.get_total_flops() / timed.seconds
-            shares = (rate / 1e9, rate / timed.square, rate / timed.thin)
-            step, count = timed.seconds / 2, counter.get_total_flops() / 2
+            rate = count / timed.seconds
+            shares = (rate / 1e9, rate / timed.square, rate / timed.own)
+            step = timed.seconds / 2
             pace = step / (batch * side**2)
-            rows.append((side, batch, 1e3 * step, 1e6 * pace, count / 1e9, *shares, timed.seconds / alone))
+            rows.append((side, batch, 1e3 * step, 1e6 * pace, count / 2e9, *shares, timed.seconds / alone))
     columns = {"cells on a side": "{}", "batch": "{}", "ms a step": "{:.2f}", "µs a cell": "{:.2f}"}
     columns |= {"GFLOP a step": "{:.3f}", **SHARES, "against one condition": "{:.2f}"}
     return Table("Diffusing with guidance, both conditions in one pass", columns, rows)

@@ -1,29 +1,37 @@
 """What measurements share: the machine and its limits, the time and the peak memory of a call.
 
 A shared machine is not equally fast at all times. So a call's time stands beside the rate of plain matrix products
-measured just before and after it, in the same process, and only ratios of the two say something.
+measured just before and after it, in the same process, and only ratios of the two say something. A call's *own*
+products are those that it computes itself, at their shapes: what it would take if all else were free.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import resource
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from train.loop import operations
 
 REPEATS = 5
-ENOUGH = 5.0  # seconds after which a measurement is not repeated
 SQUARE = 1024  # side of the large product
+ENOUGH = 5.0  # seconds after which a measurement is not repeated
 COPIED = 2**26  # float32 values, more than caches hold
 CPU = torch.device("cpu")
+MULTIPLIED = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # of torch.ops.aten → place of the first factor
+Shapes = Counter[tuple[tuple[int, ...], tuple[int, ...]]]  # of the factors of matrix products, and how many
 
 
 def machine() -> str:
@@ -80,10 +88,41 @@ def memory_of(run: Callable[[], object], device: torch.device = CPU) -> int:
     return peak_memory(device) - held
 
 
-def product_seconds(n: int, k: int, m: int, device: torch.device) -> float:
-    """Seconds of a matrix product n × k × m, 2nkm operations."""
-    a, b = torch.randn(n, k, device=device), torch.randn(k, m, device=device)
+def product_seconds(*shapes: tuple[int, ...], device: torch.device = CPU) -> float:
+    """Seconds of a matrix product of two tensors of these shapes."""
+    a, b = (torch.randn(shape, device=device) for shape in shapes)
     return median_seconds(lambda: torch.matmul(a, b), device)
+
+
+def product_rate(shapes: Shapes, device: torch.device = CPU) -> float:
+    """Operations a second of these products, one after the other."""
+    count = sum(2 * math.prod(a) * b[-1] * times for (a, b), times in shapes.items())
+    return count / sum(product_seconds(a, b, device=device) * times for (a, b), times in shapes.items())
+
+
+def square_rate(device: torch.device = CPU) -> float:
+    """The same of a large square product."""
+    return product_rate(Counter([((SQUARE, SQUARE),) * 2]), device)
+
+
+class Products(TorchDispatchMode):
+    """Notes the shapes of the matrix products that are computed meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes: Shapes = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if (first := MULTIPLIED.get(function.overloadpacket.__name__)) is not None:
+            self.shapes[tuple(tuple(factor.shape) for factor in args[first : first + 2])] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def products_of(run: Callable[[], object]) -> tuple[Shapes, int]:
+    """The shapes of a call's matrix products, attention's among them, and all its floating-point operations."""
+    with Products() as products, operations() as counter:
+        run()
+    return products.shapes, counter.get_total_flops()
 
 
 def bandwidth(device: torch.device) -> float:
@@ -95,20 +134,20 @@ def bandwidth(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of a call and, of the same minute, operations a second of matrix products: a large square one, and a thin
-    one as the model's are."""
+    """Seconds of a call and, of the same minute, operations a second of matrix products: a large square one, and its
+    own."""
 
     seconds: float
     square: float
-    thin: float
+    own: float
 
 
-def beside_products(run: Callable[[], object], thin: tuple[int, int, int], device: torch.device = CPU) -> Timed:
-    """The median time of a call between two measurements of both products. thin: n, k, m."""
-    shapes = ((SQUARE,) * 3, thin)
+def beside_products(run: Callable[[], object], shapes: Shapes, device: torch.device = CPU) -> Timed:
+    """The median time of a call between two measurements of the products, of which the faster counts. shapes: of the
+    call's own."""
 
     def rates() -> list[float]:
-        return [2 * n * k * m / product_seconds(n, k, m, device) for n, k, m in shapes]
+        return [square_rate(device), product_rate(shapes, device)]
 
     before, seconds, after = rates(), median_seconds(run, device), rates()
-    return Timed(seconds, *(statistics.mean(pair) for pair in zip(before, after, strict=True)))
+    return Timed(seconds, *map(max, before, after))

@@ -26,11 +26,10 @@ from r2id.memory import keep_freed
 from r2id.pipeline import Latent, Pipeline
 from r2id.position import window_of
 from train.loop import operations
-from train.measure import median_seconds, peak_memory, product_seconds, reset_peak
+from train.measure import median_seconds, peak_memory, reset_peak, square_rate
 from train.metrics import frame_size, to_stride
 
 PAGE = 4096  # bytes, the least that memory is counted in
-PRODUCT = 1024  # side of the matrices whose product tells how fast the machine is at the moment
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,10 @@ def cost(folder: Path, device: str, cell: Cell, label: int, seed: int) -> tuple[
     picture = show(pipe, cell, diffuse(pipe, cell, [label], seed=seed))[0]
     memory = max(PAGE, peak_memory(pipe.device) - held)
 
-    product = product_seconds(PRODUCT, PRODUCT, PRODUCT, pipe.device)
+    rate = square_rate(pipe.device)
     seconds = median_seconds(lambda: show(pipe, cell, diffuse(pipe, cell, [label], seed=seed)))
-    product = (product + product_seconds(PRODUCT, PRODUCT, PRODUCT, pipe.device)) / 2
-    figures = {"ms": 1000 * seconds, "memory_mb": memory / 1e6, "product_gflops": 2 * PRODUCT**3 / product / 1e9}
+    rate = (rate + square_rate(pipe.device)) / 2
+    figures = {"ms": 1000 * seconds, "memory_mb": memory / 1e6, "product_gflops": rate / 1e9}
     return figures, to_pil(picture)
 
 
