@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         how = {"consistency": phase.consistency, "decoder_only": phase.decoder_only}
         return loss(images, shape, phase.pixels_in, phase.pixels_out, rng, **how)
 
-    if run.step == 0 and recipe.model.direct and recipe.direct_steps and not args.dry_run:
+    if run.step == 0 and loss.model.direct and recipe.direct_steps and not args.dry_run:
         fit_direct(run, loss_of(DirectAlone(loss.model)), train, recipe.law, size=frame, steps=recipe.direct_steps)
     averaged = R2IR(recipe.model).eval().to(run.accelerator.device)
 
