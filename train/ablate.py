@@ -2,7 +2,7 @@
 
 python train/ablate.py --data PATH [--steps 300] [--denoiser-steps 600] [--only resampler|denoiser]
 
-What is trained is kept in runs/ablations, and the same command goes on; a table goes to a file there.
+What is trained is kept in runs/ablations, and the same command goes on; a table goes to a file there, row by row.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ RESAMPLER = {  # what is changed → settings of mnist_resampler.toml
     "no jitter": ['jitter="none"'],
     "one latent size, 8 x 8": ["law.cells=[8, 8]", "law.skewed=0.0", "law.square=1.0"],
     "square frames only": ["law.square=1.0"],
-    "a penalty on disagreement": ["optimisation.phases.0.consistency=2.0"],
     "half the width": ["model.width=48"],
     "wider feed-forward of a pixel": ["model.pixel_expansion=4"],
     "two decoder blocks": ["model.decoder_blocks=2"],
+    "a penalty on disagreement": ["optimisation.phases.0.consistency=2.0"],
 }
 DENOISER = {  # … of mnist_r2id.toml
     "as shipped": [],
@@ -63,7 +63,7 @@ DENOISER = {  # … of mnist_r2id.toml
 CELLS = ((4, 4), (8, 8), (16, 16))
 LARGE = 256  # pixels a side of the output that is compared with that of the training size
 COUNTED = 128  # pixels a side of the output whose operations are counted
-COMPARED = 40  # images that are
+HELD, COMPARED = 200, 20  # validation images that are decoded, and that are decoded at LARGE
 
 
 def phase(steps: int, **values: object) -> list[str]:
@@ -113,8 +113,11 @@ def cost(pipe: Pipeline) -> float:
 
 
 def resamplers(root: Path, data: str, steps: int) -> Iterator[Table]:
-    held = (load_images(data, "validation", size=32, limit=500).images + 1) / 2
+    held = (load_images(data, "validation", size=32, limit=HELD).images + 1) / 2
     rows = []
+    columns = {"R2IR": "{}"} | {f"MSE {name(cells)}": "{:.4f}" for cells in CELLS}
+    columns |= {f"{LARGE} against 32 (dB)": "{:.1f}", "MFLOP a pixel": "{:.3f}"}
+    title = f"{steps} steps of 32 images each; {HELD} validation images, {COMPARED} for agreement"
     for what, lines in RESAMPLER.items():
         folder = place(root, "resampler", what)
         start = phase(steps, pixels_in=0, pixels_out=256, consistency=0.0)
@@ -129,9 +132,7 @@ def resamplers(root: Path, data: str, steps: int) -> Iterator[Table]:
         if len(rows) == 1:
             edges = agreement(pipe, held[:COMPARED], edges=True)
             rows.append(("edge-aligned coordinates (the same weights)", *errors, edges, cost(pipe) / 1e6))
-    columns = {"R2IR": "{}"} | {f"MSE {name(cells)}": "{:.4f}" for cells in CELLS}
-    columns |= {f"{LARGE} against 32 (dB)": "{:.1f}", "MFLOP a pixel": "{:.3f}"}
-    yield Table(f"{steps} steps of 32 images each; 500 validation images, {COMPARED} for agreement", columns, rows)
+        yield Table(title, columns, rows)
 
 
 def untrained(folder: Path) -> Pipeline:
@@ -148,6 +149,8 @@ def untrained(folder: Path) -> Pipeline:
 def denoisers(root: Path, data: str, steps: int, count: int) -> Iterator[Table]:
     judge, labels_N = load_classifier(CLASSIFIER), torch.arange(count) % 10
     rows = []
+    columns = {"R2ID": "{}"} | {f"read as the label {name(cells)}": "{:.1%}" for cells in CELLS}
+    title = f"{steps} steps, on the latents of the first R2IR; {count} pictures"
     for what, lines in DENOISER.items():
         folder = place(root, "denoiser", what)
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,8 +167,7 @@ def denoisers(root: Path, data: str, steps: int, count: int) -> Iterator[Table]:
             ]
             read.append(accuracy(judge, to_classifier_size(torch.cat(parts) * 2 - 1), labels_N))
         rows.append((what, *read))
-    columns = {"R2ID": "{}"} | {f"read as the label {name(cells)}": "{:.1%}" for cells in CELLS}
-    yield Table(f"{steps} steps, on the latents of the first R2IR; {count} pictures", columns, rows)
+        yield Table(title, columns, rows)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -183,9 +185,9 @@ def main(argv: list[str] | None = None) -> None:
         "denoiser": lambda: denoisers(args.out, args.data, args.denoiser_steps, args.generated),
     }
     for stage in (args.only,) if args.only else tables:
-        for table in tables[stage]():
-            print(table.markdown(), flush=True)
+        for table in tables[stage]():  # one row more each time
             (args.out / f"{stage}.md").write_text(table.markdown() + "\n")
+        print(table.markdown(), flush=True)
 
 
 if __name__ == "__main__":
