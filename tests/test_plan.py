@@ -17,6 +17,7 @@ from train.plan import (
     fitted,
     images_at_once,
     losses_of,
+    memory_terms,
     operation_terms,
     terms_of,
 )
@@ -38,8 +39,11 @@ def recipes():
 
 @pytest.fixture(scope="module")
 def stages(recipes):
+    """Operations are counted. Memory is a known sum: what a process that ran other tests has free, a step this small
+    fits into unseen."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "MEASURED", LOADS)
+        patch.setattr(Stage, "memory", lambda self, load: terms_of(memory_terms, [load], self.grid).sum().item())
         pair = adapted(*recipes, 32)
         made = [Stage(name, loss, grid=True, device=CPU) for name, loss in zip("rd", losses_of(*pair), strict=True)]
         for stage in made:
