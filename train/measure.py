@@ -143,11 +143,11 @@ class Timed:
 
 
 def beside_products(run: Callable[[], object], shapes: Shapes, device: torch.device = CPU) -> Timed:
-    """The median time of a call between two measurements of the products, of which the faster counts. shapes: of the
-    call's own."""
-
-    def rates() -> list[float]:
-        return [square_rate(device), product_rate(shapes, device)]
-
-    before, seconds, after = rates(), median_seconds(run, device), rates()
-    return Timed(seconds, *map(max, before, after))
+    """The median time of a call, repeated like `median_seconds` does, and the medians of what the products took before
+    each. shapes: of the call's own."""
+    seconds_of(run, device)
+    taken, rates = [], []
+    while len(taken) < REPEATS and sum(taken) < ENOUGH:
+        rates.append((square_rate(device), product_rate(shapes, device)))
+        taken.append(seconds_of(run, device))
+    return Timed(statistics.median(taken), *map(statistics.median, zip(*rates, strict=True)))
