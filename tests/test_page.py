@@ -3,7 +3,9 @@
 import re
 import shutil
 import time
+import types
 
+import gradio as gr
 import numpy as np
 import pytest
 from playwright import sync_api
@@ -12,6 +14,7 @@ from r2id import Latent
 from r2id.demo import page as page_module
 from r2id.demo.models import Models
 from r2id.demo.record import Drawing, View, from_dict, to_query
+from r2id.demo.visit import Visit
 from r2id.image import to_pil
 
 pytest_plugins = "browser"
@@ -28,6 +31,21 @@ def test_the_page_opens_with_a_picture_and_asks_no_other_host(visit, url):
     assert "spoilt cannot be used: " in visit.page.inner_text("#faults")
     assert "the latent's 4 × 4 cells" in visit.page.get_attribute("#cells img", "alt")
     assert visit.hosts <= {url.split("/")[2], ""}, visit.hosts  # "": data within the page
+
+
+def test_a_tab_that_is_not_open_is_left_as_it_is(tiny):
+    heard, visit = [], Visit()
+    event = types.SimpleNamespace(label="History", select=lambda fn, *_, **__: heard.append(fn))
+    event.change = event.select
+    page = page_module.Page(None, None, None, event, None, [], [])
+    page.watch(event, lambda visit: visit.tab, [], ["a single output"])
+    opened, renewed = heard
+    assert list(opened(visit)) == [gr.skip()]  # there is no latent; in a list of its own this would be a value
+    visit.take(tiny, Drawing("tiny", "3"), tiny.diffuse(["3"], seed=0))
+    visit.tab = "Models"
+    assert list(renewed(visit)) == [gr.skip()]
+    visit.tab = "History"
+    assert list(renewed(visit)) == list(opened(visit)) == ["History"]
 
 
 def test_one_diffusion_serves_every_size_and_the_last_one_wins(visit):

@@ -117,7 +117,7 @@ class Page:
         while it is open; never without a latent. fn may be a generator. first: the tab that is open at the start."""
 
         def look(visit: Visit, *values):
-            result = fn(visit, *values) if visit.latent is not None else [gr.skip()] * len(outputs)
+            result = fn(visit, *values) if visit.latent is not None else gr.skip()
             if isinstance(result, Iterator):
                 yield from result
             else:
@@ -129,7 +129,7 @@ class Page:
 
         def renewed(visit: Visit, *values):
             if (visit.tab or (first and tab.label)) != tab.label:
-                return (yield [gr.skip()] * len(outputs))
+                return (yield gr.skip())  # of all outputs: in a list, it would be the value of a single one
             with told():
                 yield from look(visit, *values)
 

@@ -60,8 +60,8 @@ def build(page: Page) -> None:
                 halt = gr.Button(STOP, size="sm", scale=0, min_width=120, interactive=False)
             movie = gr.Image(visible=False, format="gif", buttons=[], show_label=False, container=False, width=360)
 
-    def look(visit: Visit) -> list[str]:
-        return ["".join(entry_html(entry, entry.latent is visit.latent) for entry in visit.history)]
+    def look(visit: Visit) -> str:
+        return "".join(entry_html(entry, entry.latent is visit.latent) for entry in visit.history)
 
     def pick(visit: Visit, event: gr.EventData) -> list:
         with told():
