@@ -25,14 +25,14 @@ def build(page: Page) -> None:
             card = gr.Markdown(elem_id="card", container=True)
 
     def look(name: str | None) -> list:
-        """Choices, what is broken, card."""
+        """Choices, what is broken. Never another choice: somebody may have made one since."""
         page.models.scan()
-        name = name if name in page.models.names else None
-        return [gr.Radio(page.models.names, value=name), broken_html(page.models), card_of(name)]
+        names = page.models.names
+        return [gr.Radio(names) if name in names else gr.Radio(names, value=None), broken_html(page.models)]
 
     def card_of(name: str | None) -> str:
         with told():
-            return described(page.models, name) if name else "Choose a model to see its card."
+            return described(page.models, name) if name in page.models.names else "Choose a model to see its card."
 
     def added(hub_id: str) -> list:
         """Choices with the new model chosen; the text box, empty again."""
@@ -41,7 +41,7 @@ def build(page: Page) -> None:
             return [gr.Radio(page.models.names, value=name), ""]
 
     adapt = dict(fn=Events(page).adapted, inputs=[chosen, *page.draw[1:]], outputs=page.draw, **AT_ONCE)
-    tab.select(look, model, [chosen, broken, card], **SLOW)
+    tab.select(look, model, [chosen, broken], **SLOW).then(card_of, chosen, card, **AT_ONCE)
     model.change(None, model, chosen, js="name => name")
     chosen.change(card_of, chosen, card, **AT_ONCE)
     chosen.input(**adapt)
