@@ -112,9 +112,9 @@ class Page:
             visit.take(pipe, drawing, latent, origin=origin, done=done)
         return [visit, *draw_values(drawing, lock, pipe, self.models.names), *view_values(view)]
 
-    def watch(self, tab: gr.Tab, fn: Callable, inputs: Sequence, outputs: Sequence, *, first: bool = False):
+    def watch(self, tab: gr.Tab, fn: Callable, inputs: Sequence, outputs: Sequence):
         """fn(visit, *inputs) → values of outputs, whenever this tab is opened, and whenever another latent has come
-        while it is open; never without a latent. fn may be a generator. first: the tab that is open at the start."""
+        while it is open; never without a latent. fn may be a generator."""
 
         def look(visit: Visit, *values):
             result = fn(visit, *values) if visit.latent is not None else gr.skip()
@@ -128,7 +128,7 @@ class Page:
                 yield from look(visit, *values)
 
         def renewed(visit: Visit, *values):
-            if (visit.tab or (first and tab.label)) != tab.label:
+            if visit.tab != tab.label:
                 return (yield gr.skip())  # of all outputs: in a list, it would be the value of a single one
             with told():
                 yield from look(visit, *values)
