@@ -21,7 +21,7 @@ from PIL import Image
 from r2id import Pipeline
 from r2id.position import grid_positions
 from train import entry, export, train_denoiser, train_resampler
-from train.loop import generator, operations
+from train.loop import operations
 from train.state import load_state, save_state, states
 
 ROOT = Path(__file__).parents[1]
@@ -228,13 +228,13 @@ def test_a_stopped_run_ends_as_one_that_was_not(trained, images, tmp_path, monke
     recipe = write(tmp_path, RESAMPLER if script is train_resampler else DENOISER)
     command = ["--config", recipe, "--data", images, "--out", str(run)]
 
-    def asked(seed, step):
+    def asked(law, seed, step, *part, **how):
         if step == 3:
             signal.raise_signal(signal.SIGTERM)
-        return generator(seed, step)
+        return entry.draw(law, seed, step, *part, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(entry, "generator", asked)
+        patch.setattr(script, "draw", asked)
         script.main(command)
     assert load_state(run / stage).about["step"] == 4
     assert "stopped at step 4, state saved; the same command goes on" in "".join(capfd.readouterr())
@@ -356,6 +356,25 @@ def test_a_phase_of_the_decoder_alone_leaves_latents_as_they_are(trained, images
     assert (before.resample(latent, size=(16, 16)) - after.resample(latent, size=(16, 16))).abs().max() > 1e-3
 
 
+def test_a_run_begins_with_the_exported_weights_that_fit_it(trained, images, tmp_path, capfd):
+    start = ["--data", images, "--out", str(tmp_path / "run"), "--from", str(trained)]
+    still = ["--set", "optimisation.phases=[{steps = 1, rate = [0.0, 0.0], decoder_only = true}]"]
+    narrow = ["--set", "model.pixel_width=8"]
+    train_resampler.main(["--config", write(tmp_path, RESAMPLER), *start, *still, *narrow])
+    train_denoiser.main(["--config", write(tmp_path, DENOISER), *start, *still])
+    told = capfd.readouterr().out
+    assert re.search(r"resampler.safetensors: \d+ tensors are taken; anew: decoder.0", told)
+    assert re.search(r"denoiser.safetensors: \d+ tensors are taken; anew: none", told)
+    export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
+    before, after = (Pipeline.from_pretrained(path, device="cpu") for path in (trained, tmp_path / "weights"))
+    pictures = (digits(16)[0][:4] + 1) / 2
+    assert torch.equal(*(pipe.encode(pictures, latent_size=(4, 4)).tensor for pipe in (before, after)))
+    assert after.config.resampler.pixel_width == 8
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True)
+    )
+
+
 def test_what_is_missing_is_said_in_one_line(images, tmp_path):
     run = str(tmp_path / "run")
     first, second = (["--config", write(tmp_path, text), "--out", run, "--data"] for text in (RESAMPLER, DENOISER))
@@ -369,6 +388,8 @@ def test_what_is_missing_is_said_in_one_line(images, tmp_path):
             call(arguments)
         assert "\n" not in str(caught.value)
     assert not Path(run).exists()
+    with pytest.raises(ValueError, match=r"--from .*none: no resampler.safetensors there; give a folder such as"):
+        train_resampler.main([*first, images, "--from", str(tmp_path / "none")])
 
 
 def test_frames_are_not_padded_without_a_known_background(tmp_path):

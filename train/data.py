@@ -4,7 +4,7 @@ streamed."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -45,6 +45,12 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def to(self, device: torch.device) -> ImageSet:
+        """With images and labels in the device's memory, where they are tensors (IN_MEMORY at most)."""
+        if device.type != "cuda" or not isinstance(self.images, Tensor):
+            return self
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     @property
     def count(self) -> int | None:

@@ -11,8 +11,9 @@ from tqdm import tqdm
 from r2id.position import Positions
 from r2id.resampler import R2IR, local_coefficients, read_direct
 from train.data import ImageSet
+from train.entry import draw
 from train.frames import Law
-from train.loop import Run, generator
+from train.loop import Run
 from train.losses import ResamplerLoss
 
 RATE = 2e-2
@@ -40,13 +41,13 @@ class DirectAlone(nn.Module):
 def fit_direct(run: Run, loss: ResamplerLoss, train: ImageSet, law: Law, *, size: int | None, steps: int) -> float:
     """Trains the direct path that is `loss.model` in place, the same in every process. size: see `Law.draw`. → mean
     square error of the last step."""
-    seed, loss = run.optimisation.seed, loss.to(run.accelerator.device)
+    seed, device = run.optimisation.seed, run.accelerator.device
+    loss = loss.to(device)
     optimiser = torch.optim.Adam(loss.model.parameters(), betas=(0.9, 0.95))
     bar = tqdm(range(steps), "direct path", dynamic_ncols=True, disable=not run.accelerator.is_main_process)
     for step in bar:
         optimiser.param_groups[0]["lr"] = RATE * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        rng = generator(seed, step)
-        shape = law.draw(size, generator=rng)
+        shape, rng = draw(law, seed, step, size=size, device=device)
         value, metrics = loss(train.images[run.batch(step)], shape, 0, POINTS, rng)
         optimiser.zero_grad()
         value.backward()

@@ -15,11 +15,12 @@ import torch
 from torch import Generator, nn
 from tqdm import tqdm
 
+from r2id.checkpoint import load_tensors
 from train.data import ImageSet
-from train.frames import OwnFrames, Shape
-from train.loop import Compute, Phase, Progress, Run, generator, listed, operations
+from train.frames import Law, OwnFrames, Shape
+from train.loop import Compute, Progress, Run, generator, listed, operations
 from train.measure import machine, peak_memory, reset_peak
-from train.recipe import DenoiserRecipe, ResamplerRecipe, law_of
+from train.recipe import DenoiserRecipe, ResamplerRecipe
 
 MEASURED = 3  # steps of each phase, spread over it
 
@@ -40,14 +41,31 @@ def run_of(
     )
 
 
+def start_from(run: Run, weights: str, stage: str) -> None:
+    """Gives a new run, model and averages, the tensors of exported weights that have its names and shapes, and prints
+    which others begin anew. Raises ValueError where there are none of the stage, or none that fit."""
+    path = Path(weights) / f"{stage}.safetensors"
+    if not path.is_file():
+        raise ValueError(f"--from {weights}: no {path.name} there; give a folder such as weights/mnist")
+    own = run.model.state_dict()
+    found = {name: t for name, t in load_tensors(path).items() if name in own and t.shape == own[name].shape}
+    if not found:
+        raise ValueError(f"--from {weights}: no tensor of {path.name} has a name and shape of this recipe's model")
+    run.model.load_state_dict(own | found)
+    for name in found:
+        run.ema[name].copy_(found[name])
+    anew = sorted(own.keys() - found.keys())
+    run.accelerator.print(f"{path}: {len(found)} tensors are taken; anew: {listed(anew) or 'none'}")
+
+
 def draw(
-    recipe: ResamplerRecipe | DenoiserRecipe, phase: Phase, step: int, part: int, size: int | None, *, stride: int = 1
+    law: Law, seed: int, step: int, part: int = 0, *, size: int | None, device: torch.device, stride: int = 1
 ) -> tuple[Shape | OwnFrames, Generator]:
     """A step's shape, for pictures of size × size pixels or (None) of any sizes, and the generator of all else that its
-    part draws: parts have one shape, each its own draws."""
-    rng = generator(recipe.optimisation.seed, step)
-    shape = law_of(recipe, phase).draw(size, generator=rng, stride=stride)
-    return shape, generator(recipe.optimisation.seed, step, part) if part else rng
+    part draws, on the device: parts have one shape, each its own draws."""
+    rng = generator(seed, step)
+    shape = law.draw(size, generator=rng, stride=stride)
+    return shape, rng if part == 0 and device.type == "cpu" else generator(seed, step, part, device)
 
 
 def carry_out(run: Run, compute: Compute, evaluate: Callable[[Progress], str], *, dry: bool) -> None:

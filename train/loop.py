@@ -30,7 +30,7 @@ from train.state import State, load_state, save_state
 if TYPE_CHECKING:
     from train.sources import Stream
 
-COUNTED = 20  # steps: of so many, the operations of one are counted, which slows it
+COUNTED = 50  # steps: of so many, the operations of one are counted, which slows it
 SHOWN = 25  # steps between those whose metrics are read
 TRACKERS = ("tensorboard", "wandb", "none")
 
@@ -124,6 +124,9 @@ class Run:
         unused = DistributedDataParallelKwargs(find_unused_parameters=any(p.decoder_only for p in optimisation.phases))
         self.accelerator = Accelerator(log_with=tracker, project_dir=folder, kwargs_handlers=[unused])
         self.optimisation, self.count, self.stream, self.folder = optimisation, count, stream, folder
+        if self.accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32, where mixed precision leaves float32
+            torch.backends.cuda.enable_cudnn_sdp(False)  # makes a plan for every new shape, and steps differ by theirs
         if optimisation.batch % self.parts or (count is not None and count < self.parts):
             parts = f"{self.accelerator.num_processes} processes x accumulate {optimisation.accumulate}"
             raise ValueError(f"batch {optimisation.batch}, {count} images: must fill {parts} parts of equal size")
@@ -227,6 +230,8 @@ class Run:
 
     def anywhere(self, flag: bool) -> bool:
         """Whether it holds in any of the processes, which agree on it here."""
+        if self.accelerator.num_processes == 1:  # without waiting for the device
+            return flag
         return self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item() > 0
 
     def spend(self, images: int, counter: FlopCounterMode | None, seconds: float) -> None:
@@ -352,5 +357,5 @@ def mix(seed: int, step: int, part: int = 0) -> int:
     return (seed * 1_000_003 + step * 7_919 + part * 2_654_435_761 + 12_345) % (2**63 - 1)
 
 
-def generator(seed: int, step: int, part: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(mix(seed, step, part))
+def generator(seed: int, step: int, part: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(mix(seed, step, part))

@@ -158,10 +158,12 @@ class ResamplerLoss(nn.Module):
         colour_BNC = canvas_BCHW.flatten(2).transpose(1, 2)
         if (exact or self.jitter == "none") and count == 0 and not margin:
             return colour_BNC, grid.to(device)
-        absolute_BN2 = grid.absolute.expand(batch, -1, -1)  # where the generator is, until all is drawn
+        drawn_on = generator.device
+        absolute_BN2 = grid.absolute.to(drawn_on).expand(batch, -1, -1)  # stays there until all is drawn
         if count not in (0, every):
             copies = -(-count // every)
-            drawn_BN = torch.rand(batch, copies * every, generator=generator).topk(count, dim=1).indices % every
+            order_BN = torch.rand(batch, copies * every, generator=generator, device=drawn_on)
+            drawn_BN = order_BN.topk(count, dim=1).indices % every
             absolute_BN2 = absolute_BN2.gather(1, drawn_BN[..., None].expand(-1, -1, 2))
             colour_BNC = colour_BNC.gather(1, drawn_BN[..., None].to(device).expand(-1, -1, channels))
         if self.jitter != "none":
@@ -179,18 +181,20 @@ class ResamplerLoss(nn.Module):
     def whole_pixels(canvas_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Points (B, 5·WHOLE, 2): of each of WHOLE random pixels its centre, then its four Gauss points, whose mean is
         the mean over the pixel of anything up to a cubic."""
-        sides = torch.tensor((canvas_BCHW.shape[3], canvas_BCHW.shape[2]))
-        corner_BW12 = (torch.rand(len(canvas_BCHW), WHOLE, 1, 2, generator=generator) * sides).floor()
+        device = generator.device
+        sides = torch.tensor((canvas_BCHW.shape[3], canvas_BCHW.shape[2]), device=device)
+        corner_BW12 = (torch.rand(len(canvas_BCHW), WHOLE, 1, 2, generator=generator, device=device) * sides).floor()
         gauss = 0.5 / math.sqrt(3)
-        offsets = torch.tensor([(0.0, 0.0), *((x, y) for x in (-gauss, gauss) for y in (-gauss, gauss))])
+        offsets = torch.tensor([(0.0, 0.0), *((x, y) for x in (-gauss, gauss) for y in (-gauss, gauss))], device=device)
         return ((corner_BW12 + 0.5 + offsets) / sides - 0.5).flatten(1, 2).to(canvas_BCHW.device)
 
     @staticmethod
     def around(batch: int, count: int, aspect: float, generator: torch.Generator) -> Tensor:
         """Points (B, N, 2) of the cross that wide and tall outputs show of the frame's plane."""
-        absolute_BN2 = torch.rand(batch, count, 2, generator=generator) - 0.5
+        device = generator.device
+        absolute_BN2 = torch.rand(batch, count, 2, generator=generator, device=device) - 0.5
         reach = 2 * MARGIN_REACH / absolute_BN2.new_tensor(relative_scale(aspect))
-        wide = torch.rand(batch, count, 1, generator=generator) < 0.5
+        wide = torch.rand(batch, count, 1, generator=generator, device=device) < 0.5
         return absolute_BN2 * torch.where(torch.cat((wide, ~wide), dim=-1), reach, 1.0)
 
 
@@ -242,26 +246,27 @@ class DenoiserLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Pictures in [-1, 1], labels (-1: none) → loss, parts of it. Times are stratified over the batch."""
         batch, groups = len(images), shape.groups(images, self.background)
-        t_B = (torch.arange(batch) + torch.rand(batch, generator=generator, dtype=torch.float64)) / batch
+        within_B = torch.rand(batch, generator=generator, dtype=torch.float64, device=generator.device).cpu()
+        t_B = (torch.arange(batch) + within_B) / batch
         return mean_of(groups, (self.of(g, label_B[g.places], t_B[g.places], generator) for g in groups))
 
     def of(
         self, group: Group, label_B: Tensor, t_B: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the pictures of a group, which have one shape of latents."""
-        batch, device = len(group), label_B.device
-        with torch.no_grad():
+        batch, device, drawn_on = len(group), label_B.device, generator.device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             latents = partial(encode, self.resampler) if self.resampler else resize
             latent_BChw = joined([latents(canvas_BCHW, group.cells) for canvas_BCHW in group.canvases])
             x0_BChw = (latent_BChw - self.mean) / self.std
         alpha_bar_B = self.schedule.alpha_bar(t_B, cells=group.cells)
-        noise_BChw = torch.randn(x0_BChw.shape, generator=generator).to(device)
-        dropped_B = (torch.rand(batch, generator=generator) < self.label_dropout).to(device)
+        noise_BChw = torch.randn(x0_BChw.shape, generator=generator, device=drawn_on).to(device)
+        dropped_B = (torch.rand(batch, generator=generator, device=drawn_on) < self.label_dropout).to(device)
         tokens_BND = self.model.condition(one_hot(label_B, self.model.condition.labels, dropped_B=dropped_B))
         positions = self.positions(group, generator)
         inputs = noisy(x0_BChw, noise_BChw, alpha_bar_B), alpha_bar_B.to(device), positions, (tokens_BND,)
         carry = None
-        if self.warm_start and torch.rand((), generator=generator) < self.warm_start:
+        if self.warm_start and torch.rand((), generator=generator, device=drawn_on) < self.warm_start:
             with torch.no_grad():
                 carry = self.model(*inputs).carry
         output = self.model(*inputs, carry)
@@ -277,7 +282,7 @@ class DenoiserLoss(nn.Module):
             return group.positions
         moved = []
         for aspect, count in zip(group.aspects, group.counts, strict=True):
-            absolute_BM2 = grid_positions(group.cells, aspect).absolute.expand(count, -1, -1)
+            absolute_BM2 = grid_positions(group.cells, aspect).absolute.to(generator.device).expand(count, -1, -1)
             moved.append(points(jitter(absolute_BM2, training_pitch(aspect, self.finest), sigma, generator), aspect))
         return batched(moved, group.counts).to(group.canvases[0].device)
 

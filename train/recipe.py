@@ -137,6 +137,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="recipe, a file of train/configs/")
     parser.add_argument("--data", help="Hub id, folder of parquet files or folder of images; default: the recipe's")
+    parser.add_argument("--from", dest="start", metavar="WEIGHTS", help="exported weights that a new run begins with")
     parser.add_argument("--stream", action="store_true", help="read shards while training: sets larger than the disk")
     parser.add_argument("--out", help="folder of the run; default: runs/NAME. Give the same one to resume")
     parser.add_argument(

@@ -19,12 +19,12 @@ from r2id.denoisers import SYSTEMS
 from r2id.image import contact_sheet
 from r2id.resampler import R2IR, R2IRConfig
 from train.data import load_images, stream_images
-from train.entry import carry_out, draw, run_of, script
+from train.entry import carry_out, draw, run_of, script, start_from
 from train.export import build_pipeline
 from train.frames import Law
 from train.loop import generator
 from train.losses import DenoiserLoss, encode
-from train.recipe import DenoiserRecipe, arguments, read_recipe
+from train.recipe import DenoiserRecipe, arguments, law_of, read_recipe
 from train.state import State, load_state
 
 MEASURED = 2_000  # training images that the latents' mean and standard deviation are taken from
@@ -84,10 +84,15 @@ def main(argv: list[str] | None = None) -> None:
         resampler_step=stage_1 and stage_1.about["step"],
     )
 
+    if run.step == 0 and args.start:
+        start_from(run, args.start, "denoiser")
+    seed, device = recipe.optimisation.seed, run.accelerator.device
+    train = train.to(device)
+
     def compute(loss, indices, phase, step, part):
-        shape, rng = draw(recipe, phase, step, part, frame, stride=stride)
+        shape, rng = draw(law_of(recipe, phase), seed, step, part, size=frame, device=device, stride=stride)
         indices = indices[: max(1, cells_a_step // (shape.area * run.parts))]
-        labels = train.labels[indices].to(run.accelerator.device)
+        labels = train.labels[indices].to(device)
         value, metrics = loss(train.images[indices], labels, shape, rng)
         return value, metrics | {"images": len(indices)}
 

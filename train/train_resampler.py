@@ -19,9 +19,9 @@ from r2id.position import grid_positions
 from r2id.resampler import R2IR
 from train.data import load_images, stream_images
 from train.direct import DirectAlone, fit_direct
-from train.entry import carry_out, draw, run_of, script
+from train.entry import carry_out, draw, run_of, script, start_from
 from train.losses import ResamplerLoss, encode
-from train.recipe import ResamplerRecipe, arguments, read_recipe
+from train.recipe import ResamplerRecipe, arguments, law_of, read_recipe
 
 CHECKED = 500  # validation images that are reconstructed at every evaluation
 CHUNK = 100  # of them at once, to bound memory
@@ -54,15 +54,20 @@ def main(argv: list[str] | None = None) -> None:
     frame = None if own else recipe.training_size
     run = run_of(args, recipe, loss, train, folder, model=asdict(recipe.model), data=data)
 
+    seed, device = recipe.optimisation.seed, run.accelerator.device
+    train = train.to(device)
+
     def compute(loss, indices, phase, step, part):
-        shape, rng = draw(recipe, phase, step, part, frame)
+        shape, rng = draw(law_of(recipe, phase), seed, step, part, size=frame, device=device)
         images = train.images[indices]
         how = {"consistency": phase.consistency, "decoder_only": phase.decoder_only}
         return loss(images, shape, phase.pixels_in, phase.pixels_out, rng, **how)
 
-    if run.step == 0 and loss.model.direct and recipe.direct_steps and not args.dry_run:
+    if run.step == 0 and args.start:
+        start_from(run, args.start, "resampler")
+    elif run.step == 0 and loss.model.direct and recipe.direct_steps and not args.dry_run:
         fit_direct(run, loss_of(DirectAlone(loss.model)), train, recipe.law, size=frame, steps=recipe.direct_steps)
-    averaged = R2IR(recipe.model).eval().to(run.accelerator.device)
+    averaged = R2IR(recipe.model).eval().to(device)
 
     def evaluated(progress):
         averaged.load_state_dict(run.ema)
