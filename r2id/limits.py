@@ -28,7 +28,7 @@ MODEL_SIZES = {
     "patch": (1, 256),
     "patches": (1, 256),
     "kernel": (1, 63),
-    **dict.fromkeys(("width", "widths", "interface_width", "latent_width", "noise_width"), (1, 2**14)),
+    **dict.fromkeys(("width", "widths", "interface_width", "latent_width", "noise_width", "pixel_width"), (1, 2**14)),
     "heads": (1, 1024),
     **dict.fromkeys(("expansion", "gated_expansion", "cell_expansion", "pixel_expansion"), (1, 64)),
     **dict.fromkeys(("encoder_blocks", "decoder_blocks", "blocks", "compute_layers"), (1, MAX_BLOCKS)),
@@ -63,8 +63,8 @@ def number(value, name: str, low: float, high: float) -> float:
 def check_model(config) -> None:
     """Raises ValueError for a field of a model's configuration that is out of its range, or octaves out of order."""
     for name, (low, high) in MODEL_SIZES.items():
-        sizes = getattr(config, name, ())
-        for size in sizes if isinstance(sizes, tuple) else (sizes,):
+        sizes = getattr(config, name, None)
+        for size in sizes if isinstance(sizes, tuple) else () if sizes is None else (sizes,):
             whole(size, name, low, high)
     for name, (low, high) in MODEL_NUMBERS.items():
         number(getattr(config, name, low), name, low, high)

@@ -30,7 +30,8 @@ class R2IRConfig:
 
     channels: int = 1  # of the image
     latent_channels: int = 16
-    width: int = 96  # of every token, pixels and cells
+    width: int = 96  # of every token but those of the pixels that are decoded
+    pixel_width: int | None = None  # of these, there are many; None: like the others
     heads: int = 3
     encoder_blocks: int = 2  # cells read the pixels
     decoder_blocks: int = 1  # pixels read the cells
@@ -48,11 +49,16 @@ class R2IRConfig:
 
     def __post_init__(self):
         check_model(self)
-        check_heads(self.heads, width=self.width)
+        check_heads(self.heads, width=self.width, pixel_width=self.of_pixel)
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention {self.attention!r}: must be one of {', '.join(ATTENTIONS)}")
         if self.cell_blocks > self.encoder_blocks:
             raise ValueError(f"cell_blocks {self.cell_blocks}: must be 0…{self.encoder_blocks}, the encoder_blocks")
+
+    @property
+    def of_pixel(self) -> int:
+        """Width of the token of a pixel that is decoded."""
+        return self.width if self.pixel_width is None else self.pixel_width
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class R2IR(nn.Module):
     def __init__(self, config: R2IRConfig):
         super().__init__()
         self.config = config
-        width = config.width
+        width, narrow = config.width, config.of_pixel
         shared = {"heads": config.heads, "attention": config.attention, "dropout": config.dropout}
 
         # encode: pixels (colour ⊕ position) are read by cells (position, local coefficients)
@@ -101,16 +107,16 @@ class R2IR(nn.Module):
             for _ in range(config.cell_blocks)
         )
         self.cell_norm = nn.LayerNorm(width)
-        self.pixel_query_position = PositionEmbedding(width, config.octaves)
+        self.pixel_query_position = PositionEmbedding(narrow, config.octaves)
         if config.local:
-            self.local_out = nn.Linear(width, basis**2 + width)
-            self.pixel_local = nn.Linear(basis**2, width)
+            self.local_out = nn.Linear(width, basis**2 + narrow)
+            self.pixel_local = nn.Linear(basis**2, narrow)
+        crossing = {"crossing": True, "selfing": False, "context_width": width}
         self.decoder = nn.ModuleList(
-            Block(width, expansion=config.pixel_expansion, crossing=True, selfing=False, **shared)
-            for _ in range(config.decoder_blocks)
+            Block(narrow, expansion=config.pixel_expansion, **crossing, **shared) for _ in range(config.decoder_blocks)
         )
-        self.image_norm = nn.LayerNorm(width)
-        self.image_out = nn.Linear(width, config.channels)
+        self.image_norm = nn.LayerNorm(narrow)
+        self.image_out = nn.Linear(narrow, config.channels)
         self.direct = DirectPath(config) if config.local and config.direct else None
         if self.direct:  # what the rest adds to it begins small
             for last in (self.latent_out, self.image_out):

@@ -1,8 +1,9 @@
 """What each choice is worth, at a small budget: trains the shipped recipes with one thing changed at a time.
 
-python train/ablate.py --data PATH [--steps 300] [--denoiser-steps 600] [--only resampler|denoiser]
+python train/ablate.py --data PATH [--steps 300] [--denoiser-steps 600] [--only resampler|denoiser [--set KEY=VALUE]]
 
-What is trained is kept in runs/ablations, and the same command goes on; a table goes to a file there, row by row.
+Batches are small ones, for CPUs. What is trained is kept in runs/ablations, and the same command goes on; a table goes
+to a file there, row by row.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ RESAMPLER = {  # what is changed → settings of mnist_resampler.toml
     "no jitter": ['jitter="none"'],
     "one latent size, 8 x 8": ["law.cells=[8, 8]", "law.skewed=0.0", "law.square=1.0"],
     "square frames only": ["law.square=1.0"],
-    "half the width": ["model.width=48"],
+    "pixels as wide as cells": ["model.pixel_width=96"],
     "wider feed-forward of a pixel": ["model.pixel_expansion=4"],
     "two decoder blocks": ["model.decoder_blocks=2"],
     "a penalty on disagreement": ["optimisation.phases.0.consistency=2.0"],
@@ -59,6 +60,10 @@ DENOISER = {  # … of mnist_r2id.toml
     "square frames only": ["law.square=1.0"],
     "a deviation for every channel": ['deviation="channel"'],
     "as much noise for every size": ["schedule.shift_power=0.0", "schedule.input_scale=0.5"],
+}
+SMALL = {  # batches instead of those of the recipes
+    "resampler": ["optimisation.batch=32"],
+    "denoiser": ["optimisation.batch=48", "cells_a_step=3072"],
 }
 CELLS = ((4, 4), (8, 8), (16, 16))
 LARGE = 256  # pixels a side of the output that is compared with that of the training size
@@ -112,16 +117,16 @@ def cost(pipe: Pipeline) -> float:
     return counter.get_total_flops() / COUNTED**2
 
 
-def resamplers(root: Path, data: str, steps: int) -> Iterator[Table]:
+def resamplers(root: Path, data: str, steps: int, lines: list[str]) -> Iterator[Table]:
     held = (load_images(data, "validation", size=32, limit=HELD).images + 1) / 2
     rows = []
     columns = {"R2IR": "{}"} | {f"MSE {name(cells)}": "{:.4f}" for cells in CELLS}
     columns |= {f"{LARGE} against 32 (dB)": "{:.1f}", "MFLOP a pixel": "{:.3f}"}
     title = f"{steps} steps of 32 images each; {HELD} validation images, {COMPARED} for agreement"
-    for what, lines in RESAMPLER.items():
+    for what, changed in RESAMPLER.items():
         folder = place(root, "resampler", what)
         start = phase(steps, pixels_in=0, pixels_out=256, consistency=0.0)
-        train(train_resampler.main, "mnist_resampler.toml", folder, data, start + lines)
+        train(train_resampler.main, "mnist_resampler.toml", folder, data, start + lines + changed)
         pipe = untrained(folder)
         errors = []
         for cells in CELLS:
@@ -146,17 +151,17 @@ def untrained(folder: Path) -> Pipeline:
     return build_pipeline(stage_1, about, SYSTEMS[recipe.system][1](config).state_dict())
 
 
-def denoisers(root: Path, data: str, steps: int, count: int) -> Iterator[Table]:
+def denoisers(root: Path, data: str, steps: int, count: int, run: Path, lines: list[str]) -> Iterator[Table]:
     judge, labels_N = load_classifier(CLASSIFIER), torch.arange(count) % 10
     rows = []
     columns = {"R2ID": "{}"} | {f"read as the label {name(cells)}": "{:.1%}" for cells in CELLS}
-    title = f"{steps} steps, on the latents of the first R2IR; {count} pictures"
-    for what, lines in DENOISER.items():
+    title = f"{steps} steps, on the latents of {run}; {count} pictures"
+    for what, changed in DENOISER.items():
         folder = place(root, "denoiser", what)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "resampler").exists():
-            (folder / "resampler").symlink_to((place(root, "resampler", "as shipped") / "resampler").resolve())
-        train(train_denoiser.main, "mnist_r2id.toml", folder, data, phase(steps) + lines)
+            (folder / "resampler").symlink_to((run / "resampler").resolve())
+        train(train_denoiser.main, "mnist_r2id.toml", folder, data, phase(steps) + lines + changed)
         state = load_state(folder / "denoiser")
         pipe = build_pipeline(load_state(folder / "resampler"), state.about, state.part("ema"))
         read = []
@@ -177,12 +182,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--denoiser-steps", type=int, default=600, help="of a denoiser (default: %(default)s)")
     parser.add_argument("--generated", type=int, default=300, help="pictures to judge (default: %(default)s)")
     parser.add_argument("--only", choices=("resampler", "denoiser"), help="one of the two tables")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="with --only: for every row")
+    parser.add_argument("--run", type=Path, help="whose R2IR the denoisers get (default: the first of its table)")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.set and not args.only:
+        raise ValueError("--set: goes with --only, the two recipes have settings of their own")
     keep_freed()
+    run, small = args.run or place(args.out, "resampler", "as shipped"), {k: v + args.set for k, v in SMALL.items()}
     tables = {
-        "resampler": lambda: resamplers(args.out, args.data, args.steps),
-        "denoiser": lambda: denoisers(args.out, args.data, args.denoiser_steps, args.generated),
+        "resampler": lambda: resamplers(args.out, args.data, args.steps, small["resampler"]),
+        "denoiser": lambda: denoisers(args.out, args.data, args.denoiser_steps, args.generated, run, small["denoiser"]),
     }
     for stage in (args.only,) if args.only else tables:
         for table in tables[stage]():  # one row more each time
