@@ -55,8 +55,7 @@ from r2id.position import (
 from r2id.resampler import R2IR, Memory
 from r2id.sampler import sample
 
-TILE_POINTS = {"cpu": 2**16, "other": 2**18}  # decoded at once, over the batch: bounds memory
-TOGETHER = 2**13  # of them through the decoder's blocks at once on a CPU: fits its cache
+TILE_POINTS = {"cpu": 2**15, "other": 2**18}  # decoded at once, over the batch: bounds memory
 MAX_POINTS = 2**17  # decoded at once where a single pixel is the mean of many
 CACHED = 4  # latents whose memory is kept
 
@@ -251,9 +250,8 @@ class Pipeline:
         window = window.finer((across, down))
         pitch = training_pitch(latent.aspect, self.config.training_size)
         spread = footprint(latent.aspect, pitch, self.config.resampler.footprint)
-        cpu = self.resampler_device.type == "cpu"
-        budget = TILE_POINTS["cpu" if cpu else "other"] // (len(latent) * across * down)
-        together = TOGETHER if cpu else None
+        on = "cpu" if self.resampler_device.type == "cpu" else "other"
+        budget = TILE_POINTS[on] // (len(latent) * across * down)
 
         @torch.no_grad()
         def tiles():
@@ -263,7 +261,7 @@ class Pipeline:
                     range(top * down, bottom * down), range(left * across, right * across), spread=spread
                 )
                 pixels = pixels.to(self.resampler_device)
-                colour_BNC = self.resampler.decode(memory, pixels, together=together).clamp(-1, 1)
+                colour_BNC = self.resampler.decode(memory, pixels).clamp(-1, 1)
                 tile = colour_BNC.transpose(1, 2).unflatten(2, pixels.grid)
                 if (across, down) != (1, 1):
                     tile = F.avg_pool2d(tile, (down, across))

@@ -151,9 +151,8 @@ class R2IR(nn.Module):
         direct_BhwCij = self.direct.memory(latent_BMc, cells) if self.direct else None
         return Memory([block.cross.memory(cell_BMD) for block in self.decoder], local_BhwZ, direct_BhwCij)
 
-    def decode(self, memory: Memory, pixels: Positions, *, together: int | None = None) -> Tensor:
-        """Colours (B, N, C), about [-1, 1], at `pixels`. together: rows, over the batch, that pass the blocks at once:
-        what a cache holds; None for all."""
+    def decode(self, memory: Memory, pixels: Positions) -> Tensor:
+        """Colours (B, N, C), about [-1, 1], at `pixels`."""
         x_D, y_D = self.pixel_query_position.terms(pixels)
         if not (self.config.local and pixels.framed):
             pixel_BND = flat(x_D + y_D, pixels).expand(len(memory.attention[0][0]), -1, -1)
@@ -161,17 +160,12 @@ class R2IR(nn.Module):
             pixel_BND = read_grid(memory.local_BhwZ, pixels, self.basis, self.pixel_local, x_D[0], y_D[:, 0])
         else:
             pixel_BND = x_D + y_D + read_points(memory.local_BhwZ, pixels, self.basis, self.pixel_local)
-        count = max(1, together // len(pixel_BND)) if together else pixel_BND.shape[1]
-        parts = [self.colours(part, memory) for part in pixel_BND.split(count, dim=1)]
-        colour_BNC = torch.cat(parts, dim=1)
+        for block, attended in zip(self.decoder, memory.attention, strict=True):
+            pixel_BND = block(pixel_BND, attended)
+        colour_BNC = self.image_out(self.image_norm(pixel_BND))
         if self.direct and pixels.framed:
             colour_BNC = colour_BNC + read_direct(memory.direct_BhwCij, pixels, self.basis)
         return colour_BNC
-
-    def colours(self, pixel_BND: Tensor, memory: Memory) -> Tensor:
-        for block, attended in zip(self.decoder, memory.attention, strict=True):
-            pixel_BND = block(pixel_BND, attended)
-        return self.image_out(self.image_norm(pixel_BND))
 
 
 class DirectPath(nn.Module):

@@ -179,13 +179,6 @@ def test_tiles_stay_within_the_budget(tiny, latent, monkeypatch):
     assert max(colour_BNC.shape[:2].numel() for colour_BNC in points) <= 200
 
 
-@pytest.mark.parametrize("together", [1, 7, 2**13])
-def test_rows_may_pass_the_blocks_in_parts(tiny, latent, monkeypatch, together):
-    whole = tiny.resample(latent, size=(9, 13))
-    monkeypatch.setattr(pipeline, "TOGETHER", together)
-    close(tiny.resample(latent, size=(9, 13)), whole)
-
-
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("size", [(16, 32), (64, 24), (8, 8)])
 def test_a_region_is_the_crop(tiny, latent, size, fit):
