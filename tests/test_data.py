@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -353,11 +355,20 @@ def test_a_stream_passes_over_images_that_cannot_be_read(tmp_path, small):
         assert not set(BROKEN) & set(holds(train, 63))
 
 
+def tars_open(folder: Path) -> list[Path]:
+    held = (path.resolve() for path in Path("/proc/self/fd").glob("*"))
+    return [path for path in held if path.is_relative_to(folder) and path.suffix == ".tar"]
+
+
 def test_what_cannot_be_streamed_is_said_in_one_line(tmp_path, small):
     def refused(name: str, split: str = "train") -> str:
         with pytest.raises(ValueError) as error:
             stream_images(str(tmp_path / name), split, size=4).images[:COUNT]
         assert "\n" not in str(error.value)
+        until = time.monotonic() + 5  # what reads ahead ends too
+        while tars_open(tmp_path) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not tars_open(tmp_path)
         return str(error.value)
 
     save_files(tmp_path / "images", FILES)

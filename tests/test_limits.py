@@ -18,6 +18,7 @@ CONFIGS = {"resampler": R2IRConfig, **{name: config_type for name, (config_type,
 NO_NUMBER = [True, "3", None, [], [3], {}, [[[]]]]
 BAD = {  # type of a field → values that none of that type may have
     int: [-1, 2**31, 2**63, 10**30, 1.0, float("nan"), *NO_NUMBER],
+    int | None: [-1, 0, 2**31, 1.0, float("nan"), *(value for value in NO_NUMBER if value is not None)],
     float: [-0.5, 1e9, 10**400, float("nan"), float("inf"), -float("inf"), *NO_NUMBER],
     str: ["", "other", "x\n" * 99, 3, True, None, ["v"]],
     bool: [0, 1, 0.5, "true", None, [True]],

@@ -8,6 +8,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -230,10 +231,10 @@ class Stream:
             for turn in range(first, len(order)):
                 done = max(done, 0 if order[turn] else self.skip)
                 where = f"{self.data}: shard {order[turn]}"
-                cells = cells_of(self.shards[order[turn]].skip(done), where)
-                for entry in rows_of(cells, self.layout, self.index, where, first=done):
-                    done, found = done + 1, True
-                    yield (epoch, turn, done), entry
+                with closing(cells_of(self.shards[order[turn]].skip(done), where)) as cells:  # and its file
+                    for entry in rows_of(cells, self.layout, self.index, where, first=done):
+                        done, found = done + 1, True
+                        yield (epoch, turn, done), entry
                 done = 0
             if not found:
                 raise ValueError(f"{self.data}: no rows after the first {self.skip:,}, too few; do not stream")
