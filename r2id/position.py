@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,13 @@ class Positions:
         return tuple(p[..., :1, :, 0] for p in both), tuple(p[..., :1, 1] for p in both)
 
     def to(self, device: torch.device | str) -> Positions:
-        return Positions(self.absolute.to(device), self.relative.to(device), self.grid, self.spread, self.framed)
+        return replace(self, absolute=self.absolute.to(device), relative=self.relative.to(device))
+
+    def repeat(self, count: int) -> Positions:
+        """The rows of a batch so many times over; what all rows share stays as it is."""
+        if self.absolute.ndim == 2:
+            return self
+        return replace(self, absolute=self.absolute.repeat(count, 1, 1), relative=self.relative.repeat(count, 1, 1))
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ class Oracle(nn.Module):
         return Denoised(prediction[None], carry=len(self.carries), pyramid=self.pyramid)
 
 
-def denoiser_loss(objective="v", *, label_dropout=0.0, schedule=Schedule()) -> DenoiserLoss:  # noqa: B008
+def denoiser_loss(objective="v", *, label_dropout=0.0, schedule=Schedule(), draws=1) -> DenoiserLoss:  # noqa: B008
     torch.manual_seed(0)
     return DenoiserLoss(
         Oracle(objective, jitter=0.0),
@@ -232,6 +232,7 @@ def denoiser_loss(objective="v", *, label_dropout=0.0, schedule=Schedule()) -> D
         latent_std=(0.5, 0.25, 2.0),
         label_dropout=label_dropout,
         finest=5,
+        draws=draws,
     )
 
 
@@ -275,6 +276,20 @@ def test_times_are_stratified_and_shifted_by_the_cells():
     assert (seen.alpha_bar <= edges[:-1]).all() and (seen.alpha_bar >= edges[1:]).all()  # one time an eighth
     assert seen.positions.grid == WIDE.cells
     assert torch.equal(seen.positions.relative, grid_positions(WIDE.cells, WIDE.aspect).relative)
+
+
+def test_each_picture_is_encoded_once_and_drawn_at_times_far_apart():
+    loss, images, labels = denoiser_loss(draws=4), pictures(count=8), torch.arange(8)
+    x0, encoded = latents(loss, images, WIDE), []
+    loss.model.x0 = x0.repeat(4, 1, 1, 1)
+    loss.resampler.latent_out.register_forward_hook(lambda *call: encoded.append(len(call[2])))
+    error, _ = loss(images, labels, WIDE, rng())
+    assert error < 1e-6 and encoded == [8]
+    seen = loss.model.seen
+    assert torch.equal(seen.tokens, loss.model.condition.table[labels].repeat(4, 1, 1))
+    assert torch.equal(seen.alpha_bar, seen.alpha_bar.sort(descending=True).values)  # an eighth of a fourth each
+    noise = noise_from(loss.model.x0, seen.noisy, seen.alpha_bar).unflatten(0, (4, 8))
+    assert noise[0].sub(noise[1]).abs().mean() > 0.5
 
 
 def test_dropped_and_missing_labels_are_the_null_condition():

@@ -230,12 +230,14 @@ class DenoiserLoss(nn.Module):
         label_dropout: float,
         finest: int,
         warm_start: float = 0.0,
+        draws: int = 1,
     ):
         """finest: cells on the short side of the training grid whose pitch the model's jitter is measured in.
-        warm_start: share of the steps that begin from the carry of a pass without gradient."""
+        warm_start: share of the steps that begin from the carry of a pass without gradient.
+        draws: of time and noise for each picture of a step, which is encoded once."""
         super().__init__()
         self.model, self.schedule, self.label_dropout = model, schedule, label_dropout
-        self.finest, self.warm_start = finest, warm_start
+        self.finest, self.warm_start, self.draws = finest, warm_start, draws
         self.resampler = resampler and resampler.requires_grad_(False).eval()
         self.register_buffer("background", torch.tensor(background) * 2 - 1, persistent=False)
         self.register_buffer("mean", torch.tensor(latent_mean).view(-1, 1, 1), persistent=False)
@@ -244,26 +246,27 @@ class DenoiserLoss(nn.Module):
     def forward(
         self, images: Tensor | list[Tensor], label_B: Tensor, shape: Shape | OwnFrames, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures in [-1, 1], labels (-1: none) → loss, parts of it. Times are stratified over the batch."""
-        batch, groups = len(images), shape.groups(images, self.background)
-        within_B = torch.rand(batch, generator=generator, dtype=torch.float64, device=generator.device).cpu()
-        t_B = (torch.arange(batch) + within_B) / batch
-        return mean_of(groups, (self.of(g, label_B[g.places], t_B[g.places], generator) for g in groups))
+        """Pictures in [-1, 1], labels (-1: none) → loss, parts of it. Times are stratified over all draws, and
+        those of one picture lie far apart."""
+        count, groups = self.draws * len(images), shape.groups(images, self.background)
+        within = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device).cpu()
+        t_RB = ((torch.arange(count) + within) / count).view(self.draws, -1)
+        return mean_of(groups, (self.of(g, label_B[g.places], t_RB[:, g.places], generator) for g in groups))
 
     def of(
-        self, group: Group, label_B: Tensor, t_B: Tensor, generator: torch.Generator
+        self, group: Group, label_B: Tensor, t_RB: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the pictures of a group, which have one shape of latents."""
-        batch, device, drawn_on = len(group), label_B.device, generator.device
+        """Of the pictures of a group, which have one shape of latents; rows are their first draws, then the second."""
+        t_B, label_B, device, drawn_on = t_RB.flatten(), label_B.repeat(self.draws), label_B.device, generator.device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             latents = partial(encode, self.resampler) if self.resampler else resize
             latent_BChw = joined([latents(canvas_BCHW, group.cells) for canvas_BCHW in group.canvases])
-            x0_BChw = (latent_BChw - self.mean) / self.std
+            x0_BChw = ((latent_BChw - self.mean) / self.std).repeat(self.draws, 1, 1, 1)
         alpha_bar_B = self.schedule.alpha_bar(t_B, cells=group.cells)
         noise_BChw = torch.randn(x0_BChw.shape, generator=generator, device=drawn_on).to(device)
-        dropped_B = (torch.rand(batch, generator=generator, device=drawn_on) < self.label_dropout).to(device)
+        dropped_B = (torch.rand(len(t_B), generator=generator, device=drawn_on) < self.label_dropout).to(device)
         tokens_BND = self.model.condition(one_hot(label_B, self.model.condition.labels, dropped_B=dropped_B))
-        positions = self.positions(group, generator)
+        positions = self.positions(group, generator).repeat(self.draws)
         inputs = noisy(x0_BChw, noise_BChw, alpha_bar_B), alpha_bar_B.to(device), positions, (tokens_BND,)
         carry = None
         if self.warm_start and torch.rand((), generator=generator, device=drawn_on) < self.warm_start:

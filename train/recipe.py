@@ -57,7 +57,9 @@ class DenoiserRecipe:
     label_dropout: float = 0.12
     deviation: str = "channel"  # that latents are divided by: each channel's own, or "shared" by all
     warm_start: float = 0.0  # share of the steps that begin from the carry of a pass without gradient
-    # Large latents take fewer images a step than `batch`, so that they cost no more. None: a batch at the default size.
+    draws: int = 1  # of time and noise for each image of a step, which is encoded once for all of them
+    # Of all draws. Large latents take fewer images a step than `batch`, so that they cost no more. None: a batch at the
+    # default size.
     cells_a_step: int | None = None
     law: Law | None = None  # None: any latent size, or in pixel space the square training picture alone
     schedule: Schedule = field(default_factory=Schedule)
@@ -73,6 +75,8 @@ class DenoiserRecipe:
             object.__setattr__(self, "model", from_dict(SYSTEMS[self.system][0], self.model, "model"))
         if self.pixels != (self.training_size is not None):
             raise ValueError(f"training_size {self.training_size}: give it with pixels = true, and only then")
+        if self.draws < 1:
+            raise ValueError(f"draws {self.draws}: must be 1 or more")
         if not 0 <= self.warm_start <= 1:
             raise ValueError(f"warm_start {self.warm_start}: must be 0…1")
         if self.law is None:

@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
             std = (math.hypot(*std) / math.sqrt(len(std)),) * len(std)
     model_config = replace(recipe.model, latent_channels=len(mean), labels=len(train.names))
     stride = model_config.stride
-    cells_a_step = recipe.cells_a_step or recipe.optimisation.batch * math.prod(recipe.defaults.latent_size)
+    usual = recipe.optimisation.batch * math.prod(recipe.defaults.latent_size)
+    cells = (recipe.cells_a_step or usual * recipe.draws) // recipe.draws
 
     torch.manual_seed(recipe.optimisation.seed)
     loss = DenoiserLoss(
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         label_dropout=recipe.label_dropout,
         finest=recipe.law.cells[1],
         warm_start=recipe.warm_start,
+        draws=recipe.draws,
     )
     run = run_of(
         args,
@@ -91,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def compute(loss, indices, phase, step, part):
         shape, rng = draw(law_of(recipe, phase), seed, step, part, size=frame, device=device, stride=stride)
-        indices = indices[: max(1, cells_a_step // (shape.area * run.parts))]
+        indices = indices[: max(1, cells // (shape.area * run.parts))]
         labels = train.labels[indices].to(device)
         value, metrics = loss(train.images[indices], labels, shape, rng)
         return value, metrics | {"images": len(indices)}
