@@ -29,7 +29,7 @@ MODEL_SIZES = {
     "patches": (1, 256),
     "kernel": (1, 63),
     **dict.fromkeys(("width", "widths", "interface_width", "latent_width", "noise_width", "pixel_width"), (1, 2**14)),
-    "heads": (1, 1024),
+    **dict.fromkeys(("heads", "pixel_heads"), (1, 1024)),
     **dict.fromkeys(("expansion", "gated_expansion", "cell_expansion", "pixel_expansion"), (1, 64)),
     **dict.fromkeys(("encoder_blocks", "decoder_blocks", "blocks", "compute_layers"), (1, MAX_BLOCKS)),
     "cell_blocks": (0, MAX_BLOCKS),

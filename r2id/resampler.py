@@ -33,6 +33,7 @@ class R2IRConfig:
     width: int = 96  # of every token but those of the pixels that are decoded
     pixel_width: int | None = None  # of these, there are many; None: like the others
     heads: int = 3
+    pixel_heads: int | None = None  # of the pixels that are decoded; None: as many
     encoder_blocks: int = 2  # cells read the pixels
     decoder_blocks: int = 1  # pixels read the cells
     cell_blocks: int = 1  # self-attention among cells, in the last so many encoder blocks and before decoding
@@ -49,7 +50,8 @@ class R2IRConfig:
 
     def __post_init__(self):
         check_model(self)
-        check_heads(self.heads, width=self.width, pixel_width=self.of_pixel)
+        check_heads(self.heads, width=self.width)
+        check_heads(self.heads_of_pixel, pixel_width=self.of_pixel)
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention {self.attention!r}: must be one of {', '.join(ATTENTIONS)}")
         if self.cell_blocks > self.encoder_blocks:
@@ -59,6 +61,10 @@ class R2IRConfig:
     def of_pixel(self) -> int:
         """Width of the token of a pixel that is decoded."""
         return self.width if self.pixel_width is None else self.pixel_width
+
+    @property
+    def heads_of_pixel(self) -> int:
+        return self.heads if self.pixel_heads is None else self.pixel_heads
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,9 @@ class R2IR(nn.Module):
         super().__init__()
         self.config = config
         width, narrow = config.width, config.of_pixel
-        shared = {"heads": config.heads, "attention": config.attention, "dropout": config.dropout}
+        shared = {"attention": config.attention, "dropout": config.dropout}
+        of_cells = {"heads": config.heads, "expansion": config.cell_expansion, **shared}
+        of_pixels = {"heads": config.heads_of_pixel, "expansion": config.pixel_expansion, **shared}
 
         # encode: pixels (colour ⊕ position) are read by cells (position, local coefficients)
         self.pixel_in = nn.Linear(config.channels, width)
@@ -87,13 +95,7 @@ class R2IR(nn.Module):
             basis = self.basis.size
             self.cell_local = nn.Linear(basis**2 * config.channels, width)
         self.encoder = nn.ModuleList(
-            Block(
-                width,
-                expansion=config.cell_expansion,
-                crossing=True,
-                selfing=i >= config.encoder_blocks - config.cell_blocks,
-                **shared,
-            )
+            Block(width, crossing=True, selfing=i >= config.encoder_blocks - config.cell_blocks, **of_cells)
             for i in range(config.encoder_blocks)
         )
         self.latent_norm = nn.LayerNorm(width)
@@ -103,17 +105,16 @@ class R2IR(nn.Module):
         self.cell_in = nn.Linear(config.latent_channels, width)
         self.cell_position = PositionEmbedding(width, config.octaves)
         self.cell_blocks = nn.ModuleList(
-            Block(width, expansion=config.cell_expansion, crossing=False, selfing=True, **shared)
-            for _ in range(config.cell_blocks)
+            Block(width, crossing=False, selfing=True, **of_cells) for _ in range(config.cell_blocks)
         )
         self.cell_norm = nn.LayerNorm(width)
         self.pixel_query_position = PositionEmbedding(narrow, config.octaves)
         if config.local:
             self.local_out = nn.Linear(width, basis**2 + narrow)
             self.pixel_local = nn.Linear(basis**2, narrow)
-        crossing = {"crossing": True, "selfing": False, "context_width": width}
         self.decoder = nn.ModuleList(
-            Block(narrow, expansion=config.pixel_expansion, **crossing, **shared) for _ in range(config.decoder_blocks)
+            Block(narrow, crossing=True, selfing=False, context_width=width, **of_pixels)
+            for _ in range(config.decoder_blocks)
         )
         self.image_norm = nn.LayerNorm(narrow)
         self.image_out = nn.Linear(narrow, config.channels)

@@ -25,7 +25,7 @@ VARIANTS = {
     "linear": replace(TINY, attention="linear"),
     "published": replace(TINY, local=False, cell_blocks=0, attention="linear"),
     "deep": replace(TINY, encoder_blocks=3, decoder_blocks=2, cell_blocks=2),
-    "narrow": replace(TINY, pixel_width=8, decoder_blocks=2),
+    "narrow": replace(TINY, pixel_width=8, pixel_heads=1, decoder_blocks=2),
     "fine": replace(TINY, harmonics=6, turn=0.5),
 }
 QUARTERS = LocalBasis(TINY)  # four harmonics of a quarter turn a cell
