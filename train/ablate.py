@@ -47,6 +47,7 @@ RESAMPLER = {  # what is changed → settings of mnist_resampler.toml
     "one latent size, 8 x 8": ["law.cells=[8, 8]", "law.skewed=0.0", "law.square=1.0"],
     "square frames only": ["law.square=1.0"],
     "pixels as wide as cells": ["model.pixel_width=96"],
+    "four heads of a pixel": ["model.pixel_heads=4"],
     "wider feed-forward of a pixel": ["model.pixel_expansion=4"],
     "two decoder blocks": ["model.decoder_blocks=2"],
     "a penalty on disagreement": ["optimisation.phases.0.consistency=2.0"],
