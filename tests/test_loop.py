@@ -23,13 +23,27 @@ SMALL = Optimisation(
 )
 
 
+class Blocks(nn.ModuleList):
+    """One after another, as models hold theirs."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        for block in self:
+            rows = block(rows)
+        return rows
+
+
+class Layer(nn.Linear):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().forward(rows).tanh()
+
+
 class SmallLoss(nn.Module):
     """Regression of a fixed function of noisy rows: dropout and noise as well, so all kinds of randomness occur."""
 
     def __init__(self, *, dropout: float = 0.3, noise: float = 0.01, width: int = 16):
         super().__init__()
         self.noise = noise
-        self.model = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 1))
+        self.model = Blocks((Layer(4, width), nn.Dropout(dropout), nn.Linear(width, 1)))
 
     def forward(self, rows: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         noisy = rows + self.noise * torch.randn(rows.shape, generator=rng)
@@ -349,7 +363,7 @@ def test_a_compiled_step_is_the_same_step(tmp_path, monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled(module, backend=eagerly))
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **how: compiled(module, **how, backend=eagerly))
     short = replace(SMALL, phases=(Phase(steps=3, rate=(0.02, 0.01)),))
     train(small(tmp_path / "plain", short, **EXACT))
     assert not graphs

@@ -30,7 +30,7 @@ from train.state import State, load_state, save_state
 if TYPE_CHECKING:
     from train.sources import Stream
 
-COUNTED = 50  # steps: of so many, the operations of one are counted, which slows it
+COUNTED = 200  # steps: of so many, the operations of one are counted, which slows it
 SHOWN = 25  # steps between those whose metrics are read
 TRACKERS = ("tensorboard", "wandb", "none")
 
@@ -59,7 +59,7 @@ class Optimisation:
     phases: tuple[Phase, ...]
     batch: int = 48  # images a step, over all processes
     accumulate: int = 1  # parts, one after another, of each process's share: less memory, the same step
-    compile: bool = False  # by torch.compile, which takes minutes for each of the first shapes
+    compile: bool = False  # the model's blocks, by torch.compile, once for all shapes; that takes a minute
     seed: int = 0
     warmup: int = 100  # steps over which the rate rises from 0
     weight_decay: float = 0.01
@@ -136,7 +136,9 @@ class Run:
         self.about = json.loads(json.dumps(about))  # as it reads back
         model = loss.model
         if optimisation.compile:
-            loss.compile()
+            for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+                for block in blocks:
+                    block.compile(dynamic=True)
         optimiser = torch.optim.AdamW(
             model.parameters(), betas=(0.9, optimisation.beta2), weight_decay=optimisation.weight_decay, fused=True
         )
@@ -144,6 +146,8 @@ class Run:
         self.model = self.accelerator.unwrap_model(self.loss).model
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.step = 0
+        self.order: tuple[int | None, Tensor | None] = None, None  # of an epoch's images
+        self.last: tuple[Tensor, Tensor] | None = None  # loss and gradient norm of the last step
         self.spent: dict[str, float] | None = {"images": 0, "steps": 0, "operations": 0.0, "seconds": 0.0}
         self.changed: list[str] = []  # what differs from the state that was resumed: "key: old → new"
         if folder:
@@ -161,8 +165,9 @@ class Run:
             return torch.arange(self.optimisation.batch) + step * self.optimisation.batch
         size = min(self.optimisation.batch, self.count) // self.parts * self.parts
         epoch, place = divmod(step, self.count // size)
-        order = torch.randperm(self.count, generator=generator(self.optimisation.seed, -1 - epoch))
-        return order[place * size : (place + 1) * size]
+        if epoch != self.order[0]:
+            self.order = epoch, torch.randperm(self.count, generator=generator(self.optimisation.seed, -1 - epoch))
+        return self.order[1][place * size : (place + 1) * size]
 
     def train(self, compute: Compute) -> Iterator[Progress]:
         """Yields after every step.
@@ -217,16 +222,26 @@ class Run:
             for key, value in {"loss": loss.detach(), **metrics}.items():
                 total[key] = total.get(key, 0) + value / accumulate
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimisation.clip)
-        # A scaler of gradients expects that they overflow now and then, and leaves that step out.
-        if not total["loss"].isfinite() or not (self.accelerator.scaler or norm.isfinite()):
-            fault = f"the loss is {total['loss'].item()}, the gradient's norm {norm.item()}"
-            remedy = "the last state on disk is good, go on from it with a lower rate"
-            raise FloatingPointError(f"step {self.step}: {fault}; {remedy}")
+        self.last = total["loss"], norm
+        if self.accelerator.device.type == "cpu" or self.step % SHOWN == 0:  # elsewhere reading means waiting
+            self.check()
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
         self.average()
         return images, total | {"gradient": norm}
+
+    def check(self) -> None:
+        """Raises FloatingPointError where the loss or gradient of the last step is not finite; once it is not, that of
+        later steps is not either."""
+        if self.last is None:
+            return
+        loss, norm = self.last
+        # A scaler of gradients expects that they overflow now and then, and leaves that step out.
+        if not loss.isfinite() or not (self.accelerator.scaler or norm.isfinite()):
+            fault = f"the loss is {loss.item()}, the gradient's norm {norm.item()}"
+            remedy = "the last state on disk is good, go on from it with a lower rate"
+            raise FloatingPointError(f"step {self.step}: {fault}; {remedy}")
 
     def anywhere(self, flag: bool) -> bool:
         """Whether it holds in any of the processes, which agree on it here."""
@@ -259,7 +274,9 @@ class Run:
         self.accelerator.log(metrics, step=self.step)
 
     def save(self, *, final: bool = True) -> None:
-        """Raises OSError where it cannot be written; unless final that is a warning."""
+        """Raises FloatingPointError as `check` does, and OSError where it cannot be written; unless final that is a
+        warning."""
+        self.check()
         if not self.accelerator.is_main_process:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}

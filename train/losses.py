@@ -249,8 +249,9 @@ class DenoiserLoss(nn.Module):
         """Pictures in [-1, 1], labels (-1: none) → loss, parts of it. Times are stratified over all draws, and
         those of one picture lie far apart."""
         count, groups = self.draws * len(images), shape.groups(images, self.background)
-        within = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device).cpu()
-        t_RB = ((torch.arange(count) + within) / count).view(self.draws, -1)
+        within = torch.rand(count, generator=generator, device=generator.device)
+        within = within.to("cpu" if within.device.type == "mps" else within.device, torch.float64)  # which MPS lacks
+        t_RB = ((torch.arange(count, device=within.device) + within) / count).view(self.draws, -1)
         return mean_of(groups, (self.of(g, label_B[g.places], t_RB[:, g.places], generator) for g in groups))
 
     def of(
