@@ -257,10 +257,8 @@ class Pipeline:
         def tiles():
             memory = self._memory(latent)
             for left, top, right, bottom in tile_boxes((height, width), budget):
-                pixels = window.positions(
-                    range(top * down, bottom * down), range(left * across, right * across), spread=spread
-                )
-                pixels = pixels.to(self.resampler_device)
+                rows, columns = range(top * down, bottom * down), range(left * across, right * across)
+                pixels = window.positions(rows, columns, spread=spread, device=self.resampler_device)
                 colour_BNC = self.resampler.decode(memory, pixels).clamp(-1, 1)
                 tile = colour_BNC.transpose(1, 2).unflatten(2, pixels.grid)
                 if (across, down) != (1, 1):

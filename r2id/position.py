@@ -72,16 +72,21 @@ class Window:
         pitch = tuple(p / k for p, k in zip(self.pitch, factors, strict=True))
         return Window(origin, pitch, self.relative_scale, self.framed)
 
-    def positions(self, rows: range, columns: range, *, spread: tuple | None = None) -> Positions:
-        """Positions of the pixels rows × columns. Float64 from integer indices, so a tile equals its part exactly."""
+    def positions(
+        self, rows: range, columns: range, *, spread: tuple | None = None, device: torch.device | str = "cpu"
+    ) -> Positions:
+        """Positions of the pixels rows × columns, made on the device that they are for, as there are many. Float64 from
+        integer indices, so a tile equals its part exactly."""
+        exact = "cpu" if torch.device(device).type == "mps" else device  # MPS has no float64
         x_W, y_H = (
-            (torch.arange(r.start, r.stop, dtype=torch.float64) + 0.5 + o) * p
+            (torch.arange(r.start, r.stop, dtype=torch.float64, device=exact) + 0.5 + o) * p
             for r, o, p in zip((columns, rows), self.origin, self.pitch, strict=True)
         )
         y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
         absolute = torch.stack((x_HW, y_HW), dim=-1).flatten(0, 1)
         relative = absolute * absolute.new_tensor(self.relative_scale)
-        return Positions(absolute.float(), relative.float(), (len(rows), len(columns)), spread, self.framed)
+        positions = Positions(absolute.float(), relative.float(), (len(rows), len(columns)), spread, self.framed)
+        return positions.to(device)
 
 
 def relative_scale(aspect: float) -> tuple[float, float]:
