@@ -42,6 +42,7 @@ from r2id.limits import (
     row_seeds,
     whole,
 )
+from r2id.memory import keep_some_freed
 from r2id.position import (
     FULL,
     Positions,
@@ -90,6 +91,7 @@ class Pipeline:
         self.config = config
         self.device = _device(device)
         self.resampler_device = self.device if resampler_device is None else _device(resampler_device)
+        keep_some_freed()
         self.resampler = resampler and resampler.eval().requires_grad_(False).to(self.resampler_device)
         self.denoiser = denoiser.eval().requires_grad_(False).to(self.device)
         self._memories: list[tuple[weakref.ref, int, float, Memory]] = []
