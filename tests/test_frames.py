@@ -300,6 +300,8 @@ def test_mixed_pictures_train_both_stages_and_are_exported(mixed, tmp_path):
     shared = ["--data", str(mixed), "--out", str(tmp_path / "run"), "--track", "none"]
     settings = [part for setting in sets for part in ("--set", setting)]
     train_resampler.main(["--config", str(tmp_path / "resampler.toml"), *shared, *settings])
+    with pytest.raises(ValueError, match="stable_cells 4: needs all pictures in one size; set it to 0"):
+        train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared, "--set", "stable_cells=4"])
     train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared])
     export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
     pipe = Pipeline.from_pretrained(tmp_path / "weights", device="cpu")

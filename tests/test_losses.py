@@ -15,9 +15,9 @@ from r2id import R2ID, R2IR, R2IDConfig, R2IRConfig
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.position import grid_positions, read_colours
-from r2id.schedule import Schedule, noise_from, target
+from r2id.schedule import Schedule, noise_from, noisy, target
 from train.frames import Law, Shape, pad_to
-from train.losses import MARGIN_REACH, DenoiserLoss, ResamplerLoss, coarse_error, encode
+from train.losses import MARGIN_REACH, DenoiserLoss, ResamplerLoss, coarse_error, encode, posterior_mean
 
 TINY = R2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 WIDE = Shape((8, 14), (4, 7))
@@ -221,7 +221,7 @@ class Oracle(nn.Module):
         return Denoised(prediction[None], carry=len(self.carries), pyramid=self.pyramid)
 
 
-def denoiser_loss(objective="v", *, label_dropout=0.0, schedule=Schedule(), draws=1) -> DenoiserLoss:  # noqa: B008
+def denoiser_loss(objective="v", *, label_dropout=0.0, schedule=Schedule(), draws=1, **settings) -> DenoiserLoss:  # noqa: B008
     torch.manual_seed(0)
     return DenoiserLoss(
         Oracle(objective, jitter=0.0),
@@ -233,6 +233,7 @@ def denoiser_loss(objective="v", *, label_dropout=0.0, schedule=Schedule(), draw
         label_dropout=label_dropout,
         finest=5,
         draws=draws,
+        **settings,
     )
 
 
@@ -290,6 +291,51 @@ def test_each_picture_is_encoded_once_and_drawn_at_times_far_apart():
     assert torch.equal(seen.alpha_bar, seen.alpha_bar.sort(descending=True).values)  # an eighth of a fourth each
     noise = noise_from(loss.model.x0, seen.noisy, seen.alpha_bar).unflatten(0, (4, 8))
     assert noise[0].sub(noise[1]).abs().mean() > 0.5
+
+
+def test_times_can_crowd_where_logit_t_is_normal():
+    loss, images = (
+        denoiser_loss(draws=500, schedule=Schedule(shift_power=0), logit_normal=(1.0, 0.5)),
+        pictures(count=8),
+    )
+    loss.model.x0 = latents(loss, images, WIDE).repeat(500, 1, 1, 1)
+    loss(images, torch.arange(8), WIDE, rng())
+    t = 1 - 2 / torch.pi * loss.model.seen.alpha_bar.sqrt().asin()  # of the cosine schedule
+    assert torch.logit(t).mean().item() == pytest.approx(1.0, abs=0.01)
+    assert torch.logit(t).std().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_posterior_mean_goes_from_the_mean_of_what_is_allowed_to_the_latent_itself():
+    latent = torch.randn(6, 3, 4, 4, generator=rng())
+    allowed = torch.rand(6, 6, generator=rng(1)) < 0.5
+    allowed |= torch.eye(6, dtype=torch.bool)
+    noise = torch.randn(latent.shape, generator=rng(2))
+    for alpha_bar in (0.0, 1e-3, 0.1, 0.5, 1 - 1e-6, 1.0):
+        alpha_bar_B = torch.full((6,), alpha_bar, dtype=torch.float64)
+        x = noisy(latent, noise, alpha_bar_B)
+        mean = posterior_mean(x, alpha_bar_B, latent, allowed)
+        spread = max(1 - alpha_bar, 1e-8)
+        distance = torch.cdist(x.flatten(1).double(), latent.flatten(1).double() * alpha_bar**0.5) ** 2
+        share = (-distance / (2 * spread)).masked_fill(~allowed, -torch.inf).softmax(1)
+        torch.testing.assert_close(mean.flatten(1), (share @ latent.flatten(1).double()).float(), atol=1e-4, rtol=1e-4)
+        if alpha_bar == 0:
+            torch.testing.assert_close(mean[0], latent[allowed[0]].mean(dim=0))
+        if alpha_bar > 0.99:
+            torch.testing.assert_close(mean, latent)
+
+
+def test_targets_are_stable_for_small_square_latents_and_know_the_label():
+    images, labels, shape = pictures(count=8), torch.arange(8), Shape((8, 8), (4, 4))
+
+    def error(shape, *, stable_cells, **settings):
+        loss = denoiser_loss(draws=4, stable=(images, labels), stable_cells=stable_cells, **settings)
+        loss.model.x0 = latents(loss, images, shape).repeat(4, 1, 1, 1)
+        return loss(images, labels, shape, rng(), torch.arange(8))[0].item()
+
+    assert error(shape, stable_cells=4) < 1e-6  # no other picture has the label
+    assert error(shape, stable_cells=4, label_dropout=1.0) > 1e-3  # any picture may be behind the noise
+    for plain in (shape, 3), (WIDE, 16), (Shape((8, 8), (4, 5)), 16), (Shape((8, 14), (4, 4)), 16):
+        assert error(plain[0], stable_cells=plain[1], label_dropout=1.0) < 1e-6
 
 
 def test_dropped_and_missing_labels_are_the_null_condition():

@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     train = load(data, "train", size=size, channels=resampler and resampler.config.channels, widest=widest)
     if train.background is None and recipe.law.square < 1 and not own:
         raise ValueError(f"{data}: no known background, so frames cannot be padded; set law.square = 1")
+    if recipe.stable_cells and (own or args.stream):
+        raise ValueError(f"stable_cells {recipe.stable_cells}: needs all pictures in one size; set it to 0")
     channels = train.images.shape[1]
     background = train.background or (0.0,) * channels
     mean, std = (0.0,) * channels, (1.0,) * channels
@@ -72,6 +74,9 @@ def main(argv: list[str] | None = None) -> None:
         finest=recipe.law.cells[1],
         warm_start=recipe.warm_start,
         draws=recipe.draws,
+        logit_normal=recipe.logit_normal,
+        stable=(train.images, train.labels) if recipe.stable_cells else None,
+        stable_cells=recipe.stable_cells,
     )
     run = run_of(
         args,
@@ -95,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         shape, rng = draw(law_of(recipe, phase), seed, step, part, size=frame, device=device, stride=stride)
         indices = indices[: max(1, cells // (shape.area * run.parts))]
         labels = train.labels[indices].to(device)
-        value, metrics = loss(train.images[indices], labels, shape, rng)
+        value, metrics = loss(train.images[indices], labels, shape, rng, indices)
         return value, metrics | {"images": len(indices)}
 
     def evaluated(progress):
