@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from r2id.layers import ATTENTIONS, AdaLN, Attention, Block, FeedForward
 
 
-@pytest.fixture(params=ATTENTIONS)
+@pytest.fixture(params=[(kind, heads) for kind in ATTENTIONS for heads in (1, 2)])
 def attention(request) -> Attention:
     torch.manual_seed(0)
-    return Attention(8, heads=2, attention=request.param)
+    kind, heads = request.param
+    return Attention(8, heads=heads, attention=kind)
 
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -21,11 +22,12 @@ def test_attention_is_a_normalised_sum_of_values(attention):
     query_BND, context_BMD = tokens(3, 5, 8), tokens(3, 4, 8, seed=1)
     key_BMD, value_BMD = attention.key_value(context_BMD).chunk(2, dim=-1)
     mixed = []
-    for head in (slice(0, 4), slice(4, 8)):
+    width = attention.head_width
+    for head in (slice(at, at + width) for at in range(0, 8, width)):
         query = attention.query_norm(attention.query(query_BND)[..., head])
         key = attention.key_norm(key_BMD[..., head])
         if attention.attention == "softmax":
-            scores_BNM = (query @ key.transpose(1, 2) / 4**0.5).exp()
+            scores_BNM = (query @ key.transpose(1, 2) / width**0.5).exp()
         else:
             scores_BNM = (F.elu(query) + 1) @ (F.elu(key) + 1).transpose(1, 2)
         mixed.append(scores_BNM / scores_BNM.sum(-1, keepdim=True) @ value_BMD[..., head])
