@@ -1,9 +1,9 @@
 """What each choice is worth, at a small budget: trains the shipped recipes with one thing changed at a time.
 
-python train/ablate.py --data PATH [--steps 300] [--denoiser-steps 600] [--only resampler|denoiser [--set KEY=VALUE]]
+python train/ablate.py --data PATH [--steps 300] [--denoiser-steps 2500] [--only resampler|denoiser [--set KEY=VALUE]]
 
-Batches are small ones, for CPUs. What is trained is kept in runs/ablations, and the same command goes on; a table goes
-to a file there, row by row.
+Batches are small, for CPUs, and so is the denoiser. What is trained is kept in runs/ablations, and the same command
+goes on; a table goes to a file there, row by row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from train.entry import script
 from train.evaluate import CLASSIFIER
 from train.export import build_pipeline
 from train.loop import operations
-from train.metrics import bring_to, mean_square, psnr
+from train.metrics import bring_to, frechet, judge_features, mean_square, psnr
 from train.recipe import DenoiserRecipe, read_recipe
 from train.report import Table, name, progress
 from train.state import load_state
@@ -62,9 +62,12 @@ DENOISER = {  # … of mnist_r2id.toml
     "a deviation for every channel": ['deviation="channel"'],
     "as much noise for every size": ["schedule.shift_power=0.0", "schedule.input_scale=0.5"],
 }
-SMALL = {  # batches instead of those of the recipes
+SMALL = {  # instead of what the recipes say: their denoiser would take thousands of large steps to draw any digit
     "resampler": ["optimisation.batch=32"],
-    "denoiser": ["optimisation.batch=48", "cells_a_step=3072"],
+    "denoiser": [
+        *("model.width=64", "model.heads=2", "model.encoder_blocks=2", "model.decoder_blocks=2"),
+        *("cells_a_step=2048", "optimisation.batch=16", "optimisation.ema=0.99"),
+    ],
 }
 CELLS = ((4, 4), (8, 8), (16, 16))
 LARGE = 256  # pixels a side of the output that is compared with that of the training size
@@ -154,8 +157,11 @@ def untrained(folder: Path) -> Pipeline:
 
 def denoisers(root: Path, data: str, steps: int, count: int, run: Path, lines: list[str]) -> Iterator[Table]:
     judge, labels_N = load_classifier(CLASSIFIER), torch.arange(count) % 10
+    real_NF = judge_features(judge, load_images(data, "validation", size=32).images)
     rows = []
-    columns = {"R2ID": "{}"} | {f"read as the label {name(cells)}": "{:.1%}" for cells in CELLS}
+    columns = {"R2ID": "{}"}
+    for cells in CELLS:
+        columns |= {f"read as the label {name(cells)}": "{:.1%}", f"Fréchet {name(cells)}": "{:.2f}"}
     title = f"{steps} steps, on the latents of {run}; {count} pictures"
     for what, changed in DENOISER.items():
         folder = place(root, "denoiser", what)
@@ -165,14 +171,16 @@ def denoisers(root: Path, data: str, steps: int, count: int, run: Path, lines: l
         train(train_denoiser.main, "mnist_r2id.toml", folder, data, phase(steps) + lines + changed)
         state = load_state(folder / "denoiser")
         pipe = build_pipeline(load_state(folder / "resampler"), state.about, state.part("ema"))
-        read = []
+        figures = []
         for cells in CELLS:
             parts = [
                 pipe.resample(pipe.diffuse(part.tolist(), latent_size=cells, seed=50 * i), size=(32, 32))
                 for i, part in enumerate(progress(labels_N.split(50), what))
             ]
-            read.append(accuracy(judge, to_classifier_size(torch.cat(parts) * 2 - 1), labels_N))
-        rows.append((what, *read))
+            drawn_NCHW = to_classifier_size(torch.cat(parts) * 2 - 1)
+            distance = frechet(judge_features(judge, drawn_NCHW), real_NF)
+            figures += [accuracy(judge, drawn_NCHW, labels_N), distance]
+        rows.append((what, *figures))
         yield Table(title, columns, rows)
 
 
@@ -180,8 +188,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="ylecun/mnist", help="Hub id, folder of parquet files or image folder")
     parser.add_argument("--steps", type=int, default=300, help="of a resampler (default: %(default)s)")
-    parser.add_argument("--denoiser-steps", type=int, default=600, help="of a denoiser (default: %(default)s)")
-    parser.add_argument("--generated", type=int, default=300, help="pictures to judge (default: %(default)s)")
+    parser.add_argument("--denoiser-steps", type=int, default=2500, help="of a denoiser (default: %(default)s)")
+    parser.add_argument("--generated", type=int, default=500, help="pictures to judge (default: %(default)s)")
     parser.add_argument("--only", choices=("resampler", "denoiser"), help="one of the two tables")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="with --only: for every row")
     parser.add_argument("--run", type=Path, help="whose R2IR the denoisers get (default: the first of its table)")
