@@ -6,6 +6,7 @@ normalised over the cells that there are: what `F.interpolate(mode="bicubic", an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from r2id.position import Window
 
 COLUMNS = 512  # pixels of a tile at most: what a column costs is shared by the more rows
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 CHUNK = 256  # pixels whose weights are computed at once in float64, to bound memory
 
 
@@ -45,17 +47,22 @@ def axis_weights(cells: int, pixels: range, origin: float, pitch: float) -> tupl
     return torch.cat(weights_NM), coverage_N.float()
 
 
-def tile_boxes(size: tuple[int, int], pixels: int) -> Iterator[tuple[int, int, int, int]]:
-    """Tiles (left, top, right, bottom) of at most so many pixels, in reading order."""
+def tile_boxes(size: tuple[int, int], pixels: int) -> Iterator[Box]:
+    """Tiles of at most so many pixels, about as large as one another, in reading order."""
     height, width = size
-    columns = min(width, max(1, pixels), COLUMNS)
-    rows = min(height, max(1, pixels // columns))
+    columns = even(width, min(max(1, pixels), COLUMNS))
+    rows = even(height, max(1, pixels // columns))
     for top in range(0, height, rows):
         for left in range(0, width, columns):
             yield left, top, min(left + columns, width), min(top + rows, height)
 
 
-def share_done(box: tuple[int, int, int, int], size: tuple[int, int]) -> float:
+def even(length: int, most: int) -> int:
+    """Length of equal parts, but for the last one, of which there are as few as parts of `most` would be."""
+    return math.ceil(length / math.ceil(length / most))
+
+
+def share_done(box: Box, size: tuple[int, int]) -> float:
     """How much of a picture is there once a box of `tile_boxes` is."""
     (_, top, right, bottom), (height, width) = box, size
     return (top * width + right * (bottom - top)) / (height * width)

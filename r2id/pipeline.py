@@ -26,7 +26,7 @@ from r2id.config import PipelineConfig
 from r2id.denoisers import SYSTEMS
 from r2id.denoisers.output import Denoised
 from r2id.image import as_images
-from r2id.interpolation import interpolate_tiles, resize, tile_boxes
+from r2id.interpolation import Box, interpolate_tiles, resize, tile_boxes
 from r2id.latent import Latent, check_latent
 from r2id.limits import (
     MAX_ASPECT,
@@ -56,7 +56,7 @@ from r2id.position import (
 from r2id.resampler import R2IR, Memory
 from r2id.sampler import sample
 
-TILE_POINTS = {"cpu": 2**15, "other": 2**18}  # decoded at once, over the batch: bounds memory
+TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory
 MAX_POINTS = 2**17  # decoded at once where a single pixel is the mean of many
 CACHED = 4  # latents whose memory is kept
 
@@ -243,7 +243,7 @@ class Pipeline:
 
     def resample_tiles(
         self, latent: Latent, *, size: tuple[int, int], fit: str | None = None, region=FULL
-    ) -> Iterator[tuple[tuple[int, int, int, int], Tensor]]:
+    ) -> Iterator[tuple[Box, Tensor]]:
         """The same in tiles of bounded memory, in reading order: ((left, top, right, bottom) in pixels, tile)."""
         window, (across, down) = self._window(latent, size, fit, region)
         height, width = map(int, size)
@@ -258,11 +258,13 @@ class Pipeline:
         @torch.no_grad()
         def tiles():
             memory = self._memory(latent)
+            grid = (range(1), range(width * across)), (range(height * down), range(1))
+            along = [window.positions(*part, spread=spread, device=self.resampler_device) for part in grid]
+            columns, rows = (self.resampler.lines(memory, pixels, axis) for axis, pixels in enumerate(along))
             for left, top, right, bottom in tile_boxes((height, width), budget):
-                rows, columns = range(top * down, bottom * down), range(left * across, right * across)
-                pixels = window.positions(rows, columns, spread=spread, device=self.resampler_device)
-                colour_BNC = self.resampler.decode(memory, pixels).clamp(-1, 1)
-                tile = colour_BNC.transpose(1, 2).unflatten(2, pixels.grid)
+                part = columns[left * across : right * across], rows[top * down : bottom * down]
+                colour_BNC = self.resampler.decode_grid(memory, *part).clamp(-1, 1)
+                tile = colour_BNC.transpose(1, 2).unflatten(2, ((bottom - top) * down, (right - left) * across))
                 if (across, down) != (1, 1):
                     tile = F.avg_pool2d(tile, (down, across))
                 yield (left, top, right, bottom), (tile.cpu() + 1) / 2

@@ -235,15 +235,10 @@ class PositionEmbedding(nn.Module):
         self.y = nn.Linear(features, width, bias=False)
 
     def forward(self, positions: Positions) -> Tensor:
-        x, y = self.terms(positions)
-        return x + y
+        return self.term(positions, 0) + self.term(positions, 1)
 
-    def terms(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """What x and y contribute: (…, 1, W, D) and (…, H, 1, D) on a grid, else (…, N, D) each."""
-        spreads = positions.spread or ((0.0, 0.0), (0.0, 0.0))
-        terms = []
-        for axis, linear in enumerate((self.x, self.y)):
-            systems = zip(positions.axes()[axis], spreads, strict=True)
-            features = [fourier(values, self.frequencies, spread[axis]) for values, spread in systems]
-            terms.append(linear(torch.cat(features, dim=-1)))
-        return tuple(terms)
+    def term(self, positions: Positions, axis: int) -> Tensor:
+        """What x (axis 0) or y (1) contributes: (…, 1, W, D) or (…, H, 1, D) on a grid, else (…, N, D)."""
+        systems = zip(positions.axes()[axis], positions.spread or ((0.0, 0.0), (0.0, 0.0)), strict=True)
+        features = [fourier(values, self.frequencies, spread[axis]) for values, spread in systems]
+        return (self.x, self.y)[axis](torch.cat(features, dim=-1))

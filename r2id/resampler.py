@@ -23,6 +23,8 @@ COLUMNS = 16  # cells of a row that pixels are decoded from at once
 GAIN_WIDTH = 16
 MIN_WEIGHT = 1e-3  # a cell that (almost) no pixel reached gets coefficients near zero, not noise
 
+Lapped = tuple[Tensor, Tensor]  # what `LocalBasis.lap` gives: index (…, 2) and basis (…, 2, F)
+
 
 @dataclass(frozen=True)
 class R2IRConfig:
@@ -74,6 +76,17 @@ class Memory:
     attention: list[tuple[Tensor, Tensor]]  # one memory per decoder block
     local_BhwZ: Tensor | None  # each cell's Fourier coefficients, then its token for interpolation
     direct_BhwCij: Tensor | None  # each cell's Fourier coefficients of the colours
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The columns of a grid of points, or its rows: what each has by itself, whatever the latents and its length."""
+
+    position_ND: Tensor
+    lapped: Lapped | None  # None where nothing local is read
+
+    def __getitem__(self, part: slice) -> Lines:
+        return Lines(self.position_ND[part], self.lapped and tuple(lapped[part] for lapped in self.lapped))
 
 
 class R2IR(nn.Module):
@@ -152,21 +165,40 @@ class R2IR(nn.Module):
         direct_BhwCij = self.direct.memory(latent_BMc, cells) if self.direct else None
         return Memory([block.cross.memory(cell_BMD) for block in self.decoder], local_BhwZ, direct_BhwCij)
 
+    def lines(self, memory: Memory, pixels: Positions, axis: int) -> Lines:
+        """The columns (axis 0) or the rows (1) of a grid, for `decode_grid`."""
+        position_ND = self.pixel_query_position.term(pixels, axis).flatten(0, 1)
+        if not (self.config.local and pixels.framed):
+            return Lines(position_ND, None)
+        return Lines(position_ND, self.basis.lap_lines(pixels, axis, memory.local_BhwZ.shape[2 - axis]))
+
     def decode(self, memory: Memory, pixels: Positions) -> Tensor:
         """Colours (B, N, C), about [-1, 1], at `pixels`."""
-        x_D, y_D = self.pixel_query_position.terms(pixels)
+        if pixels.grid:
+            return self.decode_grid(memory, *(self.lines(memory, pixels, axis) for axis in (0, 1)))
+        pixel_BND = self.pixel_query_position(pixels).expand(len(memory.attention[0][0]), -1, -1)
         if not (self.config.local and pixels.framed):
-            pixel_BND = flat(x_D + y_D, pixels).expand(len(memory.attention[0][0]), -1, -1)
-        elif pixels.grid:
-            pixel_BND = read_grid(memory.local_BhwZ, pixels, self.basis, self.pixel_local, x_D[0], y_D[:, 0])
-        else:
-            pixel_BND = x_D + y_D + read_points(memory.local_BhwZ, pixels, self.basis, self.pixel_local)
+            return self._decode(memory, pixel_BND)
+        local_BND = read_points(memory.local_BhwZ, pixels, self.basis, self.pixel_local)
+        colour_BNC = self._decode(memory, pixel_BND + local_BND)
+        return colour_BNC + read_direct(memory.direct_BhwCij, pixels, self.basis) if self.direct else colour_BNC
+
+    def decode_grid(self, memory: Memory, columns: Lines, rows: Lines) -> Tensor:
+        """The same where rows and columns cross, in reading order."""
+        if not columns.lapped:
+            pixel_ND = (columns.position_ND + rows.position_ND[:, None]).flatten(0, 1)
+            return self._decode(memory, pixel_ND.expand(len(memory.attention[0][0]), -1, -1))
+        colour_BNC = self._decode(memory, read_grid(memory.local_BhwZ, columns, rows, self.pixel_local))
+        return (
+            colour_BNC + read_direct_grid(memory.direct_BhwCij, columns.lapped, rows.lapped)
+            if self.direct
+            else colour_BNC
+        )
+
+    def _decode(self, memory: Memory, pixel_BND: Tensor) -> Tensor:
         for block, attended in zip(self.decoder, memory.attention, strict=True):
             pixel_BND = block(pixel_BND, attended)
-        colour_BNC = self.image_out(self.image_norm(pixel_BND))
-        if self.direct and pixels.framed:
-            colour_BNC = colour_BNC + read_direct(memory.direct_BhwCij, pixels, self.basis)
-        return colour_BNC
+        return self.image_out(self.image_norm(pixel_BND))
 
 
 class DirectPath(nn.Module):
@@ -220,7 +252,7 @@ class LocalBasis(nn.Module):
         frequencies = 2 * math.pi * config.turn * torch.arange(1, config.harmonics + 1)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def lap(self, values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def lap(self, values: Tensor, count: int) -> Lapped:
         """Absolute coordinates (…) along `count` cells → index (…, 2) of the two nearest cells and their basis
         (…, 2, F): the bilinear weight times {1, sin and cos of frequency·offset}, offset in cells.
 
@@ -233,6 +265,11 @@ class LocalBasis(nn.Module):
         weight = torch.stack((1 - (inner - first), inner - first), dim=-1)
         waves = fourier(cell[..., None] - index, self.frequencies)
         return index.long(), weight[..., None] * torch.cat((torch.ones_like(waves[..., :1]), waves), dim=-1)
+
+    def lap_lines(self, pixels: Positions, axis: int, count: int) -> Lapped:
+        """`lap` of the columns (axis 0) or the rows (1) of a grid."""
+        absolute, _ = pixels.axes()[axis]
+        return self.lap(absolute.flatten(), count)
 
     def dense(self, values: Tensor, count: int) -> Tensor:
         """`lap` as (…, count, F), zero for all but the two nearest cells."""
@@ -264,14 +301,19 @@ def local_coefficients(colour_BNC: Tensor, pixels: Positions, cells: tuple[int, 
 
 def read_direct(local_BhwCij: Tensor, pixels: Positions, basis: LocalBasis) -> Tensor:
     """Σ over cells and basis of b·coefficient, colours (B, N, C): the inverse of `local_coefficients`, near enough."""
-    (x, _), (y, _) = pixels.axes()
     height, width = local_BhwCij.shape[1:3]
     if pixels.grid is None:
+        (x, _), (y, _) = pixels.axes()
         across_BNwj, down_BNhi = basis.dense(x, width), basis.dense(y, height)
         line_BNwjC = torch.einsum("bnhi,bhwcij->bnwjc", down_BNhi.expand(len(local_BhwCij), -1, -1, -1), local_BhwCij)
         return torch.einsum("bnwj,bnwjc->bnc", across_BNwj.expand(len(local_BhwCij), -1, -1, -1), line_BNwjC)
-    across_WX = basis.dense(x[0], width).flatten(1)
-    down_HX = basis.dense(y[:, 0], height).flatten(1)
+    return read_direct_grid(local_BhwCij, basis.lap_lines(pixels, 0, width), basis.lap_lines(pixels, 1, height))
+
+
+def read_direct_grid(local_BhwCij: Tensor, columns: Lapped, rows: Lapped) -> Tensor:
+    """The same where rows and columns cross."""
+    height, width = local_BhwCij.shape[1:3]
+    across_WX, down_HX = dense(*columns, width).flatten(1), dense(*rows, height).flatten(1)
     line_BHwCj = torch.einsum("yr,brwcj->bywcj", down_HX, local_BhwCij.permute(0, 1, 4, 2, 3, 5).flatten(1, 2))
     return torch.einsum("xr,byrc->byxc", across_WX, line_BHwCj.transpose(3, 4).flatten(2, 3)).flatten(1, 2)
 
@@ -300,28 +342,24 @@ def read_points(local_BhwZ: Tensor, pixels: Positions, basis: LocalBasis, linear
     return linear(total[..., : size**2]) + total[..., size**2 :]
 
 
-def read_grid(
-    local_BhwZ: Tensor, pixels: Positions, basis: LocalBasis, linear: nn.Linear, x_WD: Tensor, y_HD: Tensor
-) -> Tensor:
-    """`read_points` + x + y at the points of a grid, (B, H·W, D), where all of it separates: the linear map meets the
-    coefficients once a row and cell, and what is left for a pixel is one product over the cells of its row."""
-    (x, _), (y, _) = pixels.axes()
-    height, width = local_BhwZ.shape[1:3]
-    (row, row_basis), (column, column_basis) = basis.lap(y[:, 0], height), basis.lap(x[0], width)
+def read_grid(local_BhwZ: Tensor, columns: Lines, rows: Lines, linear: nn.Linear) -> Tensor:
+    """`read_points` + the positions where rows and columns cross, (B, H·W, D). All of it separates: the linear map
+    meets the coefficients once a row and cell, and what is left for a pixel is one product over its row's cells."""
+    (row, row_basis), (column, column_basis) = rows.lapped, columns.lapped
+    width, size = local_BhwZ.shape[2], row_basis.shape[-1]
     near, far = (row_basis[:, a, None] for a in (0, 1))  # (H, 1, F) each
-    coefficient_Bhwij = local_BhwZ[..., : basis.size**2].unflatten(-1, (basis.size, basis.size))
-    token_BhwD = local_BhwZ[..., basis.size**2 :]
+    coefficient_Bhwij = local_BhwZ[..., : size**2].unflatten(-1, (size, size))
+    token_BhwD = local_BhwZ[..., size**2 :]
     line_BHwij = sum(coefficient_Bhwij[:, row[:, a]] * b[..., None] for a, b in enumerate((near, far)))
-    token_BHwD = (
-        sum(token_BhwD[:, row[:, a]] * b[..., :1] for a, b in enumerate((near, far))) + (y_HD + linear.bias)[:, None]
-    )
-    mapped_BHwjD = torch.einsum("bhwij,dij->bhwjd", line_BHwij, linear.weight.unflatten(1, (basis.size, basis.size)))
+    token_BHwD = sum(token_BhwD[:, row[:, a]] * b[..., :1] for a, b in enumerate((near, far)))
+    token_BHwD = token_BHwD + (rows.position_ND + linear.bias)[:, None]
+    mapped_BHwjD = torch.einsum("bhwij,dij->bhwjd", line_BHwij, linear.weight.unflatten(1, (size, size)))
     # The first of the basis is the bilinear weight; those of one point sum to 1, so what all columns share goes there.
     first_BHw1D = mapped_BHwjD[..., :1, :] + token_BHwD[..., None, :]
     mapped_ZwjD = torch.cat((first_BHw1D, mapped_BHwjD[..., 1:, :]), dim=-2).flatten(0, 1)
     parts = -(-width // COLUMNS)
     read_ZWD = []
-    for index, lapped, x_VD in zip(*(v.chunk(parts) for v in (column, column_basis, x_WD)), strict=True):
+    for index, lapped, x_VD in zip(*(v.chunk(parts) for v in (column, column_basis, columns.position_ND)), strict=True):
         low, high = (0, width) if parts == 1 else (index[0, 0].item(), index[-1, 1].item() + 1)
         mapped_ZKD = mapped_ZwjD[:, low:high].flatten(1, 2)
         weight_VK, many = dense(index - low, lapped, high - low).flatten(1), len(mapped_ZKD)

@@ -79,3 +79,10 @@ def test_boxes_cover_once_in_reading_order(pixels, monkeypatch):
         assert (bottom - top) * (right - left) <= pixels
         assert share_done((left, top, right, bottom), (7, 12)) == pytest.approx(covered.mean().item())
     assert (covered == 1).all() and boxes == sorted(boxes, key=lambda box: (box[1], box[0]))
+
+
+def test_boxes_are_about_as_large_as_one_another(monkeypatch):
+    monkeypatch.setattr(interpolation, "COLUMNS", 8)
+    assert [box[0] for box in tile_boxes((1, 20), 8)] == [0, 7, 14]
+    assert [box[1] for box in tile_boxes((10, 4), 16)] == [0, 4, 8]
+    assert [box[1] for box in tile_boxes((10, 4), 36)] == [0, 5]

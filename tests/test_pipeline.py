@@ -173,8 +173,8 @@ def test_tiles_equal_the_whole_and_come_in_reading_order(tiny, latent, size, fit
 
 def test_tiles_stay_within_the_budget(tiny, latent, monkeypatch):
     monkeypatch.setattr(pipeline, "TILE_POINTS", {"cpu": 200, "other": 200})
-    decode, points = R2IR.decode, []
-    monkeypatch.setattr(R2IR, "decode", lambda *args, **how: points.append(decode(*args, **how)) or points[-1])
+    decode, points = R2IR.decode_grid, []
+    monkeypatch.setattr(R2IR, "decode_grid", lambda *args: points.append(decode(*args)) or points[-1])
     tiny.resample(latent, size=(5, 40))
     assert max(colour_BNC.shape[:2].numel() for colour_BNC in points) <= 200
 

@@ -10,6 +10,7 @@ from r2id.position import Positions, grid_positions, points, window_of
 from r2id.resampler import (
     R2IR,
     DirectPath,
+    Lines,
     LocalBasis,
     R2IRConfig,
     cell_sides,
@@ -118,6 +119,10 @@ def linear(width, seed=0):
     return made
 
 
+def lines_of(grid: Positions, cells: tuple[int, int], x_WD: torch.Tensor, y_HD: torch.Tensor) -> list[Lines]:
+    return [Lines(p, QUARTERS.lap_lines(grid, axis, cells[1 - axis])) for axis, p in enumerate((x_WD, y_HD))]
+
+
 @pytest.mark.parametrize("cells", [(1, 1), (3, 4), (2, 40)])
 @pytest.mark.parametrize("window", [(0.0, 0.0, 1.0, 1.0), (0.6, 0.1, 0.7, 0.3)])
 def test_reading_a_grid_equals_reading_its_points(cells, window):
@@ -125,7 +130,8 @@ def test_reading_a_grid_equals_reading_its_points(cells, window):
     local, x_WD, y_HD, read = uniform(2, *cells, BASIS**2 + 3), uniform(50, 3), uniform(6, 3, seed=1), linear(3)
     grid = window_of((6, 50), aspect=5 / 6, fit="contain", region=window).positions(range(6), range(50))
     expected = read_points(local, as_points(grid), QUARTERS, read) + (x_WD + y_HD[:, None]).flatten(0, 1)
-    torch.testing.assert_close(read_grid(local, grid, QUARTERS, read, x_WD, y_HD), expected, atol=1e-5, rtol=1e-4)
+    crossed = read_grid(local, *lines_of(grid, cells, x_WD, y_HD), read)
+    torch.testing.assert_close(crossed, expected, atol=1e-5, rtol=1e-4)
     each_own = read_points(local, as_points(grid, 2), QUARTERS, read)
     torch.testing.assert_close(each_own, read_points(local, as_points(grid), QUARTERS, read), atol=1e-5, rtol=1e-4)
 
@@ -141,7 +147,7 @@ def test_beyond_the_frame_the_nearest_edge_is_read():
 def test_tokens_are_interpolated_bilinearly():
     local, grid, read = uniform(1, 4, 4, BASIS**2 + 3), grid_positions((7, 9), 1.0), linear(3)
     read.weight.data.zero_()
-    colours = read_grid(local, grid, QUARTERS, read, torch.zeros(9, 3), torch.zeros(7, 3)) - read.bias
+    colours = read_grid(local, *lines_of(grid, (4, 4), torch.zeros(9, 3), torch.zeros(7, 3)), read) - read.bias
     expected = torch.nn.functional.interpolate(local[..., BASIS**2 :].permute(0, 3, 1, 2), (7, 9), mode="bilinear")
     torch.testing.assert_close(colours, expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4)
 
