@@ -18,8 +18,9 @@ class Attention(nn.Module):
     """Multi-head attention of queries over a context, in two parts so that what the context gives is made once.
 
     "softmax" is scaled dot-product attention; "linear" is Katharopoulos et al. 2020 with ELU+1 features, whose cost
-    is linear in queries + context. Queries and keys are normalised per head (LayerNorm). A single head costs a query
-    one linear map only. `context_width`: of the context's tokens, where it is not `width`.
+    is linear in queries + context. Queries and keys are normalised per head (LayerNorm). With a single head of softmax
+    attention a query costs no linear map and is to come normalised: what the maps would do, keys and values can.
+    `context_width`: of the context's tokens, where it is not `width`.
     """
 
     def __init__(
@@ -36,19 +37,18 @@ class Attention(nn.Module):
             raise ValueError(f"attention {attention!r}: must be one of {', '.join(ATTENTIONS)}")
         if width % heads:
             raise ValueError(f"width {width}: must be a multiple of the {heads} heads")
-        self.head_width, self.attention, self.single = width // heads, attention, heads == 1
-        self.query = nn.Linear(width, width)
+        self.head_width, self.attention = width // heads, attention
+        bare = heads == 1 and attention == "softmax"
+        self.query = nn.Identity() if bare else nn.Linear(width, width)
         self.key_value = nn.Linear(context_width or width, 2 * width)
-        self.query_norm = nn.LayerNorm(self.head_width)
+        self.query_norm = nn.Identity() if bare else nn.LayerNorm(self.head_width)
         self.key_norm = nn.LayerNorm(self.head_width)
-        self.out = nn.Linear(width, width)
+        self.out = nn.Identity() if bare else nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def memory(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
         """What the context gives, whatever the queries: keys and values, or their sums for linear attention."""
         key_BMD, value_BMD = self.key_value(context_BMD).chunk(2, dim=-1)
-        if self.single:  # the weights of a query sum to 1, so its output's linear map can meet the values instead
-            value_BMD = self.out(value_BMD)
         key_BHME, value_BHME = self._heads(key_BMD, self.key_norm), self._heads(value_BMD, nn.Identity())
         if self.attention == "softmax":
             return key_BHME, value_BHME
@@ -63,8 +63,7 @@ class Attention(nn.Module):
         else:
             query_BHNE = F.elu(query_BHNE) + 1
             mixed_BHNE = (query_BHNE @ first) / (query_BHNE @ second)
-        mixed_BND = mixed_BHNE.transpose(1, 2).flatten(2)
-        return self.dropout(mixed_BND if self.single else self.out(mixed_BND))
+        return self.dropout(self.out(mixed_BHNE.transpose(1, 2).flatten(2)))
 
     def _heads(self, tokens_BND: Tensor, norm: nn.Module) -> Tensor:
         return norm(tokens_BND.unflatten(-1, (-1, self.head_width))).transpose(1, 2)

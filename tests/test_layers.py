@@ -34,6 +34,16 @@ def test_attention_is_a_normalised_sum_of_values(attention):
     torch.testing.assert_close(attention(query_BND, attention.memory(context_BMD)), attention.out(torch.cat(mixed, -1)))
 
 
+def test_a_query_of_one_head_costs_no_linear_map():
+    """Shares of the context's values, by products of the query itself with the context's keys."""
+    attention = Attention(8, heads=1, context_width=6)
+    assert {name.split(".")[0] for name in attention.state_dict()} == {"key_value", "key_norm"}
+    query, memory = tokens(1, 1, 8), attention.memory(tokens(1, 4, 6, seed=1))
+    torch.testing.assert_close(
+        attention(query * 1e4, memory)[0, 0], memory[1][0, 0, (memory[0] @ query[0, 0]).argmax()]
+    )
+
+
 def test_memory_serves_any_queries_and_is_not_changed(attention):
     memory = attention.memory(tokens(2, 4, 8, seed=1))
     before = [part.clone() for part in memory]
