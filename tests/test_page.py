@@ -83,9 +83,9 @@ def test_an_exact_size_can_be_typed_and_reset(visit):
 
 
 def test_a_diffusion_is_shown_step_by_step_and_stopped_and_resampled(visit):
+    visit.page.get_by_role("button", name="Advanced").click()  # first: what it holds gets its values as it opens
     visit.shows(FINE)
     assert visit.part("stop").is_hidden()
-    visit.page.get_by_role("button", name="Advanced").click()
     visit.type("number input for Steps (denoiser runs)", "100")
     visit.type("number input for Pictures at once", "16")  # of which the steps take long enough to be stopped
     visit.press("Diffuse")
