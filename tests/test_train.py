@@ -19,8 +19,10 @@ from digits import digit_bytes, digits
 from PIL import Image
 
 from r2id import Pipeline
+from r2id.checkpoint import save_module
 from r2id.position import grid_positions
 from train import entry, export, train_denoiser, train_resampler
+from train.classifier import Classifier
 from train.loop import operations
 from train.state import load_state, save_state, states
 
@@ -354,6 +356,25 @@ def test_a_phase_of_the_decoder_alone_leaves_latents_as_they_are(trained, images
     latent, same = (pipe.encode(pictures, latent_size=(4, 4)) for pipe in (before, after))
     assert torch.equal(latent.tensor, same.tensor)
     assert (before.resample(latent, size=(16, 16)) - after.resample(latent, size=(16, 16))).abs().max() > 1e-3
+
+
+def test_a_drawn_phase_begins_with_the_averages_and_resumes(trained, images, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained.parent / "run", run)
+    torch.manual_seed(0)
+    save_module(Classifier(1, 10), critic := tmp_path / "critic.safetensors")
+    phase = "\n[[optimisation.phases]]\nsteps = {steps}\nrate = [0.0, 0.0]\ndrawn = true\nema = 0.5\n"
+    drawing = f'\n[drawing]\ncritics = ["{critic}"]\nreal = 3\nsteps = [2, 3]\n'
+    before = load_state(run / "denoiser").part("ema")
+    for steps in (1, 2):
+        recipe = write(tmp_path, DENOISER.replace("\n[defaults]", phase.format(steps=steps) + drawing + "\n[defaults]"))
+        train_denoiser.main(["--config", recipe, "--data", images, "--out", str(run)])
+        state = load_state(run / "denoiser")
+        assert state.about["step"] == 6 + steps
+        for name, value in state.part("model").items():  # a rate of 0 leaves what it began with
+            torch.testing.assert_close(value, before[name])
+    logged = [json.loads(line) for line in (run / "denoiser" / "metrics.jsonl").read_text().splitlines()]
+    assert {"energy", "read"} <= logged[-1].keys()
 
 
 def test_a_run_begins_with_the_exported_weights_that_fit_it(trained, images, tmp_path, capfd):

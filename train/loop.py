@@ -41,7 +41,8 @@ Compute = Callable[[nn.Module, Tensor, "Phase", int, int], tuple[Tensor, dict]]
 @dataclass(frozen=True)
 class Phase:
     """A stretch of training: the rate falls along a cosine from rate[0] to rate[1]. Cells, where given, take the place
-    of the law's. Pixels (0: all), consistency and decoder_only are R2IR's: see `ResamplerLoss`."""
+    of the law's. Pixels (0: all), consistency and decoder_only are R2IR's: see `ResamplerLoss`. Drawn is a denoiser's:
+    see `Drawn`. ema: where the averages forget sooner than elsewhere."""
 
     steps: int
     rate: tuple[float, float]
@@ -50,6 +51,8 @@ class Phase:
     pixels_out: int = 0
     consistency: float = 0.0
     decoder_only: bool = False
+    drawn: bool = False
+    ema: float | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,8 @@ class Run:
     def update(self, compute: Compute) -> tuple[int, dict[str, Tensor]]:
         """One step of the optimiser and of the averages. → images it took, of all processes, and this one's metrics."""
         phase, rate = self.optimisation.at(self.step)
-        if phase.decoder_only and self.step and self.optimisation.at(self.step - 1)[0] is not phase:
+        anew = phase.decoder_only or phase.drawn
+        if anew and self.step and self.optimisation.at(self.step - 1)[0] is not phase:
             self.model.load_state_dict(self.ema)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -228,7 +232,7 @@ class Run:
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
-        self.average()
+        self.average(phase.ema or self.optimisation.ema)
         return images, total | {"gradient": norm}
 
     def check(self) -> None:
@@ -261,8 +265,8 @@ class Run:
             self.spent["operations"] += float(counter.get_total_flops()) * steps
 
     @torch.no_grad()
-    def average(self) -> None:
-        decay = min(self.optimisation.ema, (1 + self.step) / (10 + self.step))  # a short memory at first
+    def average(self, decay: float) -> None:
+        decay = min(decay, (1 + self.step) / (10 + self.step))  # a short memory at first
         current = self.model.state_dict()
         torch._foreach_lerp_(list(self.ema.values()), [current[name] for name in self.ema], 1 - decay)
 

@@ -23,6 +23,7 @@ from r2id.position import (
 )
 from r2id.resampler import R2IR
 from r2id.schedule import MIN_NOISE, Schedule, noise_from, noisy, target
+from train.drawn import Drawn
 from train.frames import Group, OwnFrames, Shape, aspect_of
 
 MARGIN_REACH = 2.0  # relative units from the centre that margin points cover: outputs of 1:4 to 4:1
@@ -234,6 +235,7 @@ class DenoiserLoss(nn.Module):
         logit_normal: tuple[float, float] | None = None,
         stable: tuple[Tensor, Tensor] | None = None,
         stable_cells: int = 0,
+        drawn: Drawn | None = None,
     ):
         """finest: cells on the short side of the training grid whose pitch the model's jitter is measured in.
         warm_start: share of the steps that begin from the carry of a pass without gradient.
@@ -241,11 +243,11 @@ class DenoiserLoss(nn.Module):
         logit_normal: mean and deviation of logit t (Esser et al. 2024); None: t is uniform.
         stable: all training pictures (N, C, H, W), square ones, and their labels. Where frame and latent are square
         and have at most `stable_cells` on a side, what is wanted is what `posterior_mean` makes of all their latents,
-        which are encoded when first asked for and kept: 4·N·c·h·w bytes."""
+        which are encoded when first asked for and kept: 4·N·c·h·w bytes. drawn: what drawn phases minimise."""
         super().__init__()
         self.model, self.schedule, self.label_dropout = model, schedule, label_dropout
         self.finest, self.warm_start, self.draws, self.logit_normal = finest, warm_start, draws, logit_normal
-        self.stable, self.stable_cells, self.kept = stable, stable_cells, {}
+        self.stable, self.stable_cells, self.kept, self.drawn = stable, stable_cells, {}, drawn
         self.resampler = resampler and resampler.requires_grad_(False).eval()
         self.register_buffer("background", torch.tensor(background) * 2 - 1, persistent=False)
         self.register_buffer("mean", torch.tensor(latent_mean).view(-1, 1, 1), persistent=False)
@@ -258,9 +260,13 @@ class DenoiserLoss(nn.Module):
         shape: Shape | OwnFrames,
         generator: torch.Generator,
         place_B: Tensor | None = None,
+        drawn: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Pictures in [-1, 1], labels (-1: none) → loss, parts of it. Times are stratified over all draws, and
-        those of one picture lie far apart. place_B: of the pictures among the `stable` ones."""
+        those of one picture lie far apart. place_B: of the pictures among the `stable` ones. drawn: as many pictures
+        are drawn instead, and judged."""
+        if drawn:
+            return self.drawn(self, shape, generator, drawn)
         count, groups = self.draws * len(images), shape.groups(images, self.background)
         within = torch.rand(count, generator=generator, device=generator.device)
         within = within.to("cpu" if within.device.type == "mps" else within.device, torch.float64)  # which MPS lacks

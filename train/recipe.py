@@ -20,6 +20,7 @@ from r2id.denoisers import SYSTEMS
 from r2id.resampler import R2IRConfig
 from r2id.sampler import SAMPLERS
 from r2id.schedule import Schedule
+from train.drawn import Drawing
 from train.frames import Law
 from train.loop import TRACKERS, Optimisation, Phase
 
@@ -63,6 +64,7 @@ class DenoiserRecipe:
     # Of all draws. Large latents take fewer images a step than `batch`, so that they cost no more. None: a batch at the
     # default size.
     cells_a_step: int | None = None
+    drawing: Drawing = field(default_factory=Drawing)  # of drawn phases
     law: Law | None = None  # None: any latent size, or in pixel space the square training picture alone
     schedule: Schedule = field(default_factory=Schedule)
     model: Any = field(default_factory=dict)  # the system's own configuration, as `SYSTEMS` names it

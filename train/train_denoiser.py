@@ -19,6 +19,7 @@ from r2id.denoisers import SYSTEMS
 from r2id.image import contact_sheet
 from r2id.resampler import R2IR, R2IRConfig
 from train.data import load_images, stream_images
+from train.drawn import Drawn
 from train.entry import carry_out, draw, run_of, script, start_from
 from train.export import build_pipeline
 from train.frames import Law
@@ -50,6 +51,9 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{data}: no known background, so frames cannot be padded; set law.square = 1")
     if recipe.stable_cells and (own or args.stream):
         raise ValueError(f"stable_cells {recipe.stable_cells}: needs all pictures in one size; set it to 0")
+    drawn_phase = any(phase.drawn for phase in recipe.optimisation.phases)
+    if drawn_phase and (own or args.stream):
+        raise ValueError("phases: a drawn one needs all pictures in one size, read before; leave it out")
     channels = train.images.shape[1]
     background = train.background or (0.0,) * channels
     mean, std = (0.0,) * channels, (1.0,) * channels
@@ -62,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     usual = recipe.optimisation.batch * math.prod(recipe.defaults.latent_size)
     cells = (recipe.cells_a_step or usual * recipe.draws) // recipe.draws
 
+    drawn = Drawn(recipe.drawing, train.images, train.labels, recipe.defaults) if drawn_phase else None
     torch.manual_seed(recipe.optimisation.seed)
     loss = DenoiserLoss(
         SYSTEMS[recipe.system][1](model_config),
@@ -77,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         logit_normal=recipe.logit_normal,
         stable=(train.images, train.labels) if recipe.stable_cells else None,
         stable_cells=recipe.stable_cells,
+        drawn=drawn,
     )
     run = run_of(
         args,
@@ -98,6 +104,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def compute(loss, indices, phase, step, part):
         shape, rng = draw(law_of(recipe, phase), seed, step, part, size=frame, device=device, stride=stride)
+        if phase.drawn:
+            return loss(train.images[:0], train.labels[:0], shape, rng, drawn=drawn.count(shape.cells, run.parts))
         indices = indices[: max(1, cells // (shape.area * run.parts))]
         labels = train.labels[indices].to(device)
         value, metrics = loss(train.images[indices], labels, shape, rng, indices)
@@ -106,7 +114,8 @@ def main(argv: list[str] | None = None) -> None:
     def evaluated(progress):
         run.log(progress.metrics)
         sheet(build_pipeline(stage_1, run.about, run.ema)).save(root / "denoiser" / f"samples-{progress.step:06d}.png")
-        return f"mse {progress.metrics['mse']:.4f}"
+        name = "mse" if "mse" in progress.metrics else "energy"
+        return f"{name} {progress.metrics[name]:.4f}"
 
     carry_out(run, compute, evaluated, dry=args.dry_run)
 

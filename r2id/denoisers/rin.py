@@ -95,6 +95,9 @@ class Carry:
     latents: Tensor
     estimate: Tensor | None = None
 
+    def detach(self) -> Carry:
+        return Carry(self.latents.detach(), None if self.estimate is None else self.estimate.detach())
+
 
 class RIN(nn.Module):
     def __init__(self, config: RINConfig):
