@@ -1,6 +1,6 @@
 """A small classifier that judges generated images: its accuracy reads the labels, its features give Fréchet distances.
 
-python train/classifier.py [--data PATH] [--out FILE] [--epochs N] [--seed N] [--mirror]   train and save
+python train/classifier.py [--data PATH] [--out FILE] [--epochs N] [--mirror]   train and save
 python train/classifier.py --evaluate [--data PATH] [--out FILE]     accuracy of the saved one on the test set
 """
 
@@ -136,7 +136,6 @@ def main() -> None:
     parser.add_argument("--data", default="ylecun/mnist", help="Hub id, folder of shards or of images")
     parser.add_argument("--out", default="train/classifiers/mnist.safetensors", help="the weights")
     parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0, help="another one for a critic of a drawn phase")
     parser.add_argument("--mirror", action="store_true", help="left and right do not matter: photographs, not digits")
     parser.add_argument("--evaluate", action="store_true", help="only measure the saved weights")
     arguments = parser.parse_args()
@@ -144,8 +143,7 @@ def main() -> None:
         train = load_images(arguments.data, "train", size=SIZE)
         validation = load_images(arguments.data, "validation", size=SIZE, channels=train.images.shape[1])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        how = {"epochs": arguments.epochs, "mirror": arguments.mirror, "seed": arguments.seed}
-        made = fit(train, validation, device=device, **how)
+        made = fit(train, validation, epochs=arguments.epochs, device=device, mirror=arguments.mirror)
         save_module(made, arguments.out)
     classifier = load_classifier(arguments.out)
     test = load_images(arguments.data, "test", size=SIZE, channels=classifier.channels)

@@ -4,14 +4,18 @@ by what classifiers see in it. What a denoiser gets wrong on the way shows only 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch import Generator, Tensor, nn
 
+from r2id.checkpoint import save_module
 from r2id.condition import one_hot
 from r2id.config import Defaults
 from r2id.denoisers.output import Denoised
@@ -19,7 +23,8 @@ from r2id.position import Positions, footprint, grid_positions, training_pitch, 
 from r2id.resampler import R2IR
 from r2id.sampler import dpm_step
 from r2id.schedule import x0_from
-from train.classifier import load_classifier, to_classifier_size
+from train.classifier import Classifier, fit, load_classifier, to_classifier_size
+from train.data import ImageSet
 from train.frames import Shape
 from train.metrics import judge_features
 
@@ -33,7 +38,8 @@ SCALED = 500  # pictures whose mean distance is the unit of a critic's features
 class Drawing:
     """How a drawn phase draws and judges. Guidance holds within the interval of the recipe's [defaults]."""
 
-    critics: tuple[str, ...] = ()  # files of train/classifier.py; not the one that evaluates
+    critics: int = 2  # classifiers, none of them the one that evaluates
+    epochs: int = 5  # of their training
     pictures: int = 240  # of a step, at most; as many of each label
     cells: int = 10240  # of a step, at most, unless two pictures a label have more
     steps: tuple[int, int] = (6, 10)  # of DPM-Solver++, drawn anew every step, from fewest to most
@@ -45,16 +51,14 @@ class Drawing:
 class Drawn(nn.Module):
     """Energy distance of drawn pictures to real ones of the same label, in the features of each critic."""
 
-    def __init__(self, drawing: Drawing, images: Tensor, label_N: Tensor, defaults: Defaults):
-        """images: all training pictures (N, C, H, W) in [-1, 1], square. defaults: of sampling, for the interval of
-        guidance. Raises ValueError without critics or labels, CheckpointError where a critic cannot be read."""
+    def __init__(
+        self, drawing: Drawing, critics: Sequence[Classifier], images: Tensor, label_N: Tensor, defaults: Defaults
+    ):
+        """images: all training pictures (N, C, H, W) in [-1, 1], square, each with a label. defaults: of sampling, for
+        the interval of guidance."""
         super().__init__()
-        if not drawing.critics:
-            raise ValueError("drawing.critics: a drawn phase needs a classifier or more; make with train/classifier.py")
-        if label_N.max() < 0:
-            raise ValueError("a drawn phase compares pictures of one label, and these have none; leave it out")
         self.drawing, self.defaults, self.side = drawing, defaults, images.shape[-1]
-        self.critics = nn.ModuleList(load_classifier(path).requires_grad_(False) for path in drawing.critics)
+        self.critics = nn.ModuleList(critic.cpu().eval().requires_grad_(False) for critic in critics)
         self.places = [(label_N == label).nonzero().flatten().cpu() for label in range(int(label_N.max()) + 1)]
         features = [judge_features(critic, to_classifier_size(images.cpu())) for critic in self.critics]
         self.scales = [F.pdist(feature_ND[:SCALED]).mean().item() for feature_ND in features]
@@ -114,6 +118,21 @@ class Drawn(nn.Module):
                 before = path[i - 1] if i else None
                 x_BChw = dpm_step(x_BChw, x0_BChw, previous_BChw, path[i], path[i + 1], before)
         return x0_BChw * of.std + of.mean
+
+
+def trained_critics(drawing: Drawing, folder: Path, train: ImageSet, validation: ImageSet) -> list[Classifier]:
+    """The classifiers of a run: seeds 1, 2, …, trained where the folder has them not yet. Raises ValueError for
+    pictures without labels."""
+    train, validation = (replace(part, images=to_classifier_size(part.images)) for part in (train, validation))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    paths = [folder / f"{seed}.safetensors" for seed in range(1, drawing.critics + 1)]
+    with PartialState().main_process_first():
+        for seed, path in enumerate(paths, 1):
+            if not path.exists():
+                print(f"{path}: a critic for the drawn phase")
+                made = fit(train, validation, epochs=drawing.epochs, device=device, seed=seed)
+                save_module(made, path)
+        return [load_classifier(path) for path in paths]
 
 
 def call(

@@ -18,8 +18,9 @@ from r2id.checkpoint import from_dict
 from r2id.denoisers import SYSTEMS
 from r2id.image import contact_sheet
 from r2id.resampler import R2IR, R2IRConfig
+from train.classifier import Classifier
 from train.data import load_images, stream_images
-from train.drawn import Drawn
+from train.drawn import Drawn, trained_critics
 from train.entry import carry_out, draw, run_of, script, start_from
 from train.export import build_pipeline
 from train.frames import Law
@@ -52,8 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     if recipe.stable_cells and (own or args.stream):
         raise ValueError(f"stable_cells {recipe.stable_cells}: needs all pictures in one size; set it to 0")
     drawn_phase = any(phase.drawn for phase in recipe.optimisation.phases)
-    if drawn_phase and (own or args.stream):
-        raise ValueError("phases: a drawn one needs all pictures in one size, read before; leave it out")
+    if drawn_phase and (own or not isinstance(train.images, Tensor)):
+        raise ValueError("phases: a drawn one needs all pictures in one size and in memory; leave it out")
     channels = train.images.shape[1]
     background = train.background or (0.0,) * channels
     mean, std = (0.0,) * channels, (1.0,) * channels
@@ -66,7 +67,13 @@ def main(argv: list[str] | None = None) -> None:
     usual = recipe.optimisation.batch * math.prod(recipe.defaults.latent_size)
     cells = (recipe.cells_a_step or usual * recipe.draws) // recipe.draws
 
-    drawn = Drawn(recipe.drawing, train.images, train.labels, recipe.defaults) if drawn_phase else None
+    drawn = None
+    if drawn_phase:
+        critics = [Classifier(channels, len(train.names)) for _ in range(recipe.drawing.critics)]
+        if not args.dry_run:
+            validation = load(data, "validation", size=size, channels=channels)
+            critics = trained_critics(recipe.drawing, root / "critics", train, validation)
+        drawn = Drawn(recipe.drawing, critics, train.images, train.labels, recipe.defaults)
     torch.manual_seed(recipe.optimisation.seed)
     loss = DenoiserLoss(
         SYSTEMS[recipe.system][1](model_config),
