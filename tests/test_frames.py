@@ -303,7 +303,7 @@ def test_mixed_pictures_train_both_stages_and_are_exported(mixed, tmp_path):
     with pytest.raises(ValueError, match="stable_cells 4: needs all pictures in one size; set it to 0"):
         train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared, "--set", "stable_cells=4"])
     drawn = "optimisation.phases=[{steps = 1, rate = [1e-4, 1e-4], drawn = true}]"
-    with pytest.raises(ValueError, match="phases: a drawn one needs all pictures in one size and in memory; leave it"):
+    with pytest.raises(ValueError, match="phases: a drawn one needs labelled pictures, all in one size and"):
         train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared, "--set", drawn])
     train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared])
     export.main([str(tmp_path / "run"), str(tmp_path / "weights")])

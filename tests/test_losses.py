@@ -293,6 +293,19 @@ def test_each_picture_is_encoded_once_and_drawn_at_times_far_apart():
     assert noise[0].sub(noise[1]).abs().mean() > 0.5
 
 
+def test_a_teacher_says_what_is_wanted():
+    loss, images, labels = denoiser_loss(), pictures(count=8), torch.arange(8)
+    loss.model.x0 = latents(loss, images, WIDE)
+    usual, _ = loss(images, labels, WIDE, rng())
+    teacher = denoiser_loss().model
+    teacher.x0 = loss.model.x0 + 0.3
+    moved, _ = loss(images, labels, WIDE, rng(), teacher=teacher)
+    assert usual < 1e-6 < 1e-3 < moved
+    teacher.x0 = loss.model.x0
+    same, _ = loss(images + 0.5, labels, WIDE, rng(), teacher=teacher)  # whatever the pictures
+    assert same == 0
+
+
 def test_times_can_crowd_where_logit_t_is_normal():
     loss, images = (
         denoiser_loss(draws=500, schedule=Schedule(shift_power=0), logit_normal=(1.0, 0.5)),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from digits import digit_bytes, digits
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from r2id import Pipeline
 from r2id.position import grid_positions
@@ -359,7 +360,7 @@ def test_a_phase_of_the_decoder_alone_leaves_latents_as_they_are(trained, images
 def test_a_drawn_phase_begins_with_the_averages_and_resumes(trained, images, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained.parent / "run", run)
-    phase = "\n[[optimisation.phases]]\nsteps = {steps}\nrate = [0.0, 0.0]\ndrawn = true\nema = 0.5\n"
+    phase = "\n[[optimisation.phases]]\nsteps = {steps}\nrate = [0.0, 0.0]\ndrawn = true\nema = 0.5\nheld = [5, 6]\n"
     drawing = "\n[drawing]\nepochs = 1\nreal = 3\nsteps = [2, 3]\n"
     before = load_state(run / "denoiser").part("ema")
     for steps in (1, 2):
@@ -370,7 +371,23 @@ def test_a_drawn_phase_begins_with_the_averages_and_resumes(trained, images, tmp
         for name, value in state.part("model").items():  # a rate of 0 leaves what it began with
             torch.testing.assert_close(value, before[name])
     logged = [json.loads(line) for line in (run / "denoiser" / "metrics.jsonl").read_text().splitlines()]
-    assert {"energy", "read"} <= logged[-1].keys()
+    assert {"energy", "read"} <= logged[-1].keys() and logged[-1]["moved"] == 0
+    held = load_file(run / "denoiser" / "held-1.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in held.items())
+
+
+def test_what_a_drawn_phase_moves_is_measured_from_where_it_began(trained, images, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained.parent / "run", run)
+    state = load_state(run / "denoiser")
+    began = {name: value + 0.1 for name, value in state.part("ema").items()}  # what a stopped run had written
+    save_file(began, run / "denoiser" / "held-1.safetensors")
+    phase = "\n[[optimisation.phases]]\nsteps = 1\nrate = [0.0, 0.0]\ndrawn = true\nheld = [3, 5]\n"
+    drawing = "\n[drawing]\nepochs = 1\nreal = 3\nsteps = [2, 3]\n"
+    recipe = write(tmp_path, DENOISER.replace("\n[defaults]", phase + drawing + "\n[defaults]"))
+    train_denoiser.main(["--config", recipe, "--data", images, "--out", str(run)])
+    last = json.loads((run / "denoiser" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["moved"] > 1e-4 and last["loss"] > 9 * last["moved"]
 
 
 def test_a_run_begins_with_the_exported_weights_that_fit_it(trained, images, tmp_path, capfd):

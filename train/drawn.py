@@ -46,6 +46,7 @@ class Drawing:
     guidance: tuple[float, float] = (1.5, 1.9)
     learned: tuple[float, float] = (0.3, 0.92)  # t of the calls that learn: those before give noise, those after detail
     real: int = 256  # real pictures a label that the drawn ones are compared with
+    held: float = 10.0  # weight of the mean square of what the prediction has moved, for latents of a phase's `held`
     misread: float = 0.3  # weight of what the critics' logits for the label lack to be 1 above all others
 
 

@@ -42,7 +42,8 @@ Compute = Callable[[nn.Module, Tensor, "Phase", int, int], tuple[Tensor, dict]]
 class Phase:
     """A stretch of training: the rate falls along a cosine from rate[0] to rate[1]. Cells, where given, take the place
     of the law's. Pixels (0: all), consistency and decoder_only are R2IR's: see `ResamplerLoss`. Drawn is a denoiser's:
-    see `Drawn`. ema: where the averages forget sooner than elsewhere."""
+    see `Drawn`; held: cells, as those of the law, of latents that it leaves as they were when it began. ema: where the
+    averages forget sooner than elsewhere."""
 
     steps: int
     rate: tuple[float, float]
@@ -52,6 +53,7 @@ class Phase:
     consistency: float = 0.0
     decoder_only: bool = False
     drawn: bool = False
+    held: tuple[int, int] | None = None
     ema: float | None = None
 
 

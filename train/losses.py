@@ -261,10 +261,11 @@ class DenoiserLoss(nn.Module):
         generator: torch.Generator,
         place_B: Tensor | None = None,
         drawn: int = 0,
+        teacher: nn.Module | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Pictures in [-1, 1], labels (-1: none) → loss, parts of it. Times are stratified over all draws, and
         those of one picture lie far apart. place_B: of the pictures among the `stable` ones. drawn: as many pictures
-        are drawn instead, and judged."""
+        are drawn instead, and judged. teacher: another such model, whose prediction is what is wanted."""
         if drawn:
             return self.drawn(self, shape, generator, drawn)
         count, groups = self.draws * len(images), shape.groups(images, self.background)
@@ -274,10 +275,17 @@ class DenoiserLoss(nn.Module):
         if self.logit_normal:
             mean, deviation = self.logit_normal
             t_RB = torch.sigmoid(mean + deviation * torch.special.ndtri(t_RB))
-        return mean_of(groups, (self.of(g, label_B[g.places], t_RB[:, g.places], generator, place_B) for g in groups))
+        parts = (self.of(g, label_B[g.places], t_RB[:, g.places], generator, place_B, teacher) for g in groups)
+        return mean_of(groups, parts)
 
     def of(
-        self, group: Group, label_B: Tensor, t_RB: Tensor, generator: torch.Generator, place_B: Tensor | None
+        self,
+        group: Group,
+        label_B: Tensor,
+        t_RB: Tensor,
+        generator: torch.Generator,
+        place_B: Tensor | None,
+        teacher: nn.Module | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the pictures of a group, which have one shape of latents; rows are their first draws, then the second."""
         t_B, label_B, device, drawn_on = t_RB.flatten(), label_B.repeat(self.draws), label_B.device, generator.device
@@ -307,6 +315,9 @@ class DenoiserLoss(nn.Module):
                 x0_BChw = posterior_mean(noisy_BChw, alpha_bar_B, every_NChw, allowed_BN)
                 noise_BChw = noise_from(x0_BChw, noisy_BChw, alpha_bar_B)
         wanted_BChw = target(self.model.config.objective, x0_BChw, noise_BChw, alpha_bar_B)
+        if teacher:
+            with torch.no_grad():
+                wanted_BChw = teacher(*inputs, carry).prediction[0]
         error = F.mse_loss(output.prediction[0], wanted_BChw)
         coarser = (coarse_error(prediction_KBChw[0], wanted_BChw) for prediction_KBChw in output.pyramid)
         return error + sum(coarser), {"mse": error.detach()}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from dataclasses import asdict, replace
@@ -12,9 +13,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor
+from accelerate import PartialState
+from torch import Tensor, nn
 
-from r2id.checkpoint import from_dict
+from r2id.checkpoint import from_dict, load_into, save_module
 from r2id.denoisers import SYSTEMS
 from r2id.image import contact_sheet
 from r2id.resampler import R2IR, R2IRConfig
@@ -53,8 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     if recipe.stable_cells and (own or args.stream):
         raise ValueError(f"stable_cells {recipe.stable_cells}: needs all pictures in one size; set it to 0")
     drawn_phase = any(phase.drawn for phase in recipe.optimisation.phases)
-    if drawn_phase and (own or not isinstance(train.images, Tensor)):
-        raise ValueError("phases: a drawn one needs all pictures in one size and in memory; leave it out")
+    if drawn_phase and (own or not isinstance(train.images, Tensor) or not train.names):
+        needs = "labelled pictures, all in one size and in memory"
+        raise ValueError(f"phases: a drawn one needs {needs}; leave it out of optimisation.phases")
     channels = train.images.shape[1]
     background = train.background or (0.0,) * channels
     mean, std = (0.0,) * channels, (1.0,) * channels
@@ -107,15 +110,27 @@ def main(argv: list[str] | None = None) -> None:
     if run.step == 0 and args.start:
         start_from(run, args.start, "denoiser")
     seed, device = recipe.optimisation.seed, run.accelerator.device
-    train = train.to(device)
+    train, teachers = train.to(device), {}
 
     def compute(loss, indices, phase, step, part):
         shape, rng = draw(law_of(recipe, phase), seed, step, part, size=frame, device=device, stride=stride)
-        if phase.drawn:
-            return loss(train.images[:0], train.labels[:0], shape, rng, drawn=drawn.count(shape.cells, run.parts))
+        if not phase.drawn:
+            return denoising(loss, indices, shape, rng)
+        value, metrics = loss(train.images[:0], train.labels[:0], shape, rng, drawn=drawn.count(shape.cells, run.parts))
+        if phase.held:
+            law = replace(recipe.law, cells=phase.held)
+            shape, rng = draw(law, seed + 1, step, part, size=frame, device=device, stride=stride)
+            if phase not in teachers:
+                place = root / "denoiser" / f"held-{recipe.optimisation.phases.index(phase)}.safetensors"
+                teachers[phase] = as_it_was(run.model, None if args.dry_run else place)
+            moved, _ = denoising(loss, indices, shape, rng, teacher=teachers[phase])
+            value, metrics = value + recipe.drawing.held * moved, metrics | {"moved": moved.detach()}
+        return value, metrics
+
+    def denoising(loss, indices, shape, rng, **options):
         indices = indices[: max(1, cells // (shape.area * run.parts))]
         labels = train.labels[indices].to(device)
-        value, metrics = loss(train.images[indices], labels, shape, rng, indices)
+        value, metrics = loss(train.images[indices], labels, shape, rng, indices, **options)
         return value, metrics | {"images": len(indices)}
 
     def evaluated(progress):
@@ -125,6 +140,17 @@ def main(argv: list[str] | None = None) -> None:
         return f"{name} {progress.metrics[name]:.4f}"
 
     carry_out(run, compute, evaluated, dry=args.dry_run)
+
+
+def as_it_was(model: nn.Module, path: Path | None) -> nn.Module:
+    """A copy of the model, or what was copied to the file before the run was stopped."""
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    with PartialState().main_process_first():
+        if path and path.exists():
+            load_into(teacher, path)
+        elif path:
+            save_module(teacher, path)
+    return teacher
 
 
 def trained_resampler(folder: Path) -> tuple[State, R2IR]:
