@@ -38,7 +38,7 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width}: must be a multiple of the {heads} heads")
         self.head_width, self.attention = width // heads, attention
-        bare = heads == 1 and attention == "softmax"
+        self.bare = bare = heads == 1 and attention == "softmax"
         self.query = nn.Identity() if bare else nn.Linear(width, width)
         self.key_value = nn.Linear(context_width or width, 2 * width)
         self.query_norm = nn.Identity() if bare else nn.LayerNorm(self.head_width)
@@ -67,6 +67,22 @@ class Attention(nn.Module):
 
     def _heads(self, tokens_BND: Tensor, norm: nn.Module) -> Tensor:
         return norm(tokens_BND.unflatten(-1, (-1, self.head_width))).transpose(1, 2)
+
+
+def centred(values: Tensor) -> Tensor:
+    """With mean 0 over the channels."""
+    return values - values.mean(dim=-1, keepdim=True)
+
+
+class CentredLinear(nn.Linear):
+    """A linear map whose results are centred, at no cost a token."""
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Weight (out, in) and bias (out,)."""
+        return centred(self.weight.T).T, centred(self.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.linear(tokens, *self.parts())
 
 
 class FeedForward(nn.Sequential):
@@ -140,3 +156,52 @@ class Block(nn.Module):
             normed_BND = self.self_norm(tokens_BND)
             tokens_BND = tokens_BND + self.self_attention(normed_BND, self.self_attention.memory(normed_BND))
         return tokens_BND + self.feed(self.feed_norm(tokens_BND))
+
+
+class Reader(Block):
+    """A block of very many tokens that read a few: the same function of the same weights, for tokens that are centred,
+    as all norms would make them, and that stay so. `merged` is what a norm costs beside the product after it."""
+
+    def __init__(self, width: int, *, expansion: int, dropout: float = 0.0, **options):
+        super().__init__(width, expansion=expansion, dropout=dropout, crossing=True, selfing=False, **options)
+        self.feed[2] = CentredLinear(expansion * width, width)
+        if not self.cross.bare:
+            self.cross.out = CentredLinear(width, width)
+
+    def memory(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` needs of the context."""
+        first, second = self.cross.memory(context_BMD)
+        return (merged(self.cross_norm, first), centred(second)) if self.cross.bare else (first, second)
+
+    def forward(self, tokens_BND: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        query_BND = normed(tokens_BND) if self.cross.bare else self.cross_norm(tokens_BND)
+        tokens_BND = added(tokens_BND, self.cross(query_BND, memory))
+        first, *others = self.feed
+        new_BND = F.linear(normed(tokens_BND), merged(self.feed_norm, first.weight, first.bias))
+        for layer in others:
+            new_BND = layer(new_BND)
+        return added(tokens_BND, new_BND)
+
+
+def to_unit(tokens: Tensor) -> Tensor:
+    """What brings centred tokens (…, D) to variance 1, as a LayerNorm does: a factor (…, 1)."""
+    return math.sqrt(tokens.shape[-1]) / torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
+
+
+def normed(tokens: Tensor) -> Tensor:
+    """Centred tokens with variance 1, and mean 1 for `merged`."""
+    return torch.addcmul(tokens.new_ones(tokens.shape[-1]), tokens, to_unit(tokens))
+
+
+def merged(norm: nn.LayerNorm, weight_KD: Tensor, bias_K: Tensor | float = 0.0) -> Tensor:
+    """The weights (K, D), or any keys, that give of `normed(x)` what these give of `norm(x)`, bias included: the mean
+    of 1 meets the sum of a row, which nothing else does, so that it can hold all that does not depend on x."""
+    scaled_KD = weight_KD * norm.weight
+    constant_K = weight_KD @ norm.bias + bias_K
+    return scaled_KD + (constant_K - scaled_KD.sum(dim=-1))[..., None] / norm.weight.numel()
+
+
+def added(tokens: Tensor, new: Tensor) -> Tensor:
+    """Their sum, in the memory of what is new where nothing else needs it."""
+    in_place = not torch.is_grad_enabled() and new.dtype == torch.promote_types(tokens.dtype, new.dtype)
+    return new.add_(tokens) if in_place else tokens + new

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2id.layers import ATTENTIONS, Block
+from r2id.layers import ATTENTIONS, Block, CentredLinear, Reader, centred, to_unit
 from r2id.limits import check_heads, check_model
 from r2id.position import PositionEmbedding, Positions, flat, fourier
 
@@ -84,9 +84,13 @@ class Lines:
 
     position_ND: Tensor
     lapped: Lapped | None  # None where nothing local is read
+    dense_NKF: Tensor | None  # the same for all K cells
 
     def __getitem__(self, part: slice) -> Lines:
-        return Lines(self.position_ND[part], self.lapped and tuple(lapped[part] for lapped in self.lapped))
+        if self.lapped is None:
+            return Lines(self.position_ND[part], None, None)
+        index, basis = self.lapped
+        return Lines(self.position_ND[part], (index[part], basis[part]), self.dense_NKF[part])
 
 
 class R2IR(nn.Module):
@@ -124,10 +128,9 @@ class R2IR(nn.Module):
         self.pixel_query_position = PositionEmbedding(narrow, config.octaves)
         if config.local:
             self.local_out = nn.Linear(width, basis**2 + narrow)
-            self.pixel_local = nn.Linear(basis**2, narrow)
+            self.pixel_local = CentredLinear(basis**2, narrow)
         self.decoder = nn.ModuleList(
-            Block(narrow, crossing=True, selfing=False, context_width=width, **of_pixels)
-            for _ in range(config.decoder_blocks)
+            Reader(narrow, context_width=width, **of_pixels) for _ in range(config.decoder_blocks)
         )
         self.image_norm = nn.LayerNorm(narrow)
         self.image_out = nn.Linear(narrow, config.channels)
@@ -161,36 +164,42 @@ class R2IR(nn.Module):
         for block in self.cell_blocks:
             cell_BMD = block(cell_BMD)
         cell_BMD = self.cell_norm(cell_BMD)
-        local_BhwZ = self.local_out(cell_BMD).unflatten(1, cells.grid) if self.config.local else None
+        local_BhwZ = None
+        if self.config.local:
+            local_BMZ, size = self.local_out(cell_BMD), self.basis.size**2
+            local_BMZ = torch.cat((local_BMZ[..., :size], centred(local_BMZ[..., size:])), dim=-1)
+            local_BhwZ = local_BMZ.unflatten(1, cells.grid)
         direct_BhwCij = self.direct.memory(latent_BMc, cells) if self.direct else None
-        return Memory([block.cross.memory(cell_BMD) for block in self.decoder], local_BhwZ, direct_BhwCij)
+        return Memory([block.memory(cell_BMD) for block in self.decoder], local_BhwZ, direct_BhwCij)
 
     def lines(self, memory: Memory, pixels: Positions, axis: int) -> Lines:
         """The columns (axis 0) or the rows (1) of a grid, for `decode_grid`."""
-        position_ND = self.pixel_query_position.term(pixels, axis).flatten(0, 1)
+        position_ND = centred(self.pixel_query_position.term(pixels, axis).flatten(0, 1))
         if not (self.config.local and pixels.framed):
-            return Lines(position_ND, None)
-        return Lines(position_ND, self.basis.lap_lines(pixels, axis, memory.local_BhwZ.shape[2 - axis]))
+            return Lines(position_ND, None, None)
+        count = memory.local_BhwZ.shape[2 - axis]
+        lapped = self.basis.lap_lines(pixels, axis, count)
+        return Lines(position_ND, lapped, dense(*lapped, count))
 
     def decode(self, memory: Memory, pixels: Positions) -> Tensor:
         """Colours (B, N, C), about [-1, 1], at `pixels`."""
         if pixels.grid:
             return self.decode_grid(memory, *(self.lines(memory, pixels, axis) for axis in (0, 1)))
-        pixel_BND = self.pixel_query_position(pixels).expand(len(memory.attention[0][0]), -1, -1)
+        pixel_BND = centred(self.pixel_query_position(pixels)).expand(len(memory.attention[0][0]), -1, -1)
         if not (self.config.local and pixels.framed):
             return self._decode(memory, pixel_BND)
-        local_BND = read_points(memory.local_BhwZ, pixels, self.basis, self.pixel_local)
+        local_BND = read_points(memory.local_BhwZ, pixels, self.basis, *self.pixel_local.parts())
         colour_BNC = self._decode(memory, pixel_BND + local_BND)
         return colour_BNC + read_direct(memory.direct_BhwCij, pixels, self.basis) if self.direct else colour_BNC
 
     def decode_grid(self, memory: Memory, columns: Lines, rows: Lines) -> Tensor:
         """The same where rows and columns cross, in reading order."""
-        if not columns.lapped:
+        if columns.lapped is None:
             pixel_ND = (columns.position_ND + rows.position_ND[:, None]).flatten(0, 1)
             return self._decode(memory, pixel_ND.expand(len(memory.attention[0][0]), -1, -1))
-        colour_BNC = self._decode(memory, read_grid(memory.local_BhwZ, columns, rows, self.pixel_local))
+        colour_BNC = self._decode(memory, read_grid(memory.local_BhwZ, columns, rows, *self.pixel_local.parts()))
         return (
-            colour_BNC + read_direct_grid(memory.direct_BhwCij, columns.lapped, rows.lapped)
+            colour_BNC + read_direct_grid(memory.direct_BhwCij, columns.dense_NKF, rows.dense_NKF)
             if self.direct
             else colour_BNC
         )
@@ -198,7 +207,9 @@ class R2IR(nn.Module):
     def _decode(self, memory: Memory, pixel_BND: Tensor) -> Tensor:
         for block, attended in zip(self.decoder, memory.attention, strict=True):
             pixel_BND = block(pixel_BND, attended)
-        return self.image_out(self.image_norm(pixel_BND))
+        norm, out = self.image_norm, self.image_out  # merged, too; what is normed are the few colours
+        constant_C = out.bias + out.weight @ norm.bias
+        return torch.addcmul(constant_C, F.linear(pixel_BND, out.weight * norm.weight), to_unit(pixel_BND))
 
 
 class DirectPath(nn.Module):
@@ -307,18 +318,18 @@ def read_direct(local_BhwCij: Tensor, pixels: Positions, basis: LocalBasis) -> T
         across_BNwj, down_BNhi = basis.dense(x, width), basis.dense(y, height)
         line_BNwjC = torch.einsum("bnhi,bhwcij->bnwjc", down_BNhi.expand(len(local_BhwCij), -1, -1, -1), local_BhwCij)
         return torch.einsum("bnwj,bnwjc->bnc", across_BNwj.expand(len(local_BhwCij), -1, -1, -1), line_BNwjC)
-    return read_direct_grid(local_BhwCij, basis.lap_lines(pixels, 0, width), basis.lap_lines(pixels, 1, height))
+    lines = (dense(*basis.lap_lines(pixels, axis, n), n) for axis, n in enumerate((width, height)))
+    return read_direct_grid(local_BhwCij, *lines)
 
 
-def read_direct_grid(local_BhwCij: Tensor, columns: Lapped, rows: Lapped) -> Tensor:
+def read_direct_grid(local_BhwCij: Tensor, across_WwF: Tensor, down_HhF: Tensor) -> Tensor:
     """The same where rows and columns cross."""
-    height, width = local_BhwCij.shape[1:3]
-    across_WX, down_HX = dense(*columns, width).flatten(1), dense(*rows, height).flatten(1)
+    across_WX, down_HX = across_WwF.flatten(1), down_HhF.flatten(1)
     line_BHwCj = torch.einsum("yr,brwcj->bywcj", down_HX, local_BhwCij.permute(0, 1, 4, 2, 3, 5).flatten(1, 2))
     return torch.einsum("xr,byrc->byxc", across_WX, line_BHwCj.transpose(3, 4).flatten(2, 3)).flatten(1, 2)
 
 
-def read_points(local_BhwZ: Tensor, pixels: Positions, basis: LocalBasis, linear: nn.Linear) -> Tensor:
+def read_points(local_BhwZ: Tensor, pixels: Positions, basis: LocalBasis, weight_DF: Tensor, bias_D: Tensor) -> Tensor:
     """linear(Σ over a point's four cells of w·b·coefficients (F²)) + Σ w·token, (B, N, D), for scattered points."""
     (x, _), (y, _) = pixels.axes()
     height, width = local_BhwZ.shape[1:3]
@@ -339,30 +350,31 @@ def read_points(local_BhwZ: Tensor, pixels: Positions, basis: LocalBasis, linear
         for b in (0, 1):
             cell_BNZ = F.embedding(base_B1 + row[..., a] * width + column[..., b], cells_XZ)
             total = total + cell_BNZ * (row_factor[..., a, :] * column_factor[..., b, :])
-    return linear(total[..., : size**2]) + total[..., size**2 :]
+    return F.linear(total[..., : size**2], weight_DF, bias_D) + total[..., size**2 :]
 
 
-def read_grid(local_BhwZ: Tensor, columns: Lines, rows: Lines, linear: nn.Linear) -> Tensor:
+def read_grid(local_BhwZ: Tensor, columns: Lines, rows: Lines, weight_DF: Tensor, bias_D: Tensor) -> Tensor:
     """`read_points` + the positions where rows and columns cross, (B, H·W, D). All of it separates: the linear map
     meets the coefficients once a row and cell, and what is left for a pixel is one product over its row's cells."""
-    (row, row_basis), (column, column_basis) = rows.lapped, columns.lapped
+    (row, row_basis), (column, _) = rows.lapped, columns.lapped
     width, size = local_BhwZ.shape[2], row_basis.shape[-1]
     near, far = (row_basis[:, a, None] for a in (0, 1))  # (H, 1, F) each
     coefficient_Bhwij = local_BhwZ[..., : size**2].unflatten(-1, (size, size))
     token_BhwD = local_BhwZ[..., size**2 :]
     line_BHwij = sum(coefficient_Bhwij[:, row[:, a]] * b[..., None] for a, b in enumerate((near, far)))
     token_BHwD = sum(token_BhwD[:, row[:, a]] * b[..., :1] for a, b in enumerate((near, far)))
-    token_BHwD = token_BHwD + (rows.position_ND + linear.bias)[:, None]
-    mapped_BHwjD = torch.einsum("bhwij,dij->bhwjd", line_BHwij, linear.weight.unflatten(1, (size, size)))
+    token_BHwD = token_BHwD + (rows.position_ND + bias_D)[:, None]
+    mapped_BHwjD = torch.einsum("bhwij,dij->bhwjd", line_BHwij, weight_DF.unflatten(1, (size, size)))
     # The first of the basis is the bilinear weight; those of one point sum to 1, so what all columns share goes there.
     first_BHw1D = mapped_BHwjD[..., :1, :] + token_BHwD[..., None, :]
     mapped_ZwjD = torch.cat((first_BHw1D, mapped_BHwjD[..., 1:, :]), dim=-2).flatten(0, 1)
     parts = -(-width // COLUMNS)
     read_ZWD = []
-    for index, lapped, x_VD in zip(*(v.chunk(parts) for v in (column, column_basis, columns.position_ND)), strict=True):
-        low, high = (0, width) if parts == 1 else (index[0, 0].item(), index[-1, 1].item() + 1)
+    along = (column, columns.dense_NKF, columns.position_ND)
+    for index, dense_VwF, x_VD in zip(*(v.chunk(parts) for v in along), strict=True):
+        low, high = index[0, 0].item(), index[-1, 1].item() + 1  # a zoom or a tile reads few of many cells
         mapped_ZKD = mapped_ZwjD[:, low:high].flatten(1, 2)
-        weight_VK, many = dense(index - low, lapped, high - low).flatten(1), len(mapped_ZKD)
+        weight_VK, many = dense_VwF[:, low:high].flatten(1), len(mapped_ZKD)
         read_ZWD.append(torch.baddbmm(x_VD.expand(many, -1, -1), weight_VK.expand(many, -1, -1), mapped_ZKD))
     read_ZWD = read_ZWD[0] if parts == 1 else torch.cat(read_ZWD, dim=1)  # which would copy a single one
     return read_ZWD.unflatten(0, line_BHwij.shape[:2]).flatten(1, 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from r2id.layers import ATTENTIONS, AdaLN, Attention, Block, FeedForward
+from r2id.layers import ATTENTIONS, AdaLN, Attention, Block, FeedForward, Reader, centred
 
 
 @pytest.fixture(params=[(kind, heads) for kind in ATTENTIONS for heads in (1, 2)])
@@ -117,3 +117,20 @@ def test_a_block_adds_its_parts_to_the_residual(kind, crossing, selfing):
     expected = expected + block.feed(block.feed_norm(expected))
     torch.testing.assert_close(block(x, block.cross.memory(context) if crossing else None), expected)
     assert block(x[:, :0], block.cross.memory(context) if crossing else None).shape == (2, 0, 8) or selfing
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_reader_is_a_block_but_for_the_mean_of_its_tokens(attention, grad):
+    """Whatever the scales and shifts of its norms; and the tokens it was given stay as they are."""
+    options = {"heads": 8 // attention.head_width, "expansion": 2, "attention": attention.attention, "context_width": 6}
+    block, reader = Block(8, crossing=True, selfing=False, **options), Reader(8, **options)
+    for seed, parameter in enumerate(block.parameters()):
+        parameter.data = tokens(*parameter.shape, seed=seed)
+    reader.load_state_dict(block.state_dict())
+    x, context = tokens(2, 3, 8), tokens(2, 4, 6, seed=1)
+    given = centred(x)
+    with torch.set_grad_enabled(grad):
+        read = reader(given, reader.memory(context))
+        expected = centred(block(x, block.cross.memory(context)))
+    torch.testing.assert_close(read, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(given, centred(x))

@@ -14,6 +14,7 @@ from r2id.resampler import (
     LocalBasis,
     R2IRConfig,
     cell_sides,
+    dense,
     local_coefficients,
     read_direct,
     read_grid,
@@ -112,15 +113,14 @@ def test_a_cell_that_no_pixel_reached_has_zero_coefficients():
     assert coefficients[:, :, 3].abs().max() == 0 < coefficients[:, :, 0].abs().max()
 
 
-def linear(width, seed=0):
-    made = torch.nn.Linear(BASIS**2, width)
-    for i, parameter in enumerate(made.parameters()):
-        parameter.data = uniform(*parameter.shape, seed=seed + i)
-    return made
+def linear(width):
+    return uniform(width, BASIS**2), uniform(width, seed=1)
 
 
 def lines_of(grid: Positions, cells: tuple[int, int], x_WD: torch.Tensor, y_HD: torch.Tensor) -> list[Lines]:
-    return [Lines(p, QUARTERS.lap_lines(grid, axis, cells[1 - axis])) for axis, p in enumerate((x_WD, y_HD))]
+    lapped = [QUARTERS.lap_lines(grid, axis, cells[1 - axis]) for axis in (0, 1)]
+    both = zip((x_WD, y_HD), lapped, reversed(cells), strict=True)
+    return [Lines(position_ND, lap, dense(*lap, count)) for position_ND, lap, count in both]
 
 
 @pytest.mark.parametrize("cells", [(1, 1), (3, 4), (2, 40)])
@@ -129,25 +129,25 @@ def test_reading_a_grid_equals_reading_its_points(cells, window):
     """At once or in blocks of columns, the whole or a part."""
     local, x_WD, y_HD, read = uniform(2, *cells, BASIS**2 + 3), uniform(50, 3), uniform(6, 3, seed=1), linear(3)
     grid = window_of((6, 50), aspect=5 / 6, fit="contain", region=window).positions(range(6), range(50))
-    expected = read_points(local, as_points(grid), QUARTERS, read) + (x_WD + y_HD[:, None]).flatten(0, 1)
-    crossed = read_grid(local, *lines_of(grid, cells, x_WD, y_HD), read)
+    expected = read_points(local, as_points(grid), QUARTERS, *read) + (x_WD + y_HD[:, None]).flatten(0, 1)
+    crossed = read_grid(local, *lines_of(grid, cells, x_WD, y_HD), *read)
     torch.testing.assert_close(crossed, expected, atol=1e-5, rtol=1e-4)
-    each_own = read_points(local, as_points(grid, 2), QUARTERS, read)
-    torch.testing.assert_close(each_own, read_points(local, as_points(grid), QUARTERS, read), atol=1e-5, rtol=1e-4)
+    each_own = read_points(local, as_points(grid, 2), QUARTERS, *read)
+    torch.testing.assert_close(each_own, read_points(local, as_points(grid), QUARTERS, *read), atol=1e-5, rtol=1e-4)
 
 
 def test_beyond_the_frame_the_nearest_edge_is_read():
     local, read = uniform(1, 3, 4, BASIS**2 + 3), linear(3)
     outside, edge = torch.tensor([[[2.0, 0.1], [-0.9, 7.0]]]), torch.tensor([[[0.5, 0.1], [-0.5, 0.5]]])
     assert torch.equal(
-        read_points(local, points(outside, 1.0), QUARTERS, read), read_points(local, points(edge, 1.0), QUARTERS, read)
+        read_points(local, points(outside, 1.0), QUARTERS, *read),
+        read_points(local, points(edge, 1.0), QUARTERS, *read),
     )
 
 
 def test_tokens_are_interpolated_bilinearly():
-    local, grid, read = uniform(1, 4, 4, BASIS**2 + 3), grid_positions((7, 9), 1.0), linear(3)
-    read.weight.data.zero_()
-    colours = read_grid(local, *lines_of(grid, (4, 4), torch.zeros(9, 3), torch.zeros(7, 3)), read) - read.bias
+    local, grid, nothing = uniform(1, 4, 4, BASIS**2 + 3), grid_positions((7, 9), 1.0), torch.zeros(3, BASIS**2)
+    colours = read_grid(local, *lines_of(grid, (4, 4), torch.zeros(9, 3), torch.zeros(7, 3)), nothing, torch.zeros(3))
     expected = torch.nn.functional.interpolate(local[..., BASIS**2 :].permute(0, 3, 1, 2), (7, 9), mode="bilinear")
     torch.testing.assert_close(colours, expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4)
 
