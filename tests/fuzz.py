@@ -197,7 +197,7 @@ def main() -> None:
         names, total, start = args.only or list(fuzz.doors), 0, time.monotonic()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for name in names:
-            total += (count := fuzz.run(name, args.cases // len(names)))
+            total += (count := fuzz.run(name, -(-args.cases // len(names))))
             print(f"{name}: {count:,} cases", flush=True)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     told = ", ".join(f"{count:,} {outcome}" for outcome, count in fuzz.outcomes.items())
