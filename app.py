@@ -16,9 +16,9 @@ from gradio.utils import get_upload_folder
 from r2id.demo.api import endpoints
 from r2id.demo.models import Models
 from r2id.demo.page import HERE, build
+from r2id.demo.serving.fair_queue import ALL
+from r2id.demo.serving.worker import worker
 from r2id.demo.tabs import TABS
-from r2id.demo.turns import ALL
-from r2id.demo.worker import worker
 from r2id.memory import keep_freed
 
 THEME = gr.themes.Default(primary_hue="indigo", spacing_size="sm", font=["system-ui", "sans-serif"])

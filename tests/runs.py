@@ -8,10 +8,10 @@ from pathlib import Path
 from PIL import Image
 
 from r2id import Pipeline
-from train.frames import Law
-from train.loop import Optimisation, Phase
-from train.recipe import DenoiserRecipe, ResamplerRecipe
-from train.state import State, save_state
+from train.data.buckets import Law
+from train.engine.loop import Optimisation, Phase
+from train.engine.recipe import DenoiserRecipe, ResamplerRecipe
+from train.engine.state import State, save_state
 
 STEPS = 30
 SPENT = {"images": 1234, "steps": STEPS, "operations": 5e12, "seconds": 90.0}

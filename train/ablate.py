@@ -1,6 +1,6 @@
 """What each choice is worth, at a small budget: trains the shipped recipes with one thing changed at a time.
 
-python train/ablate.py --data PATH [--steps 300] [--denoiser-steps 2500] [--only resampler|denoiser [--set KEY=VALUE]]
+python -m train.ablate --data PATH [--steps 300] [--denoiser-steps 2500] [--only resampler|denoiser [--set KEY=VALUE]]
 
 Batches are small, for CPUs, and so is the denoiser. What is trained is kept in runs/ablations, and the same command
 goes on; a table goes to a file there, row by row.
@@ -9,12 +9,9 @@ goes on; a table goes to a file there, row by row.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor
@@ -23,16 +20,16 @@ from r2id import Pipeline
 from r2id.denoisers import SYSTEMS
 from r2id.memory import keep_freed
 from train import train_denoiser, train_resampler
-from train.classifier import accuracy, load_classifier, to_classifier_size
-from train.data import load_images
-from train.entry import script
+from train.data.images import load_images
+from train.engine.cli import script
+from train.engine.loop import operations
+from train.engine.recipe import DenoiserRecipe, read_recipe
+from train.engine.state import load_state
 from train.evaluate import CLASSIFIER
+from train.evaluation.classifier import accuracy, load_classifier, to_classifier_size
+from train.evaluation.metrics import bring_to, frechet, judge_features, mean_square, psnr
+from train.evaluation.tables import Table, name, progress
 from train.export import build_pipeline
-from train.loop import operations
-from train.metrics import bring_to, frechet, judge_features, mean_square, psnr
-from train.recipe import DenoiserRecipe, read_recipe
-from train.report import Table, name, progress
-from train.state import load_state
 
 CONFIGS = Path(__file__).parent / "configs"
 RESAMPLER = {  # what is changed → settings of mnist_resampler.toml

@@ -1,7 +1,7 @@
-"""Measures weights on this machine: python train/benchmark.py weights/mnist [--alternatives] [--page] [--out FOLDER]
+"""Measures weights on this machine: python -m train.benchmark weights/mnist [--alternatives] [--page] [--out FOLDER]
 
 Prints tables; with --out also writes them as benchmark.md and benchmark.json, and their curves as benchmark.png. Each
-time stands beside the rate of matrix products of the same minute (see train/measure.py), since a shared machine is not
+time stands beside the rate of matrix products of the same minute (see train/profiling/machine.py), since a shared machine is not
 equally fast at all times: shares and ratios hold, milliseconds are of the day. Operations are those of products and
 attention, counted, not estimated. `--plan SIZE` measures a recipe instead and says what to change to train at SIZE.
 """
@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 import torch
 from matplotlib.figure import Figure
@@ -29,9 +28,10 @@ from r2id.layers import ATTENTIONS, Attention
 from r2id.limits import MAX_BATCH, check_cells, check_size, whole
 from r2id.memory import keep_freed
 from r2id.pipeline import Latent, Pipeline
-from train.alternatives import alternatives
-from train.comparison_report import crossing
-from train.measure import (
+from train.evaluation.comparison_tables import crossing
+from train.evaluation.tables import Table
+from train.profiling.alternatives import alternatives
+from train.profiling.machine import (
     ENOUGH,
     REPEATS,
     Shapes,
@@ -44,8 +44,7 @@ from train.measure import (
     products_of,
     square_rate,
 )
-from train.plan import BUDGET, RESAMPLER, plan
-from train.report import Table
+from train.profiling.plan import BUDGET, RESAMPLER, plan
 
 SIZES = (64, 128, 256, 512, 1024, 2048)
 CELLS = (4, 8, 16, 32, 64)

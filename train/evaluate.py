@@ -1,7 +1,7 @@
 """Measures weights by one protocol; prints tables and writes report.json, report.md and sheets of pictures:
 
-python train/evaluate.py weights/mnist --data PATH [--split validation] [--only accuracy,sheets]
-python train/evaluate.py --compare weights/mnist-r2id weights/mnist-s2id … --data PATH     systems side by side
+python -m train.evaluate weights/mnist --data PATH [--split validation] [--only accuracy,sheets]
+python -m train.evaluate --compare weights/mnist-r2id weights/mnist-s2id … --data PATH     systems side by side
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from r2id.memory import keep_freed
 from r2id.pipeline import Pipeline
-from train import sections
-from train.classifier import load_classifier
-from train.comparison import compare
-from train.data import load_images
-from train.protocol import PROTOCOL, Evaluation, Protocol, in_cells, in_pixels
-from train.report import Sheet, Table
+from train.data.images import load_images
+from train.evaluation import sections
+from train.evaluation.classifier import load_classifier
+from train.evaluation.comparison import compare
+from train.evaluation.protocol import PROTOCOL, Evaluation, Protocol, in_cells, in_pixels
+from train.evaluation.tables import Sheet, Table
 
 CLASSIFIER = Path(__file__).parent / "classifiers" / "mnist.safetensors"
 SECTIONS: dict[str, Callable[[Evaluation], Iterator[Table | Sheet]]] = {

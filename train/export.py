@@ -1,4 +1,4 @@
-"""Training state → weights: `python train/export.py runs/mnist weights/mnist` writes what `Pipeline.from_pretrained`
+"""Training state → weights: `python -m train.export runs/mnist weights/mnist` writes what `Pipeline.from_pretrained`
 reads, from the averaged weights of the newest states, and a model card; `--push owner/name` uploads it to the Hub."""
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from torch import Tensor
@@ -26,9 +24,9 @@ from r2id.denoisers import SYSTEMS
 from r2id.pipeline import Pipeline
 from r2id.resampler import R2IR, R2IRConfig
 from r2id.schedule import Schedule
-from train.card import Origin, model_card
-from train.recipe import DenoiserRecipe, read_recipe
-from train.state import State, load_state
+from train.engine.recipe import DenoiserRecipe, read_recipe
+from train.engine.state import State, load_state
+from train.evaluation.card import Origin, model_card
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 REFUSED = {

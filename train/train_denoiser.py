@@ -1,16 +1,13 @@
 """Stage 2: trains a denoiser on the latents of the run's resampler, or in pixel space, where it is the only stage.
-`python train/train_denoiser.py --config train/configs/mnist_r2id.toml`; to resume, the same command."""
+`python -m train.train_denoiser --config train/configs/mnist_r2id.toml`; to resume, the same command."""
 
 from __future__ import annotations
 
 import copy
 import math
-import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from accelerate import PartialState
@@ -20,16 +17,16 @@ from r2id.checkpoint import from_dict, load_into, save_module
 from r2id.denoisers import SYSTEMS
 from r2id.image import contact_sheet
 from r2id.resampler import R2IR, R2IRConfig
-from train.classifier import Classifier
-from train.data import load_images, stream_images
-from train.drawn import Drawn, trained_critics
-from train.entry import carry_out, draw, run_of, script, start_from
+from train.data.buckets import Law
+from train.data.images import load_images, stream_images
+from train.engine.cli import carry_out, draw, run_of, script, start_from
+from train.engine.loop import generator
+from train.engine.recipe import DenoiserRecipe, arguments, law_of, read_recipe
+from train.engine.state import State, load_state
+from train.evaluation.classifier import Classifier
 from train.export import build_pipeline
-from train.frames import Law
-from train.loop import generator
-from train.losses import DenoiserLoss, encode
-from train.recipe import DenoiserRecipe, arguments, law_of, read_recipe
-from train.state import State, load_state
+from train.losses.resampler import DenoiserLoss, encode
+from train.losses.rollout import Drawn, trained_critics
 
 MEASURED = 2_000  # training images that the latents' mean and standard deviation are taken from
 CHUNK = 100  # of them that share a shape

@@ -1,14 +1,11 @@
-"""Stage 1: trains R2IR. `python train/train_resampler.py --config train/configs/mnist_resampler.toml`; to resume, the
+"""Stage 1: trains R2IR. `python -m train.train_resampler --config train/configs/mnist_resampler.toml`; to resume, the
 same command."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +14,11 @@ from torch import Tensor
 from r2id.image import contact_sheet
 from r2id.position import grid_positions
 from r2id.resampler import R2IR
-from train.data import load_images, stream_images
-from train.direct import DirectAlone, fit_direct
-from train.entry import carry_out, draw, run_of, script, start_from
-from train.losses import ResamplerLoss, encode
-from train.recipe import ResamplerRecipe, arguments, law_of, read_recipe
+from train.data.images import load_images, stream_images
+from train.engine.cli import carry_out, draw, run_of, script, start_from
+from train.engine.recipe import ResamplerRecipe, arguments, law_of, read_recipe
+from train.losses.linear_codec import DirectAlone, fit_direct
+from train.losses.resampler import ResamplerLoss, encode
 
 CHECKED = 500  # validation images that are reconstructed at every evaluation
 CHUNK = 100  # of them at once, to bound memory

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from r2id.condition import index_of
 from r2id.demo.page import IN_TURN, place, told
-from r2id.demo.studio import Studio
-from r2id.demo.visit import png, whole_size
-from r2id.demo.worker import SMALL
+from r2id.demo.serving.generation import Studio
+from r2id.demo.serving.worker import SMALL
+from r2id.demo.session import png, whole_size
 from r2id.image import MAX_IMAGE_PIXELS
 from r2id.latent import Latent
 from r2id.limits import check_size, number

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from r2id.checkpoint import HUB_ID, fetch
-from r2id.demo.worker import Hosted, Limited
+from r2id.demo.serving.worker import Hosted, Limited
 from r2id.limits import brief
 from r2id.pipeline import Pipeline
 

@@ -21,19 +21,19 @@ from r2id.demo.controls import draw_values, drawing_of, usual_fit, view_of, view
 from r2id.demo.models import Models, line_of
 from r2id.demo.pictures import cells_picture
 from r2id.demo.record import Drawing, View, from_query, to_dict
-from r2id.demo.studio import Studio
-from r2id.demo.visit import Visit
+from r2id.demo.serving.generation import Studio
+from r2id.demo.session import Visit
 from r2id.latent import Latent
 from r2id.limits import SEEDS, brief
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "web"
 INLINE = 2**18  # bytes; larger pictures travel as files
 LIFE = 3600  # seconds without use after which a visitor's latents are dropped
 TITLE = "<h1>r2id</h1>Diffuse a picture once, in a small latent; then resample that to any resolution and aspect ratio."
 NO_WEIGHTS = """<b>There are no weights yet.</b> Drop a folder of them into weights/, or train some; then reload.
-<pre>python train/train_resampler.py --config train/configs/mnist_resampler.toml
-python train/train_denoiser.py --config train/configs/mnist_r2id.toml
-python train/export.py runs/mnist weights/mnist</pre>"""
+<pre>python -m train.train_resampler --config train/configs/mnist_resampler.toml
+python -m train.train_denoiser --config train/configs/mnist_r2id.toml
+python -m train.export runs/mnist weights/mnist</pre>"""
 
 QUIET = dict(show_progress="hidden", api_visibility="private")
 OTHER = dict(concurrency_id="other", concurrency_limit=2)

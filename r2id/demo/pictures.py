@@ -208,7 +208,7 @@ def _coordinates(title: str, view: View, window: Window, scale: tuple[float, flo
 def loss_against_t(report: dict | None) -> Image.Image | None:
     """A report's mean squared error at every noise level t, with the label and without: 960 × 600 pixels.
 
-    What `train/evaluate.py --only loss` writes. None where the report holds no such figures; ValueError, one line,
+    What `train.evaluate --only loss` writes. None where the report holds no such figures; ValueError, one line,
     where they make no curve.
     """
     section = (report or {}).get("loss")

@@ -13,7 +13,7 @@ from r2id.demo.controls import view_of
 from r2id.demo.page import AT_ONCE, HEAVY, SLOW, Page, img, stoppable, told
 from r2id.demo.pictures import SIZES, bicubic, decoded, inside, shown
 from r2id.demo.record import Drawing
-from r2id.demo.visit import Visit, named_label, whole_size
+from r2id.demo.session import Visit, named_label, whole_size
 from r2id.image import to_pil
 from r2id.interpolation import share_done
 

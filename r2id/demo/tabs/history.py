@@ -12,8 +12,8 @@ from r2id.demo.controls import view_of
 from r2id.demo.page import AT_ONCE, LIGHT, SLOW, Page, data_uri, place, stoppable, told
 from r2id.demo.pictures import zip_of
 from r2id.demo.record import from_dict, to_dict
-from r2id.demo.studio import seconds
-from r2id.demo.visit import MAX_HISTORY, Entry, Visit, named_label, picture, png
+from r2id.demo.serving.generation import seconds
+from r2id.demo.session import MAX_HISTORY, Entry, Visit, named_label, picture, png
 from r2id.image import read_parameters
 from r2id.limits import brief
 

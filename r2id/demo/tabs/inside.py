@@ -9,7 +9,7 @@ from r2id.demo.controls import view_of
 from r2id.demo.page import LIGHT, Page, img
 from r2id.demo.pictures import MOST_STEPS, channel_maps, coordinate_systems, loss_against_t, trajectory
 from r2id.demo.record import View
-from r2id.demo.visit import Visit, whole_size
+from r2id.demo.session import Visit, whole_size
 from r2id.image import to_pil
 from r2id.latent import Latent
 from r2id.pipeline import Pipeline

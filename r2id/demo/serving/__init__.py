@@ -1,0 +1,1 @@
+"""Work for many users on one machine: worker, fair queue, batching, generation. Nothing here knows Gradio."""

@@ -1,0 +1,360 @@
+"""Faults while it serves: each is told in one line where somebody asks, and what comes after works as before."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from hub import Hub
+from load import App
+
+from r2id import Latent, Pipeline, checkpoint
+from r2id.demo.controls import view_values
+from r2id.demo.models import Models
+from r2id.demo.page import Events, Page
+from r2id.demo.record import Drawing, View
+from r2id.demo.serving import worker as worker_module
+from r2id.demo.serving.fair_queue import ALL, EACH, Turns
+from r2id.demo.serving.generation import Studio
+from r2id.demo.serving.worker import worker
+from r2id.demo.session import Visit
+
+DRAWING = Drawing("tiny", "3", cells=4, steps=4, seed=5)
+GOOD = dict(label="3", latent_height=4, latent_width=4, steps=4, seed=5, model="tiny", api_name="/diffuse")
+SOON = 30  # seconds, of a busy machine
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_weights, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    for name in ("tiny", "twin"):
+        shutil.copytree(tiny_weights, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def studio(weights):
+    return Studio(Models(weights, device="cpu"))
+
+
+@pytest.fixture
+def events(studio):
+    return Events(Page(studio.models, studio, *[None] * 5))
+
+
+def told(frames) -> str:
+    """The line that ends these frames."""
+    last = list(frames)[-1][1]
+    assert last["busy"] is None and "\n" not in last["fault"]
+    return last["fault"]
+
+
+def drawn(studio, visit: Visit) -> torch.Tensor:
+    visit.want(DRAWING)
+    assert len(list(studio.generate(visit))) == 4 and len(studio.turns) == 0
+    return visit.latent.tensor
+
+
+# a visitor and the work
+
+
+def test_a_visitor_who_is_gone_at_any_step_holds_nothing(studio, tiny):
+    expected = tiny.diffuse(["3"], latent_size=(4, 4), steps=4, seed=5, guidance=1.5).tensor
+    for gone in range(4):
+        (visit := Visit()).want(DRAWING)
+        frames = studio.generate(visit)
+        for _ in range(gone):
+            next(frames)
+        frames.close()
+        assert len(studio.turns) == 0
+        torch.testing.assert_close(drawn(studio, visit), expected)
+
+
+@pytest.mark.parametrize("fault", ["raises", "out of memory", "NaN"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_fault_at_any_step_is_told_and_the_next_one_works(studio, events, monkeypatch, capsys, fault, step):
+    visit, calls = Visit(), []
+    before = drawn(studio, visit)
+    denoiser = studio.models.get("tiny").denoiser
+    whole = type(denoiser).forward
+
+    def broken(self, *arguments):
+        calls.append(1)
+        output = whole(self, *arguments)
+        if len(calls) == step and fault == "NaN":
+            output.prediction.fill_(torch.nan)
+        elif len(calls) == step and fault == "out of memory":
+            torch.empty(2**50)
+        elif len(calls) == step:
+            raise RuntimeError("a\nfault")
+        return output
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(denoiser), "forward", broken)
+        visit.want(DRAWING)
+        text = told(events.generate(visit))
+    words = {"raises": "(RuntimeError)", "out of memory": "(out of memory): ask for less", "NaN": f"step {step} of 4"}
+    assert words[fault] in text and len(studio.turns) == 0
+    assert torch.equal(drawn(studio, visit), before) and studio.show(visit, View(side=32))
+    assert ("a\nfault" in capsys.readouterr().err) == (fault == "raises")
+
+
+def test_a_picture_that_fails_is_told_below_the_one_that_stays(studio, events, monkeypatch):
+    visit = Visit()
+    drawn(studio, visit)
+    shown = events.show(visit, *view_values(View(side=32)))[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module.Hosted, "resample_tiles", lambda *_, **__: torch.empty(2**50))
+        failed = events.show(visit, *view_values(View(side=40)))[1]
+    assert "(out of memory): ask for less" in failed["fault"] and failed["image"] == shown["image"]
+    again = events.show(visit, *view_values(View(side=40)))[1]
+    assert "fault" not in again and again["image"] != shown["image"] and len(studio.turns) == 0
+
+
+def test_two_tabs_of_one_visitor_diffuse_side_by_side(studio):
+    tabs = Visit(), Visit()
+    for tab, label in zip(tabs, "37", strict=True):
+        tab.want(Drawing("tiny", label, cells=4, steps=4, seed=5))
+    paths = [studio.generate(tab) for tab in tabs]
+    for frames in zip(*paths, strict=True):
+        assert [frame["busy"]["text"][:4] for frame in frames] == ["Step", "Step"]
+    assert [tab.made.label for tab in tabs] == ["3", "7"]
+    assert not torch.equal(tabs[0].latent.tensor, tabs[1].latent.tensor)
+
+
+def test_twenty_calls_of_one_visitor_delay_the_first_of_another_by_one():
+    turns, order, inside = Turns(), [], threading.Barrier(2, timeout=SOON)
+
+    def call(visitor, number):
+        with turns.turn(visitor):
+            if number == 0:
+                inside.wait()  # both visitors' first ones are under way at once
+            order.append((visitor, number))
+
+    threads = [threading.Thread(target=call, args=("many", number)) for number in range(20)]
+    for count, thread in enumerate(threads, start=1):
+        thread.start()
+        while len(turns) < count:
+            time.sleep(0.001)
+    call("one", 0)
+    for thread in threads:
+        thread.join(SOON)
+    assert [number for visitor, number in order if visitor == "many"] == list(range(20))
+    assert order.index(("one", 0)) < 3 and len(turns) == 0
+
+
+@pytest.mark.parametrize("visitors, most, words", [(1, EACH, "of yours"), (ALL, ALL, "of all visitors")])
+def test_more_than_may_wait_are_told_to_try_again(visitors, most, words):
+    turns, over = Turns(), threading.Event()
+
+    def call(visitor):
+        with turns.turn(visitor):
+            over.wait(SOON)
+
+    threads = [threading.Thread(target=call, args=(number % visitors,)) for number in range(most)]
+    for thread in threads:
+        thread.start()
+    while len(turns) < most:
+        time.sleep(0.001)
+    with pytest.raises(ValueError, match=f"^busy: {most} calls {words} are waiting, at most {most} may; try again"):
+        call(0)
+    over.set()
+    for thread in threads:
+        thread.join(SOON)
+    call(0)
+
+
+def test_no_flood_of_pictures_holds_a_step_for_ever(monkeypatch):
+    monkeypatch.setattr(worker_module, "LEAD", 0.05)
+    begun, gate, order = threading.Event(), threading.Event(), []
+    threads = [threading.Thread(target=worker().call, args=(lambda: begun.set() or gate.wait(SOON),))]
+    for name in ("step", "picture"):
+        how = dict(args=(lambda name=name: order.append(name),), kwargs={"urgent": name == "picture"})
+        threads.append(threading.Thread(target=worker().call, **how))
+    for count, thread in enumerate(threads):
+        thread.start()
+        assert begun.wait(SOON)
+        while worker()._jobs.qsize() < count:
+            time.sleep(0.001)
+        time.sleep(0.1)  # longer than the lead
+    gate.set()
+    for thread in threads:
+        thread.join(SOON)
+    assert order == ["step", "picture"]
+
+
+def test_rows_in_pieces_are_the_rows_together(studio, tiny, monkeypatch):
+    monkeypatch.setattr(worker_module, "FEW_DIFFUSED", 40)  # cells: two rows a piece
+    labels, how = ["3", None, {"3": 1, "7": 1}], dict(latent_size=(4, 5), steps=3, seed=[5, 2**32 - 1, 9])
+    pieces, together = (list(pipe.diffuse_steps(labels, **how)) for pipe in (studio.models.get("tiny"), tiny))
+    for piece, step in zip(pieces, together, strict=True):
+        torch.testing.assert_close(piece.latent.tensor, step.latent.tensor)
+        assert (piece.index, piece.latent.seeds, piece.latent.labels) == (
+            step.index,
+            step.latent.seeds,
+            step.latent.labels,
+        )
+
+
+# the Hub
+
+
+@contextmanager
+def endpoint(monkeypatch, url: str, home: Path):
+    """The Hub's client asks there, and does not wait long."""
+    with monkeypatch.context() as patch:
+        for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            patch.delenv(proxy, raising=False)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
+        patch.setattr(huggingface_hub.model_info.__self__, "endpoint", url)
+        patch.setattr(checkpoint, "HUB_TIMEOUT_SECONDS", 0.3)
+        yield
+
+
+@pytest.mark.parametrize("kind", ["offline", "hanging", "failing"])
+def test_without_the_hub_the_models_that_are_there_work(weights, studio, monkeypatch, tmp_path, kind):
+    hub, silent = Hub(), socket.socket()
+    silent.bind(("127.0.0.1", 0))
+    silent.listen()  # takes connections, and never answers
+    hub.failing = "."
+    if kind == "offline":
+        hub.stop()
+    url = f"http://127.0.0.1:{silent.getsockname()[1]}" if kind == "hanging" else hub.url
+    start = time.monotonic()
+    with endpoint(monkeypatch, url, tmp_path), pytest.raises(ValueError, match="owner/name: not a local") as error:
+        studio.models.add("owner/name")
+    assert time.monotonic() - start < SOON and "\n" not in str(error.value) and len(str(error.value)) <= 500
+    silent.close()
+    if kind != "offline":
+        hub.stop()
+    assert studio.models.names == ["tiny", "twin"] and drawn(studio, Visit()).isfinite().all()
+
+
+# the process
+
+
+@pytest.fixture(scope="module")
+def server(weights):
+    app = App(weights, OMP_NUM_THREADS="1")
+    yield app
+    app.stop()
+
+
+@pytest.fixture(scope="module")
+def client(server, tmp_path_factory):
+    return Client(server.url, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+@contextmanager
+def limited(server, kind: int, most: int):
+    """The server's process under this limit."""
+    before = resource.prlimit(server.process.pid, kind)
+    resource.prlimit(server.process.pid, kind, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(server.process.pid, kind, before)
+
+
+def assert_same(client, expected) -> None:
+    """The same latent again; beside rows of other visitors it may have been rounded otherwise."""
+    torch.testing.assert_close(tensor(client), expected, atol=1e-5, rtol=0)
+
+
+def tensor(client, **how) -> torch.Tensor:
+    return Latent.load(client.predict(**GOOD | how)[1]).tensor
+
+
+def refusal(client, **how) -> str:
+    with pytest.raises(AppError) as error:
+        client.predict(**GOOD | how)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_weights_truncated_and_replaced_while_it_serves(server, client, weights):
+    """Nothing is mapped, so nothing is lost with the file."""
+    before = tensor(client, model="twin")
+    for name in ("denoiser.safetensors", "resampler.safetensors"):
+        os.truncate(weights / "twin" / name, 9)
+    assert torch.equal(tensor(client, model="twin"), before)
+    shutil.copy(weights / "tiny" / "config.json", weights / "twin" / "denoiser.safetensors")
+    assert torch.equal(tensor(client, model="twin"), before)
+    assert ".safetensors" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+    shutil.rmtree(weights / "twin")
+    assert torch.equal(tensor(client, model="twin"), before)
+    shutil.copytree(weights / "tiny", weights / "twin")
+
+
+def test_out_of_memory(server, client):
+    file = client.predict(**GOOD)[1]
+    with limited(server, resource.RLIMIT_AS, 1024 * (server.status("VmSize") + 32 * 1024)):
+        with pytest.raises(AppError, match="out of memory.: ask for less"):
+            client.predict(handle_file(file), 4096, 4096, model="tiny", api_name="/resample")
+    assert torch.equal(tensor(client), Latent.load(file).tensor)
+
+
+def test_a_full_disk(server, client):
+    before = tensor(client)
+    with limited(server, resource.RLIMIT_FSIZE, 100):  # no file can grow beyond
+        assert "the server could not do this (" in refusal(client)
+    assert_same(client, before)
+
+
+def test_a_visitor_whose_connection_breaks(server, client):
+    before = tensor(client)
+    for part in (
+        b"POST /gradio_api/call/diffuse HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n\r\n{",
+        b"GET /",
+        b"\x16\3",
+    ):
+        with socket.create_connection(("127.0.0.1", server.port)) as broken:
+            broken.sendall(part)
+    gone = Client(server.url, verbose=False)
+    jobs = [gone.submit(**GOOD | dict(steps=200)) for _ in range(3)]
+    while not any(job.status().code.name == "PROCESSING" for job in jobs):
+        time.sleep(0.01)
+    for job in jobs:
+        job.cancel()
+    gone.close()
+    assert_same(client, before)
+
+
+def test_killed_and_started_again_and_asked_to_end_with_a_full_queue(server, client, weights, tmp_path):
+    file = client.predict(**GOOD)[1]
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait(10)
+    again = App(weights, server.port, OMP_NUM_THREADS="1")
+    try:
+        other = Client(again.url, verbose=False, download_files=tmp_path)
+        assert_same(other, Latent.load(file).tensor)
+        assert other.predict(handle_file(file), 8, 8, model="tiny", api_name="/resample")
+        jobs = [other.submit(**GOOD | dict(steps=1000, latent_height=8, latent_width=8)) for _ in range(EACH)]
+        while not any(job.status().code.name == "PROCESSING" for job in jobs):
+            time.sleep(0.01)
+        again.process.terminate()
+        again.process.wait(10)
+    finally:
+        again.stop()
+
+
+def test_the_same_weights_are_loaded_by_a_pipeline_that_outlives_them(tiny_weights, tmp_path):
+    folder = shutil.copytree(tiny_weights, tmp_path / "weights")
+    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    before = pipe.diffuse(["3"], seed=1).tensor
+    for file in folder.glob("*.safetensors"):
+        os.truncate(file, 0)
+    assert torch.equal(pipe.diffuse(["3"], seed=1).tensor, before)

@@ -1,0 +1,126 @@
+"""The tab Your own image: as a visitor sees it, and the functions behind it."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from r2id.demo.record import Drawing
+from r2id.demo.tabs.upload import MOST, Given, described, encoded, loss, opened
+
+pytest_plugins = "browser"
+
+
+def file_of(image: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
+    image.save(file := io.BytesIO(), format=form, **options)
+    return file
+
+
+def halves(width: int, height: int, mode: str = "L") -> Image.Image:
+    """White on the left, black on the right."""
+    image = Image.new("L", (width, height))
+    image.paste(255, (0, 0, width // 2, height))
+    return image.convert(mode)
+
+
+def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
+    visit = phone("light")
+    page = visit.page
+    visit.shows("resampled in")
+    page.get_by_role("tab", name="Your own image").click()
+    button = page.get_by_role("button", name="Put it on the page")
+    assert button.is_disabled()
+    board = page.get_by_label("Board to draw on")
+    board.scroll_into_view_if_needed()
+    box = board.bounding_box()
+    page.mouse.move(box["x"] + 60, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 150, box["y"] + 180, steps=3)
+    page.mouse.up()
+    page.get_by_text(re.compile("Reconstruction error: PSNR [0-9.]+ dB")).wait_for()
+    page.get_by_alt_text("own image, your drawing, 8 × 8 pixels").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    button.click()
+    page.wait_for_function("document.querySelector('[data-part=image]').alt === 'your drawing, 256 by 256 pixels'")
+    visit.type("Resolution, long side (pixels)", "40")
+    visit.natural(40, 40)
+    assert visit.parameters() == {"origin": "your drawing"}
+    page.get_by_role("button", name="Clear the board").click()
+    page.get_by_text("Draw with a finger or the mouse").wait_for()
+
+
+def test_a_picture_is_uploaded_and_what_is_none_is_refused_in_a_line(visit, tmp_path):
+    page = visit.page
+    visit.shows("resampled in")
+    page.get_by_role("tab", name="Your own image").click()
+    halves(60, 40).save(tmp_path / "halves.png")
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    upload = page.locator("input[type=file][accept*=image]")
+    upload.set_input_files(tmp_path / "halves.png")
+    page.get_by_text("your picture halves.png, 12 × 8 pixels").wait_for()
+    upload.set_input_files(tmp_path / "broken.png")
+    page.get_by_text("broken.png: not a picture that can be read").wait_for()
+    page.get_by_text("your picture halves.png, 12 × 8 pixels").wait_for()  # nothing is lost
+    for cells in ("9 × 6", "10 × 7"):
+        visit.slide("Latent size of your image", "ArrowRight")
+        page.get_by_text(f"with {cells} cells").wait_for()
+    visit.press("Put it on the page")
+    visit.shows("resampled in [0-9]+ ms from 10 × 7 cells your picture halves.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F"])
+def test_pictures_of_every_kind_are_read(mode, tiny_pixels):
+    form = {"CMYK": "JPEG", "F": "TIFF"}.get(mode, "PNG")
+    image = Image.new("I;16", (30, 20), 65535) if mode == "I;16" else halves(30, 20, mode.replace("F", "L"))
+    image = Image.fromarray(np.asarray(image, np.float32) / 255) if mode == "F" else image
+    given = Given(opened(file_of(image, form), "any"), "any")
+    image_BCHW, latent = encoded(tiny_pixels, given, described(given, Drawing("pixels", cells=8)))
+    assert image_BCHW.shape == (1, 3, 8, 12) and latent.size == (5, 8) and latent.aspect == 1.5
+    assert image_BCHW[0, :, :, 0].min() > 0.95
+
+
+def test_pictures_are_turned_cut_down_and_still(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90°
+    turned = opened(file_of(halves(40, 20), "JPEG", exif=exif), "turned")
+    assert turned.size == (20, 40) and np.asarray(turned)[:8].min() > 200 and np.asarray(turned)[-8:].max() < 50
+    assert opened(file_of(halves(4000, 1000)), "large").size == (MOST, MOST // 4)
+    frames = [halves(20, 20), Image.new("L", (20, 20), 0)]
+    moving = opened(file_of(frames[0], "GIF", save_all=True, append_images=frames[1:]), "moving")
+    assert np.asarray(moving.convert("L"))[:, :8].min() == 255
+    clear = opened(file_of(Image.new("RGBA", (8, 8), (255, 255, 255, 0))), "clear")
+    assert clear.getpixel((0, 0))[3] == 0
+
+
+@pytest.mark.parametrize(
+    "file, words",
+    [
+        (io.BytesIO(b"not a picture"), "thing: not a picture that can be read"),
+        (io.BytesIO(file_of(halves(60, 60)).getvalue()[:80]), "thing: not a picture that can be read"),
+        (file_of(Image.new("1", (9000, 8000))), "thing of 9000 × 8000 pixels: must have at most 67,108,864"),
+    ],
+    ids=["text", "cut off", "huge"],
+)
+def test_other_files_are_refused_in_a_line(file, words):
+    with pytest.raises(ValueError, match=words) as told:
+        opened(file, "thing")
+    assert "\n" not in str(told.value)
+
+
+def test_frames_beyond_the_limit_are_refused():
+    with pytest.raises(ValueError, match="aspect ratio 5:1: must be 1:4 … 4:1"):
+        described(Given(halves(50, 10), "wide"), Drawing("tiny"))
+
+
+def test_the_error_is_that_of_the_reconstruction(tiny, tiny_pixels):
+    given = Given(halves(32, 32), "halves")
+    for pipe in (tiny, tiny_pixels):
+        image_BCHW, latent = encoded(pipe, given, Drawing("any", cells=8))
+        error = (pipe.resample(latent, size=(8, 8)) - image_BCHW).square().mean().item()
+        words = loss(pipe, given, Drawing("any", cells=8))
+        psnr, mse = re.search(r"PSNR ([0-9.]+ dB|infinite).*error ([0-9.e-]+) of", words).groups()
+        assert float(mse) == pytest.approx(error, rel=0.06)
+        assert psnr == (f"{-10 * np.log10(error):.1f} dB" if error else "infinite")
+    assert words.count("<img") == 3 and "8 × 8 cells" in words

@@ -1,0 +1,59 @@
+"""The ablations: every row is a recipe, and what is trained once is not trained again."""
+
+from __future__ import annotations
+
+import datasets
+import pytest
+import torch
+from digits import digit_bytes
+from PIL import Image
+
+from train import ablate
+from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
+
+
+@pytest.mark.parametrize(
+    ("table", "kind", "config"),
+    [
+        (ablate.RESAMPLER, ResamplerRecipe, "mnist_resampler.toml"),
+        (ablate.DENOISER, DenoiserRecipe, "mnist_r2id.toml"),
+    ],
+    ids=["resampler", "denoiser"],
+)
+def test_every_row_changes_the_recipe(table, kind, config):
+    start = ablate.phase(10, pixels_out=256)
+    recipes = [read_recipe(kind, ablate.CONFIGS / config, start + lines) for lines in table.values()]
+    assert len({repr(recipe) for recipe in recipes}) == len(table)
+    assert all(recipe.optimisation.steps == 10 for recipe in recipes)
+
+
+def test_edge_aligned_coordinates_keep_the_outermost_pixels_in_place():
+    for side in (32, 100, 256):
+        left, top, right, bottom = ablate.shift(side, 32)
+        pitch = (right - left) / side
+        assert left + pitch / 2 == pytest.approx(0.5 / 32) and right - pitch / 2 == pytest.approx(31.5 / 32)
+        assert (left, right) == (top, bottom)
+
+
+def test_tables_are_kept_and_so_is_what_was_trained(tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        for number, pixels in enumerate(digit_bytes()):
+            (tmp_path / "data" / "train" / str(number % 10)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "data" / "train" / str(number % 10) / f"{number:02}.png")
+        small = ["model.width=24", "model.heads=2", "optimisation.batch=4"]
+        first = [*small, "direct_steps=3"]
+        monkeypatch.setattr(ablate, "RESAMPLER", {"as shipped": first, "half": [*first, "model.harmonics=2"]})
+        monkeypatch.setattr(ablate, "DENOISER", {"as shipped": small, "epsilon": [*small, 'model.objective="epsilon"']})
+        monkeypatch.setattr(ablate, "CELLS", ((4, 4),))
+        command = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+        command += ["--steps", "2", "--denoiser-steps", "2", "--generated", "20"]
+        ablate.main(command)
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("state.safetensors")}
+        tables = [(tmp_path / "out" / f"{stage}.md").read_text() for stage in ("resampler", "denoiser")]
+        assert len(before) == 4 and all("| as shipped |" in table for table in tables)
+        assert "edge-aligned" in tables[0] and "| epsilon |" in tables[1] and "nan" not in "".join(tables)
+        torch.manual_seed(1)
+        ablate.main(command)
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("state.safetensors")} == before
+        assert [(tmp_path / "out" / f"{stage}.md").read_text() for stage in ("resampler", "denoiser")] == tables

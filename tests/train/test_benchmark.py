@@ -1,0 +1,253 @@
+"""The benchmark's tables have what they promise, at tiny sizes; operations equal a hand count; shares are sane; bad
+arguments end in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from argparse import Namespace
+from dataclasses import replace
+
+import pytest
+import torch
+
+from r2id import Pipeline
+from r2id.layers import Attention
+from train import benchmark
+from train.benchmark import main, page, products_of_pixels, resampling, resampling_twice
+from train.profiling import alternatives
+from train.profiling import machine as measure
+from train.profiling.machine import (
+    bandwidth,
+    beside_products,
+    median_seconds,
+    memory_of,
+    peak_memory,
+    product_seconds,
+    products_of,
+    reset_peak,
+)
+
+CPU = torch.device("cpu")
+SMALL = ["--device", "cpu", "--sizes", "8", "16", "--cells", "2", "4", "--batches", "1", "2"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(measure, "REPEATS", 1)
+    monkeypatch.setattr(measure, "SQUARE", 64)
+    monkeypatch.setattr(measure, "COPIED", 2**16)
+
+
+def tables_of(text: str) -> dict[str, list[dict[str, str]]]:
+    """Markdown → title: rows by column."""
+    blocks = [block.splitlines() for block in text.strip().split("\n\n")]
+    tables = {}
+    for title, block in zip(blocks, blocks[1:], strict=False):
+        if block[0].startswith("|"):
+            names, _, *cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in block)
+            tables[title[0]] = [dict(zip(names, row, strict=True)) for row in cells]
+    return tables
+
+
+@pytest.fixture(scope="module")
+def output(tiny_weights, tmp_path_factory):
+    """The folder of a run with everything but the page."""
+    out = tmp_path_factory.mktemp("out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "REPEATS", 1)
+        patch.setattr(measure, "SQUARE", 64)
+        patch.setattr(measure, "COPIED", 2**16)
+        patch.setattr(alternatives, "PIXEL_SIDES", (16,))
+        main([str(tiny_weights), *SMALL, "--alternatives", "--out", str(out)])
+    return out
+
+
+def test_every_table_has_its_rows(output):
+    tables = tables_of((output / "benchmark.md").read_text(encoding="utf-8"))
+    sides = {title: [next(iter(row.values())) for row in rows] for title, rows in tables.items()}
+    assert sides.pop("Limits of the machine")[-1] == "a large copy, read and written"
+    assert sides.pop("One picture: 4 × 4 cells, 4 guided steps") == ["float32"]
+    assert sides.pop("Resampling one 4 × 4 latent to side × side") == ["8", "16"]
+    assert sides.pop("One latent resampled to 64 × 64, first and second time") == ["2 × 2", "4 × 4"]
+    assert sides.pop("Diffusing with guidance, both conditions in one pass") == ["2", "2", "4", "4"]
+    assert sides.pop("Cost of a pixel; the original took 59 µs") == ["8", "16"]
+    assert sides.pop("Diffusing one latent; the original took 73 ms a step") == ["ours", "published"]
+    assert sides.pop("Cost of a picture, diffused once and shown; × against ours") == ["8", "16"]
+    (title, rows) = sides.popitem()
+    assert title.startswith("One attention of width 16: linear is ") and rows == ["2", "4"] and not sides
+
+
+def test_times_are_positive_and_shares_sane(output):
+    plain = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
+    for table in plain["tables"]:
+        for row in table["rows"]:
+            for column, value in row.items():
+                if "ms" in column.split() or column.startswith("µs"):
+                    assert isinstance(value, str) or value > 0
+                if column.startswith(("of the ", "of its ")):
+                    assert 0 < value < 1.5, (table["title"], column)
+
+
+def test_the_published_configuration_is_dearer(output):
+    plain = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
+    rows = {table["title"].split(";")[0]: table["rows"] for table in plain["tables"]}
+    assert all(row["published, MFLOP"] > 3 for row in rows["Cost of a pixel"])
+    assert rows["Diffusing one latent"][1]["steps"] == 100 and rows["Diffusing one latent"][1]["against ours"] > 1
+
+
+def test_curves_are_drawn(output):
+    assert (output / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_operations_of_a_pixel_equal_a_hand_count(tiny):
+    """Of the products: the row of cells, query, attention over 16 cells, out, feed-forward, colour; and what rows share
+    is little."""
+    config, side = tiny.config.resampler, 64
+    width, cells = config.width, 4
+    basis = 2 * config.harmonics + 1
+    block = 2 * width * width * 2 + 2 * 2 * cells**2 * width + 2 * 2 * config.pixel_expansion * width**2
+    colours = 2 * width + 2 * cells * basis
+    pixel = 2 * cells * basis * width + block + colours
+    _, counted = products_of_pixels(tiny, benchmark.latent_of(tiny, cells), side)
+    rows = cells * basis * (2 * basis * width + 2 * cells)  # of each row: its coefficients, mapped
+    assert pixel < counted < pixel + 1.5 * rows / side + 0.05 * pixel
+
+
+def test_a_strip_counts_as_the_whole(tiny, monkeypatch):
+    latent = benchmark.latent_of(tiny, 4)
+    _, counted = products_of_pixels(tiny, latent, 64)
+    monkeypatch.setattr(benchmark, "STRIP", 16 * 64)
+    assert products_of_pixels(tiny, latent, 64)[1] == pytest.approx(counted, rel=0.02)
+
+
+def test_memory_is_above_the_output(tiny):
+    (row,) = resampling(tiny, (512,)).plain()["rows"]
+    assert 0 < row["MB above model and output"] < 30  # the output alone has 1
+
+
+def test_the_second_picture_of_a_latent_makes_nothing_anew(tiny, monkeypatch):
+    made, memory = [], tiny.resampler.memory
+    monkeypatch.setattr(tiny.resampler, "memory", lambda *inputs: made.append(1) or memory(*inputs))
+    resampling_twice(tiny, (4,))
+    assert len(made) == 3  # first: to warm up and measured; second: once for all its calls
+
+
+def test_a_system_without_a_resampler(tiny_pixels, tmp_path, capsys):
+    tiny_pixels.save(tmp_path)
+    main([str(tmp_path), *SMALL, "--alternatives"])
+    titles = tables_of(capsys.readouterr().out)
+    assert not any("first and second" in title or "Cost" in title for title in titles)
+    assert any(title.startswith("Diffusing") for title in titles)
+
+
+def test_cells_that_the_stride_excludes_are_left_out(tiny):
+    wide = Pipeline(replace(tiny.config, stride=4), tiny.resampler, tiny.denoiser, device="cpu")
+    rows = benchmark.diffusing(wide, (2, 4), (1,)).rows
+    assert [row[0] for row in rows] == [4]
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ([], "give weights such as"),
+        (["weights/mnist", "--plan", "64"], "not both"),
+        (["weights/mnist", "--sizes", "64", "8193"], "1…8192"),
+        (["weights/mnist", "--cells", "0"], "1…4096"),
+        (["weights/mnist", "--cells", "65"], "at most 4,096"),
+        (["weights/mnist", "--batches", "65"], "batch 65: must be a whole number, 1…64"),
+        (["weights/mnist", "--config", "x.toml"], "go with --plan only"),
+        (["owner/name", "--page"], "no folder"),
+        (["weights/nowhere"], "weights/nowhere"),
+        (["--plan", "16"], "--plan 16: must be 32…8192"),
+        (["--plan", "64", "--budget-memory", "-1"], "a number of GB above 0"),
+        (["--plan", "64", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(argv, message):
+    with pytest.raises(ValueError, match=message) as error:
+        main(argv)
+    assert "\n" not in str(error.value)
+
+
+# measuring
+
+
+def test_peak_is_that_since_the_reset():
+    torch.ones(50_000_000)
+    reset_peak()
+    held = peak_memory()
+    torch.ones(10_000_000)
+    assert 30e6 < peak_memory() - held < 80e6
+
+
+def test_memory_of_a_call():
+    assert 30e6 < memory_of(lambda: torch.ones(10_000_000)) < 80e6
+
+
+def test_products_take_time_and_copies_have_a_rate():
+    assert 0 < product_seconds((8, 8), (8, 8)) < product_seconds((512, 512), (512, 512))
+    assert 1e7 < bandwidth(CPU) < 1e13
+
+
+def test_a_call_stands_beside_its_own_products():
+    """Attention's two among them, at their shapes; and they are nearly all that it computes."""
+    layer, x = Attention(16, heads=2), torch.randn(3, 64, 16)
+
+    def run():
+        return layer(x, layer.memory(x))
+
+    shapes, count = products_of(run)
+    heads = (3 * 2, 64, 8)  # of all rows
+    assert sum(shapes.values()) == 5 and shapes[heads, (6, 8, 64)] == shapes[(6, 64, 64), heads] == 1
+    assert count == sum(2 * math.prod(a) * b[-1] * times for (a, b), times in shapes.items())
+    timed = beside_products(run, shapes)
+    assert 0 < timed.seconds < 1 and timed.square > 1e6 and timed.own > 1e5
+
+
+def test_median_leaves_out_the_first_run(monkeypatch):
+    monkeypatch.setattr(measure, "REPEATS", 2)
+    clock = iter((0, 9, 0, 3, 0, 2))
+    monkeypatch.setattr(measure, "ENOUGH", 10)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    runs = []
+    assert median_seconds(lambda: runs.append(0)) == 2.5
+    assert len(runs) == 3
+
+
+def test_a_long_run_is_measured_once(monkeypatch):
+    clock = iter((0, 6))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    assert median_seconds(lambda: None) == 6
+
+
+# page
+
+
+def test_page_that_does_not_start_is_named(tmp_path, monkeypatch):
+    (tmp_path / "app.py").write_text("raise SystemExit(1)")
+    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match="app.py: no page after"):
+        page("weights/none")
+
+
+def test_page_is_timed_until_it_answers_and_broken_down(tmp_path, monkeypatch):
+    app = (
+        "import sys, http.server as h; h.HTTPServer(('', int(sys.argv[4])), h.SimpleHTTPRequestHandler).serve_forever()"
+    )
+    (tmp_path / "app.py").write_text(app)
+    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
+    monkeypatch.setattr(benchmark, "IMPORTS", "print(0.25, 0.125)")
+    rows = dict(page("weights/none").rows)
+    assert rows["import torch"] == 0.25 and rows["together"] > 0
+    assert rows["all else"] == pytest.approx(rows["together"] - 0.375)
+
+
+def test_imports_are_timed_apart(monkeypatch):
+    done = Namespace(stdout="1.5 2.5\n")
+    monkeypatch.setattr(benchmark, "page_seconds", lambda weights: 7.0)
+    monkeypatch.setattr(
+        benchmark.subprocess, "run", lambda command, **_: done if command[0] == sys.executable else None
+    )
+    assert dict(page("weights/mnist").rows)["all else"] == 3.0

@@ -1,0 +1,400 @@
+"""The loop: its order of images, its parts, its rates, its averages, and what it refuses, warns of and tells."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import math
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from train.engine import loop
+from train.engine.loop import Optimisation, Phase, Progress, Run, differences, generator, operations
+from train.engine.state import load_state, states
+
+COUNT = 10  # rows of data: with a batch of 4 two batches an epoch
+SMALL = Optimisation(
+    phases=(Phase(steps=7, rate=(0.02, 0.01)), Phase(steps=5, rate=(0.01, 0.001))), batch=4, warmup=3, save_every=1e9
+)
+
+
+class Blocks(nn.ModuleList):
+    """One after another, as models hold theirs."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        for block in self:
+            rows = block(rows)
+        return rows
+
+
+class Layer(nn.Linear):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().forward(rows).tanh()
+
+
+class SmallLoss(nn.Module):
+    """Regression of a fixed function of noisy rows: dropout and noise as well, so all kinds of randomness occur."""
+
+    def __init__(self, *, dropout: float = 0.3, noise: float = 0.01, width: int = 16):
+        super().__init__()
+        self.noise = noise
+        self.model = Blocks((Layer(4, width), nn.Dropout(dropout), nn.Linear(width, 1)))
+
+    def forward(self, rows: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        noisy = rows + self.noise * torch.randn(rows.shape, generator=rng)
+        error = (self.model(noisy)[:, 0] - rows.sum(dim=1)).square().mean()
+        return error, {"mse": error.detach()}
+
+
+EXACT = {"dropout": 0.0, "noise": 0.0}  # without draws, so that only the images count
+
+
+def small(folder: Path | None, optimisation: Optimisation = SMALL, **options) -> Run:
+    torch.set_num_threads(1)
+    torch.manual_seed(optimisation.seed)
+    about = {"model": {"width": options.get("width", 16)}, "recipe": {"sizes": (1, 2), "accumulate": 1}}
+    about["recipe"]["accumulate"] = optimisation.accumulate
+    return Run(SmallLoss(**options), optimisation, count=COUNT, folder=folder, about=about, track="none")
+
+
+def compute(loss, indices, phase, step, part):
+    rows = torch.linspace(-1, 1, 4 * COUNT).view(COUNT, 4).cos()
+    return loss(rows[indices], generator(SMALL.seed, step, part))
+
+
+def train(run: Run, *, save_at: int = -1, send: int = 0, at: int = -1) -> list[Progress]:
+    """Trains to the end, saves after a step, and sends this process a signal in the middle of another."""
+
+    def computed(loss, indices, phase, step, part):
+        if step == at:
+            signal.raise_signal(send)
+        return compute(loss, indices, phase, step, part)
+
+    seen = []
+    for progress in run.train(computed):
+        seen.append(progress)
+        if progress.step == save_at:
+            run.save()
+    return seen
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = load_state(first), load_state(second)
+    times = [state.about["spent"].pop("seconds") for state in (a, b)]
+    assert min(times) > 0 and a.about == b.about and a.tensors.keys() == b.tensors.keys()
+    return all(torch.equal(value, b.tensors[name]) for name, value in a.tensors.items())
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_the_caller_evaluates_is_saved(tmp_path, asked):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    run = small(tmp_path)
+    for progress in run.train(compute):
+        if progress.step == 5:
+            signal.raise_signal(asked)
+    assert (progress.step, progress.stopped) == (6, True)
+    assert load_state(tmp_path).about["step"] == 6
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_the_handlers_of_signals_come_back_whatever_ends_the_loop(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run = small(tmp_path)
+    progress = run.train(compute)
+    next(progress)
+    assert signal.getsignal(signal.SIGTERM) != before
+    progress.close()
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(KeyError):
+        list(run.train(lambda *_: {}["nothing"]))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_states_are_kept_by_time_and_pruned(tmp_path):
+    run = small(tmp_path, Optimisation(phases=SMALL.phases, batch=4, save_every=0.0))
+    for progress in run.train(compute):
+        assert load_state(tmp_path).about["step"] == progress.step
+    assert len(states(tmp_path)) == 2
+    about = load_state(tmp_path).about
+    spent = about.pop("spent")
+    recipe = {"sizes": [1, 2], "accumulate": 1}
+    assert about == {"step": 12, "scaler": None, "stream": None, "model": {"width": 16}, "recipe": recipe}
+    assert (spent["images"], spent["steps"]) == (48, 12)
+
+
+def test_another_model_is_refused(tmp_path):
+    run = small(tmp_path)
+    next(run.train(compute))
+    run.save()
+    with pytest.raises(ValueError, match="holds another model: width: 16 → 8; give another --out"):
+        small(tmp_path, width=8)
+
+
+def test_every_image_is_seen_once_an_epoch_in_an_order_of_seed_and_step(tmp_path):
+    twelve = small(tmp_path, Optimisation(phases=SMALL.phases, batch=5))
+    epochs = [torch.cat([twelve.batch(2 * epoch), twelve.batch(2 * epoch + 1)]) for epoch in range(3)]
+    for order in epochs:
+        assert sorted(order.tolist()) == list(range(COUNT))
+    assert len({tuple(order.tolist()) for order in epochs}) == 3
+    train(twelve)
+    assert torch.equal(twelve.batch(1), epochs[0][5:])  # whatever was done in between
+    other = small(tmp_path / "other", Optimisation(phases=SMALL.phases, batch=5, seed=1))
+    assert not torch.equal(other.batch(0), twelve.batch(0))
+    uneven = small(tmp_path / "uneven")  # 10 = 4 + 4 + 2: the two left over wait for another order
+    assert len(torch.cat([uneven.batch(0), uneven.batch(1)]).unique()) == 8
+    large = small(tmp_path / "large", Optimisation(phases=SMALL.phases, batch=64))
+    assert sorted(large.batch(3).tolist()) == list(range(COUNT))
+
+
+def test_a_step_in_parts_is_the_step_as_a_whole(tmp_path):
+    for accumulate in (1, 2, 4):
+        run = small(tmp_path / str(accumulate), replace(SMALL, accumulate=accumulate), **EXACT)
+        seen = train(run)
+        assert run.parts == accumulate and run.spent["images"] == 48
+        assert seen[-1].metrics["loss"] == pytest.approx(seen[-1].metrics["mse"])
+        if accumulate == 1:
+            whole, last = run.model.state_dict(), seen[-1].metrics
+            continue
+        assert seen[-1].metrics["gradient"] == pytest.approx(last["gradient"], rel=1e-4)
+        for name, value in run.model.state_dict().items():
+            assert torch.allclose(value, whole[name], atol=1e-5)
+
+
+def test_parts_draw_each_their_own(tmp_path):
+    streams = [generator(0, step, part) for step in range(100) for part in range(8)]
+    assert len({torch.randint(2**62, (), generator=stream).item() for stream in streams}) == 800
+    drawn = []
+
+    def computed(loss, indices, phase, step, part):
+        drawn.append((part, len(indices), torch.rand(()).item()))
+        return compute(loss, indices, phase, step, part)
+
+    next(small(tmp_path, replace(SMALL, accumulate=2)).train(computed))
+    assert [row[:2] for row in drawn] == [(0, 2), (1, 2)] and drawn[0][2] != drawn[1][2]
+
+
+def test_parts_that_would_not_be_equal_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="batch 4, 10 images: must fill 1 processes x accumulate 3 parts of equal size"
+    ):
+        small(tmp_path, replace(SMALL, accumulate=3))
+    with pytest.raises(ValueError, match="batch 64, 10 images: must fill 1 processes x accumulate 16 parts"):
+        small(tmp_path, replace(SMALL, batch=64, accumulate=16))
+    assert len(small(tmp_path, replace(SMALL, batch=64, accumulate=4)).batch(0)) == 8  # of 10 images
+
+
+def test_rates_rise_and_then_fall_along_a_cosine_in_every_phase():
+    phases = (Phase(steps=100, rate=(1.0, 0.5), pixels_in=9), Phase(steps=50, rate=(0.2, 0.0)))
+    plain = Optimisation(phases=phases, warmup=0)
+    assert plain.steps == 150
+    rates = [plain.at(step)[1] for step in range(150)]
+    for phase, start in zip(phases, (0, 100), strict=True):
+        high, low = phase.rate
+        for step in range(phase.steps):
+            assert plain.at(start + step)[0] is phase
+            expected = low + (high - low) * (1 + math.cos(math.pi * step / phase.steps)) / 2
+            assert rates[start + step] == pytest.approx(expected)
+    assert rates[0] == 1.0 and rates[50] == pytest.approx(0.75) and rates[100] == 0.2
+    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    warm = Optimisation(phases=phases, warmup=10)
+    assert [warm.at(step)[1] / rates[step] for step in (0, 4, 9, 120)] == pytest.approx([0.1, 0.5, 1, 1])
+
+
+def test_rates_reach_the_optimiser_and_the_metrics(tmp_path):
+    run = small(tmp_path, Optimisation(phases=(Phase(25, (0.02, 0.01)),), batch=4, evaluate_every=10))
+    evaluated = []
+    for progress in run.train(compute):
+        assert run.optimiser.param_groups[0]["lr"] == run.optimisation.at(progress.step - 1)[1]
+        assert bool(progress.metrics) == (progress.step in (10, 20, 25))
+        evaluated += [progress.step] * progress.evaluation
+    assert evaluated == [10, 20, 25]
+    assert {"loss", "mse", "rate", "gradient", "images/s"} == progress.metrics.keys()
+    assert progress.metrics["rate"] == run.optimisation.at(24)[1]
+
+
+def test_the_averaged_weights_are_the_running_mean(tmp_path):
+    run = small(tmp_path, Optimisation(phases=SMALL.phases, batch=4, ema=0.6))
+    expected = {name: value.clone() for name, value in run.model.state_dict().items()}
+    for progress in run.train(compute):
+        decay = min(0.6, (1 + progress.step) / (10 + progress.step))
+        for name, value in run.model.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+    for name, value in expected.items():
+        assert torch.allclose(run.ema[name], value, atol=1e-6)
+        assert not torch.allclose(run.ema[name], run.model.state_dict()[name], atol=1e-6)
+
+
+def test_the_loss_falls(tmp_path):
+    optimisation = Optimisation(phases=(Phase(150, (0.02, 0.001)),), batch=5, warmup=5, ema=0.9)
+    run = small(tmp_path, optimisation, dropout=0.0)
+    errors = [progress.metrics["mse"] for progress in run.train(compute) if progress.metrics]
+    assert len(errors) == 6  # every 25 steps
+    assert errors[-1] < 0.2 * errors[0] and errors[-1] < 0.1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_state(tmp_path, bad):
+    run = small(tmp_path)
+
+    def computed(loss, indices, phase, step, part):
+        value, metrics = compute(loss, indices, phase, step, part)
+        return value * (bad if step == 4 else 1), metrics
+
+    with pytest.raises(FloatingPointError, match=f"^step 4: the loss is {bad}, .*; the last state on disk is good"):
+        for progress in run.train(computed):
+            if progress.step == 2:
+                run.save()
+    assert load_state(tmp_path).about["step"] == 2
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_lost(tmp_path):
+    run = small(tmp_path)
+
+    def computed(loss, indices, phase, step, part):
+        value, metrics = compute(loss, indices, phase, step, part)
+        steep = (value - value.detach()).sqrt()  # its slope at 0 is infinite
+        return value + steep if step == 4 else value, metrics
+
+    with pytest.raises(
+        FloatingPointError, match=r"^step 4: the loss is \d+\.\d+, the gradient's norm (nan|inf); the last"
+    ):
+        list(run.train(computed))
+    assert all(value.isfinite().all() for value in run.model.state_dict().values())
+
+
+def test_the_scale_of_small_gradients_is_resumed(tmp_path, monkeypatch):
+    def scaling(**options):
+        accelerator = accelerate(**options)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+        return accelerator
+
+    accelerate = loop.Accelerator
+    monkeypatch.setattr(loop, "Accelerator", scaling)
+    whole = small(tmp_path / "whole")
+    train(whole)
+    assert load_state(tmp_path / "whole").about["scaler"]["scale"] == 8.0 * 2**6
+    train(small(tmp_path / "cut"), send=signal.SIGTERM, at=4)
+    assert load_state(tmp_path / "cut").about["scaler"]["scale"] == 8.0 * 2**2
+    train(small(tmp_path / "cut"))
+    assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_full_disk_is_warned_of_and_tried_again(tmp_path, monkeypatch):
+    run = small(tmp_path, replace(SMALL, save_every=0.0))
+    write, full = loop.save_state, {3, 4, 12}
+
+    def writing(folder, state):
+        if state.about["step"] in full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(folder, state)
+
+    monkeypatch.setattr(loop, "save_state", writing)
+    fault = r"step {} could not be saved \(No space left on device\); make room, "
+    with pytest.warns(UserWarning, match=fault.format("[34]") + "training goes on and tries again") as warned:
+        with pytest.raises(OSError, match=fault.format(12) + "then the same command goes on from the state before"):
+            for progress in run.train(compute):
+                last = load_state(tmp_path).about["step"]
+                assert last == (2 if progress.step in full else progress.step)
+    assert (len(warned), load_state(tmp_path).about["step"]) == (2, 11)
+    monkeypatch.undo()
+    train(small(tmp_path))
+    train(small(tmp_path / "whole"))
+    assert same(tmp_path, tmp_path / "whole")
+
+
+def test_what_changed_since_the_state_is_told(tmp_path):
+    train(small(tmp_path), send=signal.SIGTERM, at=4)
+    assert small(tmp_path).changed == []
+    run = small(tmp_path, replace(SMALL, accumulate=2))
+    assert (run.step, run.changed) == (5, ["recipe.accumulate: 1 → 2"])
+    old = {"a": [{"b": 1}, {"b": 2}], "c": [1, 2], "d": {"e": "x"}}
+    new = {"a": [{"b": 1}, {"b": 3}], "c": [1], "d": 4, "f": True}
+    wanted = ["a.1.b: 2 → 3", "c.1: 2 → None", "d: {'e': 'x'} → 4", "f: None → True"]
+    assert differences(old, new) == wanted and differences(old, old) == []
+    assert loop.listed(wanted, most=2) == "a.1.b: 2 → 3, c.1: 2 → None and 2 more"
+
+
+def test_a_stream_is_read_in_order_and_on_from_where_it_was(tmp_path):
+    class Places:
+        sought = None
+
+        def position(self, place):
+            return place // 8, (0, 0, place)
+
+        def seek(self, block, begin):
+            self.sought = block, begin
+
+    def streamed(data: str) -> Run:
+        about = {"model": {}, "data": data}
+        return Run(SmallLoss(), SMALL, count=None, folder=tmp_path, about=about, track="none", stream=Places())
+
+    run = streamed("shards")
+    assert torch.cat([run.batch(step) for step in range(5)]).tolist() == list(range(20))
+    list(run.train(lambda loss, indices, *rest: compute(loss, indices % COUNT, *rest)))
+    assert run.stream.sought is None and load_state(tmp_path).about["stream"] == [6, [0, 0, 48]]
+    assert streamed("shards").stream.sought == (6, [0, 0, 48])
+    assert streamed("others").stream.sought is None  # its places are other ones
+
+
+def test_a_run_without_a_folder_reads_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = small(None)
+    run.update(compute)
+    assert run.step == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_is_not_installed_is_said_in_a_line(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
+    with pytest.raises(ValueError, match="track wandb: it is not installed; pip install wandb, or --track none"):
+        Run(SmallLoss(), SMALL, count=COUNT, folder=tmp_path, about={"model": {}}, track="wandb")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compiled_step_is_the_same_step(tmp_path, monkeypatch):
+    compiled, graphs = nn.Module.compile, []
+
+    def eagerly(graph, _):  # the default backend needs a C++ compiler and minutes
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **how: compiled(module, **how, backend=eagerly))
+    short = replace(SMALL, phases=(Phase(steps=3, rate=(0.02, 0.01)),))
+    train(small(tmp_path / "plain", short, **EXACT))
+    assert not graphs
+    train(small(tmp_path / "compiled", replace(short, compile=True), **EXACT))
+    assert graphs  # though operations are counted in the first step, without them
+    plain, other = (load_state(tmp_path / name) for name in ("plain", "compiled"))
+    assert plain.tensors.keys() == other.tensors.keys()
+    assert all(torch.allclose(value, other.tensors[name], atol=1e-5) for name, value in plain.tensors.items())
+    assert plain.about["spent"]["operations"] == other.about["spent"]["operations"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"phases": ()}, "phases"),
+        ({"phases": (Phase(0, (1.0, 1.0)),)}, "1 step"),
+        ({"batch": 0}, "batch 0, accumulate 1: must be 1"),
+        ({"accumulate": 0}, "batch 48, accumulate 0: must be 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Optimisation(**{"phases": SMALL.phases, **options})
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+def test_a_backward_pass_counts_twice_the_forward_pass(groups):
+    convolution, x = nn.Conv2d(16, 16, 7, padding=3, groups=groups), torch.randn(2, 16, 8, 8, requires_grad=True)
+    with operations() as forward:
+        y = convolution(x)
+    with operations() as backward:
+        y.sum().backward()
+    assert forward.get_total_flops() == 2 * y.numel() * 16 // groups * 49
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()

@@ -1,0 +1,206 @@
+"""Recipes read into the models' own dataclasses, and what is wrong with one is said in a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from r2id import R2ID, R2IR
+from r2id.config import Defaults
+from r2id.denoisers import SYSTEMS
+from train.data.buckets import Law
+from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
+
+CONFIGS = Path(__file__).parents[2] / "train" / "configs"
+EPOCH = 55_000  # training images
+
+
+def kind_of(path: Path) -> type:
+    return ResamplerRecipe if path.stem.endswith("_resampler") else DenoiserRecipe
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_reads_and_its_model_can_be_built(path):
+    recipe = read_recipe(kind_of(path), path)
+    with torch.device("meta"):
+        model_type = R2IR if kind_of(path) is ResamplerRecipe else SYSTEMS[recipe.system][1]
+        model = model_type(recipe.model)
+    assert model.config == recipe.model
+    stages = [read_recipe(kind_of(other), other) for other in CONFIGS.glob("*.toml")]
+    stages = [stage for stage in stages if stage.name == recipe.name]  # one run: both stages, but in pixel space
+    pixels = kind_of(path) is DenoiserRecipe and recipe.pixels
+    assert {type(stage) for stage in stages} == ({DenoiserRecipe} if pixels else {ResamplerRecipe, DenoiserRecipe})
+    (fewest, most), *others = sorted((stage.law.cells for stage in stages), key=lambda cells: cells[0] - cells[1])
+    assert all(fewest <= low <= high <= most for low, high in others)  # the denoiser's are within the resampler's
+
+
+def parameters(model_type: type, config) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in model_type(config).parameters())
+
+
+def test_the_published_resampler_is_as_published():
+    recipe = read_recipe(ResamplerRecipe, CONFIGS / "published_resampler.toml")
+    assert parameters(R2IR, recipe.model) == pytest.approx(3.67e6, rel=0.01)
+    model = recipe.model
+    assert (model.latent_channels, model.width, model.heads) == (64, 192, 6)
+    assert (model.encoder_blocks, model.decoder_blocks, model.cell_blocks) == (4, 4, 0)
+    assert (model.attention, model.local, model.octaves) == ("linear", False, (-6, 9))
+    assert (recipe.jitter, recipe.margin, recipe.law.cells, recipe.law.square) == ("published", 0.0, (4, 4), 1.0)
+    forty_epochs(recipe.optimisation)
+
+
+def test_the_published_denoiser_is_as_published():
+    recipe = read_recipe(DenoiserRecipe, CONFIGS / "published_r2id.toml")
+    model = replace(recipe.model, latent_channels=64, labels=10)  # as the script takes them from stage 1
+    assert parameters(R2ID, model) == pytest.approx(10.39e6, rel=0.005)
+    assert (model.width, model.heads, model.encoder_blocks, model.decoder_blocks) == (192, 6, 8, 8)
+    assert (model.noise_width, model.gated, model.objective, model.label_tokens) == (128, False, "epsilon", 1)
+    assert (recipe.schedule.name, recipe.schedule.shift_power) == ("cosine", 0.0)
+    assert (recipe.law.cells, recipe.law.square) == ((4, 4), 1.0)
+    forty_epochs(recipe.optimisation)
+
+
+def forty_epochs(optimisation):
+    assert optimisation.steps * optimisation.batch == 40 * EPOCH
+    assert optimisation.warmup * optimisation.batch == EPOCH
+    assert [phase.rate for phase in optimisation.phases] == [(1e-3, 1e-5)]
+    assert {(phase.pixels_in, phase.pixels_out) for phase in optimisation.phases} == {(0, 0)}
+    assert optimisation.ema == 0.999
+
+
+PIXELS = """
+name = "x"
+pixels = true
+training_size = 28
+[[optimisation.phases]]
+steps = 3
+rate = [1e-3, 1]
+"""
+MINIMAL = 'name = "x"\n[[optimisation.phases]]\nsteps = 3\nrate = [1e-3, 1]\n'
+
+
+def test_what_is_not_written_has_the_dataclasses_defaults(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL)
+    recipe = read_recipe(DenoiserRecipe, path)
+    assert recipe.defaults == Defaults() and recipe.optimisation.batch == 48
+    assert recipe.optimisation.phases[0].rate == (1e-3, 1.0)
+    path.write_text(MINIMAL + '[defaults]\nsteps = 7\nsampler = "ddim"\nlatent_size = [5, 6]\n')
+    assert read_recipe(DenoiserRecipe, path).defaults == Defaults(steps=7, sampler="ddim", latent_size=(5, 6))
+
+
+def test_a_recipe_in_pixel_space_trains_the_square_picture_unless_its_law_says_otherwise(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(PIXELS)
+    recipe = read_recipe(DenoiserRecipe, path)
+    assert recipe.law == Law(cells=(28, 28), square=1.0, skewed=0.0) and recipe.pixels
+    path.write_text(PIXELS + "cells = [14, 14]\n[law]\ncells = [16, 28]\n")
+    recipe = read_recipe(DenoiserRecipe, path)
+    assert recipe.law == Law(cells=(16, 28)) and recipe.optimisation.phases[0].cells == (14, 14)
+
+
+def test_the_model_is_that_of_the_system(tmp_path, monkeypatch):
+    monkeypatch.setitem(SYSTEMS, "strided", (StridedConfig, None))
+    path = tmp_path / "recipe.toml"
+    text = 'system = "strided"\n' + PIXELS.replace("28", "32") + "[defaults]\nlatent_size = [32, 16]\n"
+    path.write_text(text + "[model]\nwidth = 5\n")
+    assert read_recipe(DenoiserRecipe, path).model == StridedConfig(width=5)
+    for wrong, message in (
+        (text + "[model]\nheads = 5\n", "model: unknown keys 'heads', known are width"),
+        (text.replace("= 32", "= 30"), r"law: cells \(30, 30\) must be multiples of 8"),
+        (text.replace("16]", "12]"), r"defaults.latent_size: cells \(32, 12\) must be multiples of 8"),
+        (text.replace("rate", "cells = [16, 20]\nrate"), r"phases\[0\]: cells \(16, 20\) must be multiples of 8"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=message):
+            read_recipe(DenoiserRecipe, path)
+
+
+@dataclass(frozen=True)
+class StridedConfig:
+    width: int = 3
+    stride: ClassVar[int] = 8
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('colour = "red"\n' + MINIMAL, "unknown keys 'colour', known are name, "),
+        (MINIMAL + "[model]\nwidht = 3\n", "model: unknown keys 'widht', known are "),
+        (MINIMAL.replace("steps", "stpes"), r"optimisation.phases\[0\]: unknown keys 'stpes'"),
+        (MINIMAL.replace("rate", "# rate"), r"optimisation.phases\[0\]: missing keys 'rate'"),
+        ('name = "x"\n', "missing keys 'optimisation'"),
+        (MINIMAL.replace("3", "0"), "optimisation: phases: there must be at least one, each of 1 step"),
+        (MINIMAL.replace("= 3", '= "3"'), r"optimisation.phases\[0\].steps: must be int, not '3'"),
+        (MINIMAL + "[law]\ncells = [9, 4]\n", r"law: cells \(9, 4\): must be"),
+        (MINIMAL + '[model]\nobjective = "y"\n', "model: objective 'y': must be"),
+        ('system = "s9"\n' + MINIMAL, "system 's9': must be one of r2id"),
+        (MINIMAL + '[defaults]\nsampler = "euler"\n', "defaults.sampler 'euler': must be one of ddim, dpm"),
+        (MINIMAL.replace("name", "pixels = true\nname"), "training_size None: give it with pixels = true, and only"),
+        (MINIMAL.replace("name", "training_size = 32\nname"), "training_size 32: give it with pixels = true"),
+        (MINIMAL.replace("name", "warm_start = 1.5\nname"), "warm_start 1.5: must be 0…1"),
+        (MINIMAL.replace("name", "logit_normal = [1, 0]\nname"), "the deviation must be above 0"),
+        (MINIMAL + "cells = [9, 4]\n", r"cells \(9, 4\): must be \(fewest, most\)"),
+        ("name = ", "not valid TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_named_in_one_line(tmp_path, text, message):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_recipe(DenoiserRecipe, path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_settings_take_the_place_of_what_is_written(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL + "[[optimisation.phases]]\nsteps = 4\nrate = [1e-3, 1e-4]\n")
+    settings = [
+        *("model.width=128", 'schedule.name = "sigmoid"', "optimisation.phases.1.steps=100", "warm_start=1"),
+        *("optimisation.phases.0.rate=[0.5, 0.25]", "optimisation.phases.0.rate.1 = 1e-2", "law={square = 1}"),
+    ]
+    recipe = read_recipe(DenoiserRecipe, path, settings)
+    assert (recipe.model.width, recipe.schedule.name, recipe.warm_start) == (128, "sigmoid", 1.0)
+    assert [phase.steps for phase in recipe.optimisation.phases] == [3, 100]
+    assert recipe.optimisation.phases[0].rate == (0.5, 0.01) and recipe.law.square == 1.0
+    phases = read_recipe(DenoiserRecipe, path, ["optimisation.phases=[{steps=5, rate=[1, 1]}]"]).optimisation.phases
+    assert [phase.steps for phase in phases] == [5]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.width", "--set model.width: must be KEY=VALUE, such as model.width=128"),
+        ("=3", "--set =3: must be KEY=VALUE"),
+        ("schedule.name=cosine", """not a TOML value; text needs quotes: --set 'schedule.name="cosine"'"""),
+        ("optimisation.phases.1.steps=9", "optimisation.phases has 1 items, so a number from 0 must follow"),
+        ("optimisation.phases.first.steps=9", "optimisation.phases has 1 items, so a number from 0 must follow"),
+        ("optimisation.phases.steps=9", "optimisation.phases has 1 items, so a number from 0 must follow"),
+        ("name.x=9", "--set name.x=9: name is 'x', nothing can follow it"),
+        ("model.widht=9", "recipe.toml --set model.widht=9: model: unknown keys 'widht', known are "),
+        ("modle.width=9", "recipe.toml --set modle.width=9: unknown keys 'modle', known are "),
+        ("model.width=9.5", "recipe.toml --set model.width=9.5: model: width: must be int, not 9.5"),
+        ("optimisation.phases.0.steps=0", "phases: there must be at least one, each of 1 step or more"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named_in_one_line(tmp_path, setting, message):
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL)
+    with pytest.raises(ValueError) as caught:
+        read_recipe(DenoiserRecipe, path, [setting])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_a_recipe_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none.toml: cannot be read \(No such file.*train/configs/ has the recipes"):
+        read_recipe(ResamplerRecipe, tmp_path / "none.toml")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_recipe(ResamplerRecipe, tmp_path)
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="binary.toml: not valid TOML"):
+        read_recipe(ResamplerRecipe, tmp_path / "binary.toml")

@@ -1,0 +1,466 @@
+"""From images to weights by the scripts themselves, with models of a few channels and a handful of steps."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from digits import digit_bytes, digits
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from r2id import Pipeline
+from r2id.position import grid_positions
+from train import export, train_denoiser, train_resampler
+from train.engine import cli as entry
+from train.engine.loop import operations
+from train.engine.state import load_state, save_state, states
+
+ROOT = Path(__file__).parents[2]
+
+RESAMPLER = """
+name = "small"
+training_size = 16
+
+[law]
+cells = [3, 5]
+
+[model]
+latent_channels = 3
+width = 16
+heads = 2
+encoder_blocks = 1
+cell_blocks = 0
+
+[optimisation]
+batch = 6
+warmup = 5
+evaluate_every = 25
+
+[[optimisation.phases]]
+steps = 25
+rate = [3e-3, 3e-3]
+pixels_in = 24
+pixels_out = 24
+
+[[optimisation.phases]]
+steps = 5
+rate = [3e-3, 1e-4]
+"""
+
+DENOISER = """
+name = "small"
+
+[law]
+cells = [3, 5]
+
+[model]
+width = 16
+heads = 2
+encoder_blocks = 1
+decoder_blocks = 1
+noise_width = 8
+
+[optimisation]
+batch = 6
+warmup = 5
+
+[[optimisation.phases]]
+steps = 6
+rate = [3e-3, 1e-4]
+
+[defaults]
+steps = 3
+guidance = 2.5
+sampler = "ddim"
+latent_size = [4, 5]
+"""
+
+
+PIXELS = """
+name = "small"
+pixels = true
+training_size = 16
+
+[schedule]
+shift_power = 0.0
+input_scale = 0.8
+
+[model]
+width = 16
+heads = 2
+encoder_blocks = 1
+decoder_blocks = 1
+noise_width = 8
+
+[optimisation]
+batch = 6
+warmup = 5
+
+[[optimisation.phases]]
+steps = 25
+rate = [3e-3, 1e-3]
+cells = [8, 8]
+
+[[optimisation.phases]]
+steps = 5
+rate = [1e-3, 1e-4]
+
+[defaults]
+steps = 2
+latent_size = [16, 16]
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        datasets.disable_progress_bars()
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> str:
+    """The 64 digits as an image folder, 20 of them once more as the test set."""
+    folder = tmp_path_factory.mktemp("images")
+    for split, count in (("train", 64), ("test", 20)):
+        for number, pixels in enumerate(digit_bytes()[:count]):
+            (folder / split / str(number % 10)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / split / str(number % 10) / f"{number:02}.png")
+    return str(folder)
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / f"{'resampler' if 'cell_blocks' in text else 'denoiser'}.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def train(folder: Path, images: str, resampler: str = RESAMPLER, denoiser: str = DENOISER) -> Path:
+    """Both stages and the export. → the weights' folder, beside `run`."""
+    run = str(folder / "run")
+    train_resampler.main(["--config", write(folder, resampler), "--data", images, "--out", run])
+    train_denoiser.main(["--config", write(folder, denoiser), "--data", images, "--out", run])
+    export.main([run, str(folder / "weights")])
+    return folder / "weights"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, images) -> Path:
+    return train(tmp_path_factory.mktemp("trained"), images)
+
+
+def test_exported_weights_diffuse_resample_and_encode(trained):
+    pipe = Pipeline.from_pretrained(trained, device="cpu")
+    assert pipe.labels == list("0123456789")
+    latent = pipe.diffuse([3, "7"], seed=1)
+    assert latent.tensor.shape == (2, 3, 4, 5)
+    for size in ((8, 8), (16, 9), (40, 24)):
+        image = pipe.resample(latent, size=size)
+        assert image.shape == (2, 1, *size) and image.isfinite().all() and 0 <= image.min() <= image.max() <= 1
+    assert pipe.encode(image, latent_size=(3, 3)).tensor.shape == (2, 3, 3, 3)
+
+
+def test_the_exported_configuration_says_what_was_trained(trained):
+    config = Pipeline.from_pretrained(trained, device="cpu").config
+    assert (config.system, config.channels, config.background, config.fit) == ("r2id", 1, (0.0,), "contain")
+    assert (config.training_size, config.trained_cells) == (16, (3, 5))
+    assert config.trained_aspects == pytest.approx((9 / 16, 16 / 9))
+    assert (config.resampler.latent_channels, config.denoiser.latent_channels, config.denoiser.labels) == (3, 3, 10)
+    assert (config.defaults.steps, config.defaults.guidance, config.defaults.sampler) == (3, 2.5, "ddim")
+    assert config.defaults.latent_size == (4, 5)
+
+
+def test_the_exported_weights_are_the_averaged_ones(trained):
+    pipe = Pipeline.from_pretrained(trained, device="cpu")
+    for stage, model in (("resampler", pipe.resampler), ("denoiser", pipe.denoiser)):
+        state = load_state(trained.parent / "run" / stage)
+        averaged, last = state.part("ema"), state.part("model")
+        assert all(torch.equal(value, averaged[name]) for name, value in model.state_dict().items())
+        assert any(not torch.equal(value, last[name]) for name, value in averaged.items())
+
+
+def test_the_configured_mean_and_deviation_standardise_latents(trained):
+    pipe = Pipeline.from_pretrained(trained, device="cpu")
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pipe.config.latent_mean, pipe.config.latent_std))
+    for cells in ((3, 3), (5, 5)):
+        latents = pipe.encode((digits(16)[0] + 1) / 2, latent_size=cells).tensor
+        standard = ((latents - mean) / std).transpose(0, 1).flatten(1)
+        assert standard.mean(dim=1).abs().max() < 1
+        assert 0.3 < standard.std(dim=1).min() and standard.std(dim=1).max() < 2
+
+
+def test_evaluations_leave_sheets_and_metrics(trained):
+    run = trained.parent / "run"
+    lines = [json.loads(line) for line in (run / "resampler" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [25, 30]
+    assert {"mse 4x4", "mse 16x16", "latent mean square", "latent dimensions"} <= lines[0].keys()
+    assert lines[1]["mse 4x4"] < 1
+    for stage, steps in (("resampler", (25, 30)), ("denoiser", (6,))):
+        assert sorted(path.name for path in (run / stage).glob("*.png")) == [f"samples-{n:06d}.png" for n in steps]
+        assert list((run / stage / "tensorboard").glob("events.*"))
+        assert [path.name for path in states(run / stage)] == [f"state-{steps[-1]:08d}"]
+    with Image.open(run / "denoiser" / "samples-000006.png") as sheet:
+        assert sheet.width > 640 and sheet.height > 320  # ten digits at five latent sizes
+
+
+def test_a_finished_run_stays_as_it_is(trained, images, tmp_path):
+    run = trained.parent / "run"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("state.safetensors")}
+    train_resampler.main(["--config", write(tmp_path, RESAMPLER), "--data", images, "--out", str(run)])
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("state.safetensors")} == before
+
+
+@pytest.mark.parametrize("script", [train_resampler, train_denoiser], ids=["resampler", "denoiser"])
+def test_a_stopped_run_ends_as_one_that_was_not(trained, images, tmp_path, monkeypatch, script, capfd):
+    whole, run, stage = trained.parent / "run", tmp_path / "run", script.__name__.split("_")[-1]
+    if script is train_denoiser:
+        save_state(run / "resampler", load_state(whole / "resampler"))
+    recipe = write(tmp_path, RESAMPLER if script is train_resampler else DENOISER)
+    command = ["--config", recipe, "--data", images, "--out", str(run)]
+
+    def asked(law, seed, step, *part, **how):
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return entry.draw(law, seed, step, *part, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "draw", asked)
+        script.main(command)
+    assert load_state(run / stage).about["step"] == 4
+    assert "stopped at step 4, state saved; the same command goes on" in "".join(capfd.readouterr())
+    script.main(command)
+    first, second = load_state(whole / stage), load_state(run / stage)
+    times = [state.about["spent"].pop("seconds") for state in (first, second)]
+    assert first.about == second.about and min(times) > 0
+    assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+
+
+def test_the_published_recipes_train_by_the_same_scripts(images, tmp_path):
+    smaller = {
+        **{"training_size": 8, "width": 12, "heads": 2, "latent_channels": 6, "noise_width": 8},
+        **{"encoder_blocks": 1, "decoder_blocks": 1, "batch": 4, "warmup": 1, "steps": 2},
+    }
+    recipes = []
+    for name in ("resampler", "r2id"):
+        text = (ROOT / "train" / "configs" / f"published_{name}.toml").read_text()
+        for key, value in smaller.items():
+            text = re.sub(rf"^{key} = \d+", f"{key} = {value}", text, flags=re.MULTILINE)
+        recipes.append(text)
+    pipe = Pipeline.from_pretrained(train(tmp_path, images, *recipes), device="cpu")
+    config = pipe.config
+    assert (config.fit, config.trained_aspects, config.trained_cells) == ("cover", (1, 1), (4, 4))
+    assert (config.resampler.attention, config.resampler.local, config.denoiser.objective) == (
+        "linear",
+        False,
+        "epsilon",
+    )
+    assert (config.defaults.sampler, config.defaults.guidance) == ("ddim", 4)
+    image = pipe.resample(pipe.diffuse([1], seed=0, eta=2.0), size=(18, 32), fit="published")
+    assert image.shape == (1, 1, 18, 32) and image.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def trained_on_pixels(tmp_path_factory, images) -> Path:
+    folder = tmp_path_factory.mktemp("pixels")
+    train_denoiser.main(["--config", write(folder, PIXELS), "--data", images, "--out", str(folder / "run")])
+    export.main([str(folder / "run"), str(folder / "weights")])
+    return folder / "weights"
+
+
+def test_a_pixel_space_system_needs_one_stage(trained_on_pixels):
+    files = ["README.md", "config.json", "denoiser.safetensors", "samples.png"]
+    assert sorted(path.name for path in trained_on_pixels.iterdir()) == files
+    pipe = Pipeline.from_pretrained(trained_on_pixels, device="cpu")
+    config = pipe.config
+    assert (config.resampler, config.channels, config.denoiser.latent_channels) == (None, 1, 1)
+    assert (config.training_size, config.trained_cells, config.trained_aspects) == (16, (16, 16), (1, 1))
+    assert (config.latent_mean, config.latent_std, config.background, config.fit) == ((0,), (1,), (0,), "contain")
+    assert config.schedule.input_scale == 0.8
+    latent = pipe.diffuse([3, "7"], seed=1)
+    assert latent.tensor.shape == (2, 1, 16, 16)
+    assert pipe.resample(latent, size=(40, 24)).shape == (2, 1, 40, 24)
+    with Image.open(trained_on_pixels.parent / "run" / "denoiser" / "samples-000030.png") as sheet:
+        assert sheet.width > 640 and sheet.height > 320
+
+
+def test_what_training_cost_is_exported(trained, trained_on_pixels):
+    small = Pipeline.from_pretrained(trained_on_pixels, device="cpu").config.training
+    assert (small.images, small.steps) == (30 * 6, 30) and small.seconds > 0
+    both = Pipeline.from_pretrained(trained, device="cpu").config.training
+    spent = [load_state(trained.parent / "run" / stage).about["spent"] for stage in ("resampler", "denoiser")]
+    assert asdict(both) == {key: spent[0][key] + spent[1][key] for key in spent[0]} and both.steps == 36
+
+
+def test_operations_are_those_of_all_steps(trained_on_pixels):
+    state = load_state(trained_on_pixels.parent / "run" / "denoiser")
+    model = Pipeline.from_pretrained(trained_on_pixels, device="cpu").denoiser.requires_grad_(True)
+    counts = []
+    for side in (8, 16):
+        with operations() as counter:
+            tokens = model.condition(torch.eye(10)[:6])
+            inputs = torch.zeros(6, 1, side, side), torch.full((6,), 0.5), grid_positions((side, side), 1.0)
+            model(*inputs, (tokens,)).prediction.sum().backward()
+        counts.append(counter.get_total_flops())
+    # The first of 20 steps is counted for all of them: steps 1 and 21, both in the phase of small pictures.
+    assert state.about["spent"]["operations"] == pytest.approx(30 * counts[0], rel=0.02)
+    assert counts[1] > 4 * counts[0]  # attention is counted too
+
+
+def test_a_run_that_began_without_counting_goes_on_and_its_cost_is_unknown(trained_on_pixels, images, tmp_path):
+    state = load_state(trained_on_pixels.parent / "run" / "denoiser")
+    del state.about["spent"]
+    save_state(tmp_path / "run" / "denoiser", state)
+    longer = PIXELS.replace("steps = 5", "steps = 7")
+    train_denoiser.main(["--config", write(tmp_path, longer), "--data", images, "--out", str(tmp_path / "run")])
+    assert load_state(tmp_path / "run" / "denoiser").about["step"] == 32
+    export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
+    assert Pipeline.from_pretrained(tmp_path / "weights", device="cpu").config.training is None
+
+
+def test_export_takes_the_defaults_of_a_recipe(trained, tmp_path):
+    recipe = write(tmp_path, DENOISER.replace("guidance = 2.5", "guidance = 1.25"))
+    export.main([str(trained.parent / "run"), str(tmp_path / "weights"), "--config", recipe])
+    assert Pipeline.from_pretrained(tmp_path / "weights", device="cpu").config.defaults.guidance == 1.25
+
+
+def test_export_refuses_a_denoiser_of_another_resampler(trained, tmp_path):
+    for stage in ("resampler", "denoiser"):
+        state = load_state(trained.parent / "run" / stage)
+        if stage == "resampler":
+            state.about["step"] = 31
+        save_state(tmp_path / stage, state)
+    with pytest.raises(ValueError, match="trained on the resampler of step 30, the newest is 31; train the denoiser"):
+        export.main([str(tmp_path), str(tmp_path / "weights")])
+
+
+def test_a_phase_of_the_decoder_alone_leaves_latents_as_they_are(trained, images, tmp_path):
+    run, weights = tmp_path / "run", tmp_path / "weights"
+    shutil.copytree(trained.parent / "run", run)
+    phase = "\n[[optimisation.phases]]\nsteps = 4\nrate = [3e-3, 3e-3]\nconsistency = 1.0\ndecoder_only = true\n"
+    train_resampler.main(["--config", write(tmp_path, RESAMPLER + phase), "--data", images, "--out", str(run)])
+    export.main([str(run), str(weights)])  # the denoiser needs no training
+    before, after = (Pipeline.from_pretrained(path, device="cpu") for path in (trained, weights))
+    pictures = (digits(16)[0][:4] + 1) / 2
+    latent, same = (pipe.encode(pictures, latent_size=(4, 4)) for pipe in (before, after))
+    assert torch.equal(latent.tensor, same.tensor)
+    assert (before.resample(latent, size=(16, 16)) - after.resample(latent, size=(16, 16))).abs().max() > 1e-3
+
+
+def test_a_drawn_phase_begins_with_the_averages_and_resumes(trained, images, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained.parent / "run", run)
+    phase = "\n[[optimisation.phases]]\nsteps = {steps}\nrate = [0.0, 0.0]\ndrawn = true\nema = 0.5\nheld = [5, 6]\n"
+    drawing = "\n[drawing]\nepochs = 1\nreal = 3\nsteps = [2, 3]\n"
+    before = load_state(run / "denoiser").part("ema")
+    for steps in (1, 2):
+        recipe = write(tmp_path, DENOISER.replace("\n[defaults]", phase.format(steps=steps) + drawing + "\n[defaults]"))
+        train_denoiser.main(["--config", recipe, "--data", images, "--out", str(run)])
+        state = load_state(run / "denoiser")
+        assert state.about["step"] == 6 + steps
+        for name, value in state.part("model").items():  # a rate of 0 leaves what it began with
+            torch.testing.assert_close(value, before[name])
+    logged = [json.loads(line) for line in (run / "denoiser" / "metrics.jsonl").read_text().splitlines()]
+    assert {"energy", "read"} <= logged[-1].keys() and logged[-1]["moved"] == 0
+    held = load_file(run / "denoiser" / "held-1.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in held.items())
+
+
+def test_what_a_drawn_phase_moves_is_measured_from_where_it_began(trained, images, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained.parent / "run", run)
+    state = load_state(run / "denoiser")
+    began = {name: value + 0.1 for name, value in state.part("ema").items()}  # what a stopped run had written
+    save_file(began, run / "denoiser" / "held-1.safetensors")
+    phase = "\n[[optimisation.phases]]\nsteps = 1\nrate = [0.0, 0.0]\ndrawn = true\nheld = [3, 5]\n"
+    drawing = "\n[drawing]\nepochs = 1\nreal = 3\nsteps = [2, 3]\n"
+    recipe = write(tmp_path, DENOISER.replace("\n[defaults]", phase + drawing + "\n[defaults]"))
+    train_denoiser.main(["--config", recipe, "--data", images, "--out", str(run)])
+    last = json.loads((run / "denoiser" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["moved"] > 1e-4 and last["loss"] > 9 * last["moved"]
+
+
+def test_a_run_begins_with_the_exported_weights_that_fit_it(trained, images, tmp_path, capfd):
+    start = ["--data", images, "--out", str(tmp_path / "run"), "--from", str(trained)]
+    still = ["--set", "optimisation.phases=[{steps = 1, rate = [0.0, 0.0], decoder_only = true}]"]
+    narrow = ["--set", "model.pixel_width=8"]
+    train_resampler.main(["--config", write(tmp_path, RESAMPLER), *start, *still, *narrow])
+    square = ["law.cells=[4,4]", "law.square=1.0", "law.skewed=0.0", "stable_cells=4", "logit_normal=[1.0,0.5]"]
+    stable = [part for setting in square for part in ("--set", setting)]
+    train_denoiser.main(["--config", write(tmp_path, DENOISER), *start, *still, *stable])
+    told = capfd.readouterr().out
+    assert re.search(r"resampler.safetensors: \d+ tensors are taken; anew: decoder.0", told)
+    assert re.search(r"denoiser.safetensors: \d+ tensors are taken; anew: none", told)
+    export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
+    before, after = (Pipeline.from_pretrained(path, device="cpu") for path in (trained, tmp_path / "weights"))
+    pictures = (digits(16)[0][:4] + 1) / 2
+    assert torch.equal(*(pipe.encode(pictures, latent_size=(4, 4)).tensor for pipe in (before, after)))
+    assert after.config.resampler.pixel_width == 8
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True)
+    )
+
+
+def test_what_is_missing_is_said_in_one_line(images, tmp_path):
+    run = str(tmp_path / "run")
+    first, second = (["--config", write(tmp_path, text), "--out", run, "--data"] for text in (RESAMPLER, DENOISER))
+    for call, arguments, message in (
+        (train_resampler.main, [*first, str(tmp_path / "none")], "none: no such folder"),
+        (train_denoiser.main, [*first, images], "resampler.toml: model: unknown keys 'cell_blocks'"),
+        (train_denoiser.main, [*second, images], "no trained resampler; run train/train_resampler.py first"),
+        (export.main, [run, run], "run/denoiser: no state there; train it first with train/train_denoiser.py"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            call(arguments)
+        assert "\n" not in str(caught.value)
+    assert not Path(run).exists()
+    with pytest.raises(ValueError, match=r"--from .*none: no resampler.safetensors there; give a folder such as"):
+        train_resampler.main([*first, images, "--from", str(tmp_path / "none")])
+
+
+def test_frames_are_not_padded_without_a_known_background(tmp_path):
+    noise = torch.randint(0, 256, (12, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    for number, pixels in enumerate(noise):
+        (tmp_path / "images" / "train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / "train" / f"{number:02}.png")
+    command = ["--data", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="no known background.*set margin = 0, law.square = 1"):
+        train_resampler.main(["--config", write(tmp_path, RESAMPLER), *command])
+    square = RESAMPLER.replace("training_size = 16", "training_size = 16\nmargin = 0").replace(
+        "[law]", "[law]\nsquare = 1"
+    )
+    train_resampler.main(["--config", write(tmp_path, square.replace("steps = 25", "steps = 1")), *command])
+    assert load_state(tmp_path / "run" / "resampler").about["background"] is None
+    denoiser = DENOISER.replace("[law]", "[law]\nsquare = 1").replace("steps = 6", "steps = 1")
+    train_denoiser.main(["--config", write(tmp_path, denoiser), *command])  # nor have these images labels
+    export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
+    pipe = Pipeline.from_pretrained(tmp_path / "weights", device="cpu")
+    assert (pipe.labels, pipe.config.fit, pipe.config.trained_aspects) == ([], "cover", (1, 1))
+    assert pipe.resample(pipe.diffuse(None, seed=0), size=(8, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["train_resampler", "train_denoiser", "export"])
+def test_a_script_ends_with_one_line(name, monkeypatch):
+    arguments = ["no", "no"] if name == "export" else ["--config", "no.toml"]
+    monkeypatch.setattr(sys, "argv", [f"train/{name}.py", *arguments])
+    with pytest.raises(SystemExit, match=r"^error: no[./].*") as caught:
+        runpy.run_path(str(ROOT / "train" / f"{name}.py"), run_name="__main__")
+    assert "\n" not in caught.value.code
+
+
+def test_a_script_runs_from_the_repository():
+    command = [sys.executable, "train/train_denoiser.py", "--config", "no.toml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert done.stderr == "error: no.toml: cannot be read (No such file or directory); train/configs/ has the recipes\n"

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from r2id.denoisers.rin import RIN, Carry, RINConfig, patch_centres
+from r2id.position import Positions, grid_positions, jitter, points
+from r2id.schedule import x0_from
+from train.engine.recipe import DenoiserRecipe, read_recipe
+
+RECIPES = Path(__file__).parents[2] / "train/configs"
+TINY = RINConfig(
+    latent_channels=3,
+    labels=4,
+    label_tokens=2,
+    patch=2,
+    interface_width=8,
+    latents=5,
+    latent_width=12,
+    blocks=2,
+    compute_layers=1,
+    heads=2,
+    expansion=2,
+)
+VARIANTS = {
+    "plain": TINY,
+    "unscaled": replace(TINY, normalise=False),
+    "attention": replace(TINY, interface_attention=True),
+    "pixels": replace(TINY, pixel_conditioning=True),
+    "dual": replace(TINY, dual_norm=True),
+    "all": replace(TINY, interface_attention=True, pixel_conditioning=True, dual_norm=True, objective="epsilon"),
+}
+
+
+def build(config: RINConfig) -> RIN:
+    """Weights at random, past the zero initialisation."""
+    torch.manual_seed(0)
+    model = RIN(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request) -> RIN:
+    return build(VARIANTS[request.param])
+
+
+def inputs(model: RIN, batch: int = 2, size: tuple[int, int] = (4, 6)):
+    """Noisy pictures, ᾱ, pixels' positions and condition tokens."""
+    noisy_BCHW = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+    tokens_BND = model.condition(torch.eye(4)[torch.arange(batch) % 4])
+    return noisy_BCHW, torch.linspace(0.2, 0.7, batch), grid_positions(size, size[1] / size[0]), tokens_BND
+
+
+def some_carry(model: RIN, count: int, batch: int = 2, size: tuple[int, int] = (4, 6)) -> Carry:
+    rng = torch.Generator().manual_seed(1)
+    estimate = torch.randn(count, batch, 3, *size, generator=rng) if model.config.pixel_conditioning else None
+    return Carry(torch.randn(count, batch, 5, 12, generator=rng), estimate)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def close(a: torch.Tensor, b: torch.Tensor):
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return not torch.allclose(a, b, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_the_prediction_starts_at_zero(config):
+    model = RIN(config)
+    noisy, alpha_bar, positions, tokens = inputs(model)
+    assert torch.equal(model(noisy, alpha_bar, positions, [tokens]).prediction, torch.zeros(1, *noisy.shape))
+
+
+def test_a_warm_start_is_a_cold_one_until_its_norm_moves():
+    torch.manual_seed(0)
+    model = RIN(TINY).requires_grad_(False)
+    torch.nn.init.normal_(model.out.weight)
+    noisy, alpha_bar, positions, tokens = inputs(model)
+    cold = model(noisy, alpha_bar, positions, [tokens])
+    assert torch.equal(model(noisy, alpha_bar, positions, [tokens], cold.carry).prediction, cold.prediction)
+    model.warm_norm.weight.fill_(0.5)
+    assert differ(model(noisy, alpha_bar, positions, [tokens], cold.carry).prediction, cold.prediction)
+
+
+def test_the_latents_start_where_the_carry_says():
+    model = build(TINY)
+    noisy, alpha_bar, positions, tokens = inputs(model)
+    carry, seen = some_carry(model, 1), []
+    model.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    model(noisy, alpha_bar, positions, [tokens], carry)
+    model(noisy, alpha_bar, positions, [tokens])
+    for tokens_BND, before in zip(seen, (carry.latents[0], torch.zeros(2, 5, 12)), strict=True):
+        close(tokens_BND[:, :5], model.latents + model.warm_norm(model.warm(before)))
+        close(tokens_BND[:, 5], model.noise_embedding(alpha_bar))
+        close(tokens_BND[:, 6:], tokens)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (4, 10), (12, 2), (16, 16)])
+def test_any_size_and_any_number_of_conditions(model, size):
+    noisy, alpha_bar, positions, tokens = inputs(model, size=size)
+    for conditions in ([None], [tokens, None], [tokens, None, tokens.flip(0)]):
+        output = model(noisy, alpha_bar, positions, conditions)
+        again = model(noisy, alpha_bar, positions, conditions, output.carry)
+        for step in (output, again):
+            assert step.prediction.shape == (len(conditions), *noisy.shape) and step.prediction.isfinite().all()
+            assert step.carry.latents.shape == (len(conditions), 2, 5, 12)  # whatever the size of the picture
+        assert differ(output.prediction, again.prediction)
+
+
+@pytest.mark.parametrize("size", [(5, 4), (4, 7)])
+def test_a_size_between_patches_is_refused(size):
+    model = build(TINY)
+    noisy, alpha_bar, positions, tokens = inputs(model, size=size)
+    with pytest.raises(ValueError, match=f"^picture {size[0]} x {size[1]}: .*multiples of the patch, 2$"):
+        model(noisy, alpha_bar, positions, [tokens])
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_conditions_together_equal_conditions_apart(model, warm):
+    noisy, alpha_bar, positions, tokens = inputs(model)
+    carry = some_carry(model, 2)
+    together = model(noisy, alpha_bar, positions, [tokens, None], carry if warm else None)
+    for k, condition in enumerate((tokens, None)):
+        own = Carry(carry.latents[k : k + 1], None if carry.estimate is None else carry.estimate[k : k + 1])
+        apart = model(noisy, alpha_bar, positions, [condition], own if warm else None)
+        close(apart.prediction[0], together.prediction[k])
+        close(apart.carry.latents[0], together.carry.latents[k])
+        if carry.estimate is not None:
+            close(apart.carry.estimate[0], together.carry.estimate[k])
+    assert differ(*together.prediction) and differ(*together.carry.latents)
+
+
+def test_a_row_alone_equals_the_row_in_the_batch(model):
+    noisy, alpha_bar, positions, tokens = inputs(model, batch=3)
+    batch = model(noisy, alpha_bar, positions, [tokens, None])
+    row = model(noisy[1:2], alpha_bar[1:2], positions, [tokens[1:2], None])
+    close(row.prediction, batch.prediction[:, 1:2])
+    close(row.carry.latents, batch.carry.latents[:, 1:2])
+
+
+def test_the_parts_run_in_order():
+    model, calls = build(replace(TINY, interface_attention=True)), []
+    for index, block in enumerate(model.blocks):
+        for name in ("read", "compute", "mix", "write"):
+            part = getattr(block, name)
+            part.register_forward_hook(lambda *_, index=index, name=name: calls.append((index, name)))
+    noisy, alpha_bar, positions, tokens = inputs(model)
+    model(noisy, alpha_bar, positions, [tokens])
+    assert calls == [(index, name) for index in (0, 1) for name in ("read", "compute", "mix", "write")]
+
+
+def test_the_interface_learns_of_the_latents_only_from_what_is_written(model):
+    noisy, alpha_bar, positions, tokens = inputs(model)
+    others = model(noisy, 1 - alpha_bar, positions, [tokens.flip(0)]).prediction
+    assert differ(model(noisy, alpha_bar, positions, [tokens]).prediction, others)
+    for block in model.blocks:
+        block.write.cross.out.weight.zero_()
+    deaf = [model(noisy, a, positions, [c]).prediction for a, c in ((alpha_bar, tokens), (1 - alpha_bar, None))]
+    close(*deaf)
+
+
+def test_the_latents_learn_of_the_picture_only_from_what_is_read():
+    model = build(TINY)
+    noisy, alpha_bar, positions, tokens = inputs(model)
+    seen, other = (model(x, alpha_bar, positions, [tokens]).carry.latents for x in (noisy, noisy.flip(0)))
+    assert differ(seen, other)
+    for block in model.blocks:
+        block.read.cross.out.weight.zero_()
+    close(*(model(x, alpha_bar, positions, [tokens]).carry.latents for x in (noisy, noisy.flip(0))))
+
+
+def test_a_normalised_input_has_no_scale():
+    for config, same in ((TINY, True), (VARIANTS["unscaled"], False)):
+        model = build(config)
+        noisy, alpha_bar, positions, tokens = inputs(model)
+        scale = torch.tensor([0.3, 5.0]).view(2, 1, 1, 1)
+        once, scaled = (model(x, alpha_bar, positions, [tokens]).prediction for x in (noisy, noisy * scale))
+        assert differ(once, scaled) != same
+    model = build(TINY)
+    assert model(torch.ones_like(noisy), alpha_bar, positions, [tokens]).prediction.isfinite().all()
+
+
+def influence(config: RINConfig) -> torch.Tensor:
+    """How far the first patch's prediction moves as the last patch's input does, nothing being written to either."""
+    model = build(replace(config, normalise=False))
+    for block in model.blocks:
+        block.write.cross.out.weight.zero_()
+    noisy, alpha_bar, positions, tokens = inputs(model)
+    other = noisy.clone()
+    other[..., -2:, -2:] += 1
+    first, second = (model(x, alpha_bar, positions, [tokens]).prediction for x in (noisy, other))
+    return (first - second)[..., :2, :2].abs().max()
+
+
+def test_only_interface_attention_passes_patches_each_other():
+    assert influence(TINY) == 0
+    assert influence(VARIANTS["attention"]) > 1e-3
+
+
+@pytest.mark.parametrize("objective", ["v", "epsilon", "x0"])
+def test_pixel_conditioning_carries_the_estimate_of_x0(objective):
+    model = build(replace(TINY, pixel_conditioning=True, objective=objective))
+    noisy, alpha_bar, positions, tokens = inputs(model)
+    output = model(noisy, alpha_bar, positions, [tokens, None])
+    for prediction, estimate in zip(output.prediction, output.carry.estimate, strict=True):
+        close(estimate, x0_from(objective, prediction, noisy, alpha_bar).clamp(-3, 3))
+    moved = replace(output.carry, estimate=-output.carry.estimate)
+    differing = [model(noisy, alpha_bar, positions, [tokens, None], c).prediction for c in (output.carry, moved)]
+    assert differ(*differing)
+    assert build(TINY)(noisy, alpha_bar, positions, [tokens]).carry.estimate is None
+
+
+def test_dual_norm_forgets_a_patch_s_brightness_and_contrast():
+    for config, same in ((VARIANTS["dual"], True), (TINY, False)):
+        model = build(replace(config, normalise=False))
+        noisy, alpha_bar, positions, tokens = inputs(model)
+        other = noisy.clone()
+        other[..., :2, :2] = other[..., :2, :2] * 3 + 0.5
+        assert differ(*(model(x, alpha_bar, positions, [tokens]).prediction for x in (noisy, other))) != same
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("warm", [False, True])
+def test_every_parameter_is_trained(config, warm):
+    model = build(config).requires_grad_(True)
+    noisy, alpha_bar, positions, tokens = inputs(model)
+    carry = some_carry(model, 2) if warm else None
+    model(noisy, alpha_bar, positions, [tokens, None], carry).prediction.square().sum().backward()
+    untouched = ("warm.",) if not warm else ()  # but never without a gradient, which data-parallel training needs
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and (parameter.grad.abs().max() > 0 or name.startswith(untouched)), name
+
+
+def test_a_patch_lies_in_the_middle_of_its_pixels():
+    pixels = grid_positions((4, 6), 1.5, sigma=0.5)
+    centres, expected = patch_centres(pixels, (4, 6), 2), grid_positions((2, 3), 1.5)
+    assert centres.grid == expected.grid
+    close(centres.absolute, expected.absolute)
+    close(centres.relative, expected.relative)
+    close(torch.tensor(centres.spread), torch.tensor(pixels.spread) / 2)
+    loose = patch_centres(points(pixels.absolute.expand(2, -1, -1), 1.5), (4, 6), 2)
+    assert loose.grid is None and loose.spread is None
+    close(loose.relative, expected.relative.expand(2, -1, -1))
+
+
+def test_the_footprint_is_the_mean_over_the_jitter():
+    model = build(TINY)
+    sigma, size = 0.5, (4, 4)
+    pixels, rng = grid_positions(size, 1.0, sigma=sigma), torch.Generator().manual_seed(0)
+    moved = jitter(pixels.absolute.expand(20_000, -1, -1), (0.25, 0.25), sigma, rng)
+    mean = model.patch_position(patch_centres(points(moved, 1.0), size, 2)).mean(dim=0)
+    smooth, sharp = (
+        model.patch_position(patch_centres(p, size, 2)).flatten(0, 1) for p in (pixels, grid_positions(size, 1.0))
+    )
+    assert (smooth - mean).abs().max() < 0.03 < (sharp - mean).abs().max()
+
+
+def test_positions_may_differ_by_row(model):
+    noisy, alpha_bar, square, tokens = inputs(model)
+    wide = grid_positions((4, 6), 3.0)
+    both = (torch.stack(pair) for pair in ((square.absolute, wide.absolute), (square.relative, wide.relative)))
+    mixed = model(noisy, alpha_bar, Positions(*both), [tokens, None]).prediction
+    for row, positions in enumerate((square, wide)):
+        close(mixed[:, row], model(noisy, alpha_bar, positions, [tokens, None]).prediction[:, row])
+
+
+def test_the_noise_level_matters_and_its_ends_are_finite(model):
+    noisy, _, positions, tokens = inputs(model)
+    ends = [model(noisy, torch.full((2,), a), positions, [tokens]) for a in (0.0, 0.5, 1.0)]
+    assert all(end.prediction.isfinite().all() for end in ends) and differ(ends[0].prediction, ends[1].prediction)
+    if model.config.pixel_conditioning:
+        assert all(end.carry.estimate.abs().max() <= 3 for end in ends)
+
+
+@pytest.mark.parametrize(
+    "name, channels, labels, millions",
+    [("published_rin", 3, 102, 105.95), ("published_rin_celeba", 3, 0, 4.166), ("mnist_rin", 1, 10, 1.689)],
+)
+def test_the_sizes_of_the_recipes(name, channels, labels, millions):
+    """No count of parameters was published for these sizes, so the counts are this code's own."""
+    recipe = read_recipe(DenoiserRecipe, RECIPES / f"{name}.toml")
+    config = replace(recipe.model, latent_channels=channels, labels=labels)
+    with torch.device("meta"):
+        assert parameters(RIN(config)) == pytest.approx(millions * 1e6, rel=0.001)
+    assert recipe.pixels and recipe.warm_start == 0.9
+
+
+def test_the_published_blocks():
+    """The smaller port's blocks are torch's own attention and feed-forwards of four times the width, which can be
+    counted; what comes before and after them differs by positions, class and warm start."""
+
+    def layer(width: int, context: int) -> int:
+        attention = nn.MultiheadAttention(width, 4, kdim=context, vdim=context)
+        return parameters(attention) + 8 * width**2 + 5 * width + 2 * 2 * width  # feed-forward, two norms
+
+    recipe = read_recipe(DenoiserRecipe, RECIPES / "published_rin_celeba.toml")
+    with torch.device("meta"):
+        published = 2 * (layer(256, 128) + layer(256, 256) + layer(128, 256))
+        assert parameters(RIN(recipe.model).blocks) == pytest.approx(published, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"latent_channels": 0},
+        {"patch": 0},
+        {"latents": 0},
+        {"compute_layers": 0},
+        {"objective": "eps"},
+        {"octaves": (1, 0)},
+        {"jitter": -0.5},
+    ],
+)
+def test_a_bad_config_is_refused(options):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} .*must be"):
+        RIN(RINConfig(**options))

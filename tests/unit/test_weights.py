@@ -1,0 +1,68 @@
+"""The shipped weights do what their model card says, on the few digits that the tests ship."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from digits import digits
+
+from r2id import Pipeline
+from train.evaluation.classifier import load_classifier, to_classifier_size
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Pipeline:
+    return Pipeline.from_pretrained(ROOT / "weights" / "mnist", device="cpu")
+
+
+def test_they_are_small():
+    assert sum(f.stat().st_size for f in (ROOT / "weights" / "mnist").glob("*.safetensors")) <= 2**24
+
+
+def test_more_cells_make_a_better_picture_and_sizes_agree(mnist):
+    images = (digits()[0] + 1) / 2
+    errors = {}
+    for cells in (4, 8, 10):
+        latent = mnist.encode(images, latent_size=(cells, cells))
+        decoded = mnist.resample(latent, size=(32, 32))
+        errors[cells] = 4 * F.mse_loss(decoded, images).item()  # on [-1, 1]
+        larger = F.avg_pool2d(mnist.resample(latent, size=(64, 64)), 2)
+        assert F.mse_loss(larger, decoded) < 10**-3.8
+    assert errors[4] < 0.025 and errors[8] < 0.008 and errors[10] < 0.006
+    assert errors[4] > errors[8] > errors[10]
+
+
+@pytest.mark.parametrize("cells", [(4, 4), (8, 8)])
+def test_digits_are_read_as_their_label_whatever_the_size(mnist, cells):
+    labels = torch.arange(20) % 10
+    judge = load_classifier(ROOT / "train" / "classifiers" / "mnist.safetensors")
+    latent = mnist.diffuse(labels.tolist(), latent_size=cells, seed=0)
+    for size in ((16, 16), (64, 64)):
+        read = judge(to_classifier_size(mnist.resample(latent, size=size) * 2 - 1)).argmax(dim=1)
+        assert (read == labels).sum() >= 18
+
+
+@pytest.mark.parametrize("system", ["s2id", "rin", "dimr"])
+def test_the_other_systems_are_small_and_draw_digits_too(system):
+    folder, labels = ROOT / "weights" / f"mnist-{system}", torch.arange(10)
+    assert (folder / "denoiser.safetensors").stat().st_size <= 2**23
+    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    assert pipe.config.system == system and pipe.config.resampler is None
+    judge = load_classifier(ROOT / "train" / "classifiers" / "mnist.safetensors")
+    images = pipe.resample(pipe.diffuse(labels.tolist(), steps=12, seed=0), size=(32, 32))
+    assert (judge(to_classifier_size(images * 2 - 1)).argmax(dim=1) == labels).sum() >= 8
+
+
+def test_an_output_of_another_shape_shows_the_digit_whole(mnist):
+    latent = mnist.diffuse([3], seed=0)
+    square = mnist.resample(latent, size=(36, 36))
+    for size in ((64, 36), (36, 64)):
+        picture = mnist.resample(latent, size=size)
+        top, left = (size[0] - 36) // 2, (size[1] - 36) // 2
+        assert torch.equal(picture[:, :, top : top + 36, left : left + 36], square)
+        margins = picture.clone()
+        margins[:, :, top : top + 36, left : left + 36] = 0
+        assert margins.max() < 0.1  # the background goes on

@@ -1,0 +1,220 @@
+"""Images and labels of a data set: in memory where they fit, else decoded when a step asks for them, stored or
+streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from datasets import Dataset, Image
+from torch import Tensor
+
+from train.data.decode import Batch, Decoded, Decoder, Pictures, border, border_colour, channels_of, shared_colour
+from train.data.sources import Label, Row, Stored, Stream, cells_of, layout, open_stored, open_streamed, rows_of
+
+SPLITS = ("train", "validation", "test")
+VALIDATION = 5_000  # rows held out at the end of the training set; a tenth of a set of fewer than 50,000
+IN_MEMORY = 2**30  # bytes of decoded images: a training set of more is decoded when a step asks for it
+SAMPLE = 1_024  # images that stand for a set which is not in memory
+CHUNK = 64  # rows read and decoded together
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split: tensors in memory (four bytes a value, so 246 MB for 60,000 grey images at 32x32), or what is indexed
+    like them.
+
+    images: float32 (N, C, size, size) in [-1, 1]; or, indexed, lists of (C, H, W) where they keep their aspect ratios.
+    labels: int64 (N,), indices into `names`; -1 where a row has none.
+    names: the class names in order, () for a set without labels.
+    background: the colour of the border, per channel in [0, 1], where nearly all border pixels share one; else None.
+    stream: where the images come from one, whose places have no end.
+    """
+
+    images: Tensor | Pictures | Decoded
+    labels: Tensor | Decoded
+    names: tuple[str, ...]
+    background: tuple[float, ...] | None
+    stream: Stream | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> ImageSet:
+        """With images and labels in the device's memory, where they are tensors (IN_MEMORY at most)."""
+        if device.type != "cuda" or not isinstance(self.images, Tensor):
+            return self
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    @property
+    def count(self) -> int | None:
+        """N, or None for a stream."""
+        return None if self.stream else len(self.images)
+
+
+def load_images(
+    data: str,
+    split: str,
+    *,
+    size: int = 32,
+    channels: int | None = None,
+    limit: int | None = None,
+    widest: float | None = None,
+) -> ImageSet:
+    """The first `limit` (or all) images of a split, as `size` x `size` pixels or (widest) in their own aspect ratios.
+
+    data: a Hub id such as `ylecun/mnist`; or a folder of images, whose sub-folders are the labels if it has any, below
+    `train/` and `test/` where there is a test set; or a folder of parquet or WebDataset shards, `train-*` and `test-*`
+    where there is a test set (in a `.tar`, labels are `.cls`, or `label` in `.json`).
+    channels: 1 or 3; by default 1 if every image of the split is grey.
+    widest: None for squares, 1 or more for frames of their own. Images that are not square, or of which a side is more
+    than `widest` times the other, are cropped at the centre. Squares are resized to `size`; frames of their own are
+    reduced to a short side of `size` where it is more, else left as they are. That is bicubic, antialiased and clipped
+    to the range. Transparency is laid on white. What cannot be read is left out, with a warning that names it.
+    The validation split is the end of the training set (`VALIDATION`), the train split is the rest. A set stored class
+    by class is first put into a fixed random order.
+    A training set without a limit that would take more than IN_MEMORY stays on disk: its images are decoded when they
+    are asked for, the one after it in place of one that cannot be read, and SAMPLE of them tell its background, and its
+    channels if they would take more as grey images too.
+    Raises ValueError for an unknown split, data that cannot be found or read, a split that is missing or empty, and one
+    of which more than half cannot be read.
+    """
+    check(split, size, channels, limit, widest)
+    rows, names = stored_rows(data, split, limit)
+    every, sample = range(len(rows)), np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int).tolist()
+
+    def large(channels: int) -> bool:
+        return split == "train" and limit is None and 4 * len(rows) * channels * size**2 * (widest or 1) > IN_MEMORY
+
+    if channels is None:
+        channels = channels_of(map(rows.read, chunked(sample if large(1) else every)))
+    decoder = Decoder(data, channels, size, widest)
+    if large(channels):
+        return on_demand(rows, decoder, names, map(rows.read, chunked(sample)))
+    return in_memory(decoder, map(rows.read, chunked(every)), len(rows), names)
+
+
+def stream_images(
+    data: str,
+    split: str,
+    *,
+    size: int = 32,
+    channels: int | None = None,
+    limit: int | None = None,
+    widest: float | None = None,
+    seed: int = 0,
+) -> ImageSet:
+    """Like `load_images`, for a Hub id or shards that are larger than the disk: rows are read when they are needed.
+
+    The train split without a limit has no end: its images and labels are asked for by place, in an order that follows
+    from the seed (see `Stream`). All else is in memory. The validation split is the first VALIDATION rows of the first
+    shard, which training leaves out. The first SAMPLE rows of the training set tell the channels, the background and,
+    where labels are no ClassLabel, their names. Raises ValueError too for shards stored class by class.
+    """
+    check(split, size, channels, limit, widest)
+    splits = open_streamed(data)
+    rows = splits[stored_name(data, split, splits)]
+    plan = layout(rows.features, data)
+    rows, train = (part.cast_column(plan.image, Image(decode=False)) for part in (rows, splits.get("train", rows)))
+    head = list(cells_of(train.take(SAMPLE), data))
+    values = [plan.value(cells[plan.label]) if plan.label else None for cells in head]
+    whole = {value for value in values if isinstance(value, int)}  # numbers are without gaps, whatever comes first
+    index, names = plan.numbers([*values, *range(max(whole, default=-1))])
+    names = names if any(value in index for value in values) else ()
+    sample = list(rows_of(head, plan, index, data))
+    decoder = Decoder(data, channels or channels_of([sample]), size, widest)
+
+    if split == "train":
+        if len(names) > 1 and len({row.label for row in sample}) == 1:
+            remedy = "shuffle the rows before they are stored, or do not stream"
+            raise ValueError(f"{data}: the first {len(sample):,} rows are all {names[sample[0].label]!r}; {remedy}")
+        stream = Stream(train, plan, index, data, skip=VALIDATION, seed=seed)
+        if limit is None:
+            return on_demand(stream, decoder, names, chunked(sample))
+        found = stream.read(range(limit))
+    else:
+        rows = train.shard(train.num_shards, 0).take(VALIDATION) if split == "validation" else rows
+        found = list(rows_of(cells_of(rows.take(limit) if limit else rows, data), plan, index, data))
+    if not found:
+        raise ValueError(f"{data}: the {split} split is empty; add images")
+    return in_memory(decoder, chunked(found), len(found), names)
+
+
+def check(split: str, size: int, channels: int | None, limit: int | None, widest: float | None) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels {channels}: must be 1 (grey), 3 (colour) or None (as the images are)")
+    if size < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"size {size}, limit {limit}: must be at least 1")
+    if widest is not None and widest < 1:
+        raise ValueError(f"widest {widest}: must be 1 or more, width / height, or None for squares")
+
+
+def stored_name(data: str, split: str, splits: dict) -> str:
+    """What a split is a part of as the data are stored."""
+    name = "test" if split == "test" else "train"
+    if name not in splits:
+        raise ValueError(f"{data}: no {name} split, only {', '.join(splits)}; add {name}-*.parquet, .tar or {name}/")
+    return name
+
+
+def stored_rows(data: str, split: str, limit: int | None) -> tuple[Stored, tuple[str, ...]]:
+    """The rows of a split and the names of their labels: see `load_images`."""
+    splits = open_stored(data)
+    rows = splits[stored_name(data, split, splits)]
+    plan = layout(rows.features, data)
+
+    def values(rows: Dataset) -> list[Label]:
+        return [plan.value(cell) for cell in rows[plan.label][:]] if plan.label else [None] * len(rows)
+
+    index, names = plan.numbers(() if plan.names else values(splits.get("train", rows)))
+    labels_N = torch.tensor([index.get(value, -1) for value in values(rows)])
+    order, classes = np.arange(len(rows)), len(labels_N.unique())
+    if classes > 1 and int((labels_N.diff() != 0).sum()) == classes - 1:
+        order = np.random.default_rng(0).permutation(order)
+    held_out = min(VALIDATION, max(1, len(rows) // 10))
+    kept = {"train": order[:-held_out], "validation": order[-held_out:], "test": order}[split][:limit]
+    if len(kept) == 0:
+        raise ValueError(f"{data}: the {split} split of {len(rows)} images is empty; add images")
+    return Stored(rows, plan.image, kept, labels_N[kept]), names if (labels_N >= 0).any() else ()
+
+
+def chunked(items: Iterable[T]) -> Iterator[list[T]]:
+    items = iter(items)
+    while chunk := list(islice(items, CHUNK)):
+        yield chunk
+
+
+def in_memory(decoder: Decoder, chunks: Iterable[list[Row]], count: int, names: tuple[str, ...]) -> ImageSet:
+    """The images of `count` rows that can be read."""
+    squares, labels = decoder.widest is None, []
+    images = torch.empty(count, *decoder.shape) if squares else [None] * count
+    for rows in chunks:
+        for row, image_CHW in zip(rows, decoder(rows), strict=True):
+            if image_CHW is not None:
+                images[len(labels)] = image_CHW
+                labels.append(row.label)
+    decoder.report()
+    images = images[: len(labels)]
+    background = border_colour(images)
+    for image_CHW in images:
+        image_CHW.mul_(2).sub_(1)
+    return ImageSet(images if squares else Pictures(images), torch.tensor(labels), names, background)
+
+
+def on_demand(rows: Stored | Stream, decoder: Decoder, names: tuple[str, ...], sample: Iterable[list[Row]]) -> ImageSet:
+    """The images of rows that stay where they are; sample: some rows, in chunks, that tell the background."""
+    borders = [border(image_CHW[None]) for rows in sample for image_CHW in decoder(rows) if image_CHW is not None]
+    decoder.report()
+    batch, stream = Batch(rows, decoder), rows if isinstance(rows, Stream) else None
+    count = None if stream else len(rows)
+    images = Decoded(batch, 0, (count, *decoder.shape))
+    colour = shared_colour(torch.cat(borders, dim=1))
+    return ImageSet(images, Decoded(batch, 1, (count,)), names, colour, stream)

@@ -1,0 +1,159 @@
+"""What the entry points share: a run with its progress bar, what a run would cost, and errors of one line."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from torch import Generator, nn
+from tqdm import tqdm
+
+from r2id.checkpoint import load_tensors
+from train.data.buckets import Law, OwnFrames, Shape
+from train.data.images import ImageSet
+from train.engine.loop import Compute, Progress, Run, generator, listed, operations
+from train.engine.recipe import DenoiserRecipe, ResamplerRecipe
+from train.profiling.machine import machine, peak_memory, reset_peak
+
+MEASURED = 3  # steps of each phase, spread over it
+
+
+def run_of(
+    args: Namespace, recipe: ResamplerRecipe | DenoiserRecipe, loss: nn.Module, train: ImageSet, folder: Path, **about
+) -> Run:
+    """The run of a recipe, which writes nothing if it is dry. about: what its states keep beside recipe and data."""
+    about |= {"recipe": asdict(recipe), "labels": train.names, "background": train.background, "images": train.count}
+    return Run(
+        loss,
+        recipe.optimisation,
+        count=train.count,
+        folder=None if args.dry_run else folder,
+        about=about,
+        track=args.track,
+        stream=train.stream,
+    )
+
+
+def start_from(run: Run, weights: str, stage: str) -> None:
+    """Gives a new run, model and averages, the tensors of exported weights that have its names and shapes, and prints
+    which others begin anew. Raises ValueError where there are none of the stage, or none that fit."""
+    path = Path(weights) / f"{stage}.safetensors"
+    if not path.is_file():
+        raise ValueError(f"--from {weights}: no {path.name} there; give a folder such as weights/mnist")
+    own = run.model.state_dict()
+    found = {name: t for name, t in load_tensors(path).items() if name in own and t.shape == own[name].shape}
+    if not found:
+        raise ValueError(f"--from {weights}: no tensor of {path.name} has a name and shape of this recipe's model")
+    run.model.load_state_dict(own | found)
+    for name in found:
+        run.ema[name].copy_(found[name])
+    anew = sorted(own.keys() - found.keys())
+    run.accelerator.print(f"{path}: {len(found)} tensors are taken; anew: {listed(anew) or 'none'}")
+
+
+def draw(
+    law: Law, seed: int, step: int, part: int = 0, *, size: int | None, device: torch.device, stride: int = 1
+) -> tuple[Shape | OwnFrames, Generator]:
+    """A step's shape, for pictures of size × size pixels or (None) of any sizes, and the generator of all else that its
+    part draws, on the device: parts have one shape, each its own draws."""
+    rng = generator(seed, step)
+    shape = law.draw(size, generator=rng, stride=stride)
+    return shape, rng if part == 0 and device.type == "cpu" else generator(seed, step, part, device)
+
+
+def carry_out(run: Run, compute: Compute, evaluate: Callable[[Progress], str], *, dry: bool) -> None:
+    """Trains to the end, or prints what that would cost."""
+    if dry:
+        for line in dry_run(run, compute):
+            run.accelerator.print(line, flush=True)
+    else:
+        follow(run, compute, evaluate)
+
+
+def follow(run: Run, compute: Compute, evaluate: Callable[[Progress], str]) -> None:
+    """Trains to the end. evaluate, in the main process: draws and logs what the caller wants, → a line to print."""
+    main = run.accelerator.is_main_process
+    with tqdm(total=run.optimisation.steps, initial=run.step, unit="step", dynamic_ncols=True, disable=not main) as bar:
+        if run.changed and main:
+            bar.write(f"changed since step {run.step}, from here on as it is now: {listed(run.changed)}")
+        if run.step >= run.optimisation.steps and main:
+            bar.write(f"{run.folder}: all {run.optimisation.steps} steps are done; more steps or another --out go on")
+        for progress in run.train(compute):
+            bar.update()
+            if shown := progress.metrics:
+                loss, gradient, speed = shown["loss"], shown["gradient"], shown["images/s"]
+                bar.set_postfix({"loss": f"{loss:.4f}", "gradient": f"{gradient:.3g}", "images": f"{speed}/s"})
+            if progress.evaluation and main:
+                bar.write(f"{progress.step}: {evaluate(progress)}")
+            if progress.stopped and main:
+                bar.write(f"stopped at step {progress.step}, state saved; the same command goes on")
+    run.accelerator.end_training()
+
+
+def dry_run(run: Run, compute: Compute) -> Iterator[str]:
+    """Lines: the size of the model, and of every phase the operations, memory and time, from a few steps of it. The
+    weights are not those of the run afterwards."""
+    device, parts, phases = run.accelerator.device, run.parts, run.optimisation.phases
+    count = sum(parameter.numel() for parameter in run.model.parameters())
+    yield f"{machine()}, device {device}, mixed precision {run.accelerator.mixed_precision}"
+    yield f"{count:,} parameters; {run.optimisation.batch} images a step in {parts} parts"
+    run.update(compute)  # libraries set themselves up
+    seconds, counted, start = 0.0, 0.0, 0
+    for number, phase in enumerate(phases):
+        measured = min(MEASURED, phase.steps)
+        steps = [start + i * phase.steps // measured for i in range(measured)]
+        reset_peak(device)
+        times = [timed(run, compute, step) for step in steps]
+        peak = peak_memory(device)
+        flops = [operations_of(run, compute, step) for step in steps]
+        # Steps differ by their shapes, and a shared machine by the minute: so the median time of an operation.
+        taken = mean(flops) * median(time / count for time, count in zip(times, flops, strict=True))
+        seconds += taken * phase.steps
+        counted += mean(flops) * phase.steps
+        start += phase.steps
+        cost = f"{mean(flops) / 1e9:,.1f} GFLOP and {taken:.3g} s a step, {peak / 1e6:,.0f} MB at most"
+        yield f"phase {number}: {phase.steps:,} steps, {cost}, {clock(taken * phase.steps)}"
+    yield f"in all: {start:,} steps, {counted / 1e12:,.1f} TFLOP, {clock(seconds)} without evaluations"
+
+
+def timed(run: Run, compute: Compute, step: int) -> float:
+    """Seconds of a step."""
+    run.step, began = step, time.perf_counter()
+    run.update(compute)
+    if run.accelerator.device.type == "cuda":
+        torch.cuda.synchronize(run.accelerator.device)
+    return time.perf_counter() - began
+
+
+def operations_of(run: Run, compute: Compute, step: int) -> int:
+    """Floating-point operations of a step, of all processes."""
+    run.step = step
+    with operations() as counter:
+        run.update(compute)
+    return counter.get_total_flops() * run.accelerator.num_processes
+
+
+def clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes else f"{seconds:.0f} s"
+
+
+def script(main: Callable[[], None]) -> None:
+    """Runs an entry point: what its user can mend ends it with one line and exit status 1."""
+    try:
+        main()
+    except torch.OutOfMemoryError as error:
+        remedy = "raise optimisation.accumulate or lower optimisation.batch, with --set or in the recipe"
+        sys.exit(f"error: {str(error).splitlines()[0]}; {remedy}")
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        sys.exit(f"error: {error}{'; make room, then the same command goes on' if full else ''}")
+    except (ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,384 @@
+"""One training loop for every model, under `accelerate`: it yields, callers display; stopped, it resumes where it was.
+
+Everything random in a step follows from (seed, step, part), so the step is also the place in the data and the state of
+the generators, and a resumed run equals one that was never stopped. A step's batch falls into equal parts, `accumulate`
+for each process: two processes do what one does with twice the parts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from train.engine.state import State, load_state, save_state
+
+if TYPE_CHECKING:
+    from train.data.sources import Stream
+
+COUNTED = 200  # steps: of so many, the operations of one are counted, which slows it
+SHOWN = 25  # steps between those whose metrics are read
+TRACKERS = ("tensorboard", "wandb", "none")
+
+# (loss module, indices, phase, step, part) → loss, metrics, of all indices or the first `metrics["images"]`
+Compute = Callable[[nn.Module, Tensor, "Phase", int, int], tuple[Tensor, dict]]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: the rate falls along a cosine from rate[0] to rate[1]. Cells, where given, take the place
+    of the law's. Pixels (0: all), consistency and decoder_only are R2IR's: see `ResamplerLoss`. Drawn is a denoiser's:
+    see `Drawn`; held: cells, as those of the law, of latents that it leaves as they were when it began. ema: where the
+    averages forget sooner than elsewhere."""
+
+    steps: int
+    rate: tuple[float, float]
+    cells: tuple[int, int] | None = None
+    pixels_in: int = 0
+    pixels_out: int = 0
+    consistency: float = 0.0
+    decoder_only: bool = False
+    drawn: bool = False
+    held: tuple[int, int] | None = None
+    ema: float | None = None
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How any model is trained."""
+
+    phases: tuple[Phase, ...]
+    batch: int = 48  # images a step, over all processes
+    accumulate: int = 1  # parts, one after another, of each process's share: less memory, the same step
+    compile: bool = False  # the model's blocks, by torch.compile, once for all shapes; that takes a minute
+    seed: int = 0
+    warmup: int = 100  # steps over which the rate rises from 0
+    weight_decay: float = 0.01
+    beta2: float = 0.99
+    clip: float = 1.0  # of the gradient's norm
+    ema: float = 0.999  # decay of the averaged weights
+    evaluate_every: int = 500  # steps
+    save_every: float = 120.0  # seconds
+
+    def __post_init__(self):
+        if not self.phases or min(phase.steps for phase in self.phases) < 1:
+            raise ValueError("phases: there must be at least one, each of 1 step or more")
+        if self.batch < 1 or self.accumulate < 1:
+            raise ValueError(f"batch {self.batch}, accumulate {self.accumulate}: must be 1 or more")
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def at(self, step: int) -> tuple[Phase, float]:
+        """The phase of a step (from 0) and its learning rate."""
+        start = 0
+        for phase in self.phases:
+            if step < start + phase.steps:
+                break
+            start += phase.steps
+        high, low = phase.rate
+        rate = low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - start) / phase.steps)))
+        return phase, rate * min(1.0, (step + 1) / max(1, self.warmup))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop yields after every step."""
+
+    step: int  # steps done
+    steps: int
+    metrics: dict[str, float]  # empty but for steps at which they are read
+    evaluation: bool  # whether this is the moment to evaluate
+    stopped: bool = False  # by SIGTERM or SIGINT; the state is saved
+
+
+class Run:
+    """A model in training: its loss module, optimiser, averaged weights and place on disk."""
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        optimisation: Optimisation,
+        *,
+        count: int | None,
+        folder: Path | None,
+        about: dict,
+        track: str = "tensorboard",
+        stream: Stream | None = None,
+    ):
+        """loss: module with `.model`; count: training images, None for a stream; folder: of the states, None to read
+        and write nothing; about: JSON kept with them; track: one of TRACKERS."""
+        if track != "none" and importlib.util.find_spec(track) is None:
+            raise ValueError(f"track {track}: it is not installed; pip install {track}, or --track none")
+        tracker = track if folder and track != "none" else None
+        unused = DistributedDataParallelKwargs(find_unused_parameters=any(p.decoder_only for p in optimisation.phases))
+        self.accelerator = Accelerator(log_with=tracker, project_dir=folder, kwargs_handlers=[unused])
+        self.optimisation, self.count, self.stream, self.folder = optimisation, count, stream, folder
+        if self.accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32, where mixed precision leaves float32
+            torch.backends.cuda.enable_cudnn_sdp(False)  # makes a plan for every new shape, and steps differ by theirs
+        if optimisation.batch % self.parts or (count is not None and count < self.parts):
+            parts = f"{self.accelerator.num_processes} processes x accumulate {optimisation.accumulate}"
+            raise ValueError(f"batch {optimisation.batch}, {count} images: must fill {parts} parts of equal size")
+        if tracker:
+            options = {"wandb": {"dir": str(folder), "group": str(folder), "config": about}}
+            self.accelerator.init_trackers("tensorboard" if track == "tensorboard" else "r2id", init_kwargs=options)
+        self.about = json.loads(json.dumps(about))  # as it reads back
+        model = loss.model
+        if optimisation.compile:
+            for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+                for block in blocks:
+                    block.compile(dynamic=True)
+        optimiser = torch.optim.AdamW(
+            model.parameters(), betas=(0.9, optimisation.beta2), weight_decay=optimisation.weight_decay, fused=True
+        )
+        self.loss, self.optimiser = self.accelerator.prepare(loss, optimiser)
+        self.model = self.accelerator.unwrap_model(self.loss).model
+        self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.step = 0
+        self.order: tuple[int | None, Tensor | None] = None, None  # of an epoch's images
+        self.last: tuple[Tensor, Tensor] | None = None  # loss and gradient norm of the last step
+        self.spent: dict[str, float] | None = {"images": 0, "steps": 0, "operations": 0.0, "seconds": 0.0}
+        self.changed: list[str] = []  # what differs from the state that was resumed: "key: old → new"
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.resume()
+
+    @property
+    def parts(self) -> int:
+        """How many equal parts a step's batch falls into, over all processes."""
+        return self.accelerator.num_processes * self.optimisation.accumulate
+
+    def batch(self, step: int) -> Tensor:
+        """Indices of a step's images, of all processes: a new order each epoch, or the places of a stream."""
+        if self.count is None:
+            return torch.arange(self.optimisation.batch) + step * self.optimisation.batch
+        size = min(self.optimisation.batch, self.count) // self.parts * self.parts
+        epoch, place = divmod(step, self.count // size)
+        if epoch != self.order[0]:
+            self.order = epoch, torch.randperm(self.count, generator=generator(self.optimisation.seed, -1 - epoch))
+        return self.order[1][place * size : (place + 1) * size]
+
+    def train(self, compute: Compute) -> Iterator[Progress]:
+        """Yields after every step.
+
+        Raises FloatingPointError for a loss or gradient that is not finite, OSError where the last state cannot be
+        written; one before it is tried again later, with a warning.
+        """
+        saved, seen, began = time.monotonic(), 0, time.monotonic()
+        with StopSignal() as stop:
+            while self.step < self.optimisation.steps:
+                started = time.monotonic()
+                with operations() if self.step % COUNTED == 0 else nullcontext() as counter:
+                    images, metrics = self.update(compute)
+                seen += images
+                self.spend(images, counter, time.monotonic() - started)
+                last = self.step == self.optimisation.steps
+                evaluation = last or self.step % self.optimisation.evaluate_every == 0
+                shown = {}
+                if self.step % SHOWN == 0 or evaluation:
+                    speed = seen / (time.monotonic() - began)
+                    seen, began = 0, time.monotonic()
+                    shown = {key: self.accelerator.reduce(value, "mean").item() for key, value in metrics.items()}
+                    shown |= {"rate": self.optimiser.param_groups[0]["lr"], "images/s": round(speed, 1)}
+                    self.accelerator.log(shown, step=self.step)
+                stopped = self.anywhere(stop.asked)  # once: who is asked later, while the caller evaluates, saves later
+                if last or stopped or time.monotonic() - saved > self.optimisation.save_every:
+                    self.save(final=last or stopped)
+                    saved = time.monotonic()
+                yield Progress(self.step, self.optimisation.steps, shown, evaluation, stopped)
+                if evaluation:
+                    seen, began = 0, time.monotonic()
+                if stopped:
+                    return
+
+    def update(self, compute: Compute) -> tuple[int, dict[str, Tensor]]:
+        """One step of the optimiser and of the averages. → images it took, of all processes, and this one's metrics."""
+        phase, rate = self.optimisation.at(self.step)
+        anew = phase.decoder_only or phase.drawn
+        if anew and self.step and self.optimisation.at(self.step - 1)[0] is not phase:
+            self.model.load_state_dict(self.ema)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        indices, accumulate = self.batch(self.step), self.optimisation.accumulate
+        images, total = 0, {}
+        first = self.accelerator.process_index * accumulate
+        for part in range(first, first + accumulate):
+            torch.manual_seed(mix(self.optimisation.seed, self.step, part))  # dropout
+            more = part + 1 < first + accumulate  # gradients are averaged over the processes with the last part
+            with self.accelerator.no_sync(self.loss) if more else nullcontext():
+                loss, metrics = compute(self.loss, indices[part :: self.parts], phase, self.step, part)
+                self.accelerator.backward(loss / accumulate)
+            images += metrics.pop("images", len(indices) // self.parts) * self.accelerator.num_processes
+            for key, value in {"loss": loss.detach(), **metrics}.items():
+                total[key] = total.get(key, 0) + value / accumulate
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimisation.clip)
+        self.last = total["loss"], norm
+        if self.accelerator.device.type == "cpu" or self.step % SHOWN == 0:  # elsewhere reading means waiting
+            self.check()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step += 1
+        self.average(phase.ema or self.optimisation.ema)
+        return images, total | {"gradient": norm}
+
+    def check(self) -> None:
+        """Raises FloatingPointError where the loss or gradient of the last step is not finite; once it is not, that of
+        later steps is not either."""
+        if self.last is None:
+            return
+        loss, norm = self.last
+        # A scaler of gradients expects that they overflow now and then, and leaves that step out.
+        if not loss.isfinite() or not (self.accelerator.scaler or norm.isfinite()):
+            fault = f"the loss is {loss.item()}, the gradient's norm {norm.item()}"
+            remedy = "the last state on disk is good, go on from it with a lower rate"
+            raise FloatingPointError(f"step {self.step}: {fault}; {remedy}")
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether it holds in any of the processes, which agree on it here."""
+        if self.accelerator.num_processes == 1:  # without waiting for the device
+            return flag
+        return self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item() > 0
+
+    def spend(self, images: int, counter: FlopCounterMode | None, seconds: float) -> None:
+        """Adds a step to what the run has cost; operations of a counted step stand for those up to the next one."""
+        if self.spent is None:
+            return
+        self.spent["images"] += images
+        self.spent["steps"] += 1
+        self.spent["seconds"] += seconds
+        if counter is not None:
+            steps = min(COUNTED, self.optimisation.steps - self.step + 1) * self.accelerator.num_processes
+            self.spent["operations"] += float(counter.get_total_flops()) * steps
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        decay = min(decay, (1 + self.step) / (10 + self.step))  # a short memory at first
+        current = self.model.state_dict()
+        torch._foreach_lerp_(list(self.ema.values()), [current[name] for name in self.ema], 1 - decay)
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """One line of `metrics.jsonl`, and the trackers."""
+        if self.accelerator.is_main_process:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": self.step, **metrics}) + "\n")
+        self.accelerator.log(metrics, step=self.step)
+
+    def save(self, *, final: bool = True) -> None:
+        """Raises FloatingPointError as `check` does, and OSError where it cannot be written; unless final that is a
+        warning."""
+        self.check()
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
+        for index, values in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+        scaler = self.accelerator.scaler and self.accelerator.scaler.state_dict()
+        place = self.stream and self.stream.position(self.step * self.optimisation.batch)
+        about = {"step": self.step, "spent": self.spent, "scaler": scaler, "stream": place, **self.about}
+        try:
+            save_state(self.folder, State(tensors, about))
+        except OSError as error:
+            fault = f"{self.folder}: step {self.step} could not be saved ({error.strerror}); make room"
+            if final:
+                raise OSError(f"{fault}, then the same command goes on from the state before") from error
+            warnings.warn(f"{fault}, training goes on and tries again", stacklevel=2)
+
+    def resume(self) -> None:
+        """Goes on from the newest state. Raises ValueError where it is of another model."""
+        state = load_state(self.folder)
+        step = torch.tensor([state.about["step"] if state else 0], device=self.accelerator.device)
+        if self.accelerator.gather(step).unique().numel() > 1:
+            raise ValueError(f"{self.folder}: processes found different states; give an --out that all of them share")
+        if state is None:
+            return
+        if other := differences(state.about["model"], self.about["model"]):
+            raise ValueError(f"{self.folder} holds another model: {listed(other)}; give another --out")
+        before = {key: state.about.get(key) for key in self.about.keys() - {"model"}}
+        self.changed = differences(before, {key: self.about[key] for key in before})
+        self.step = state.about["step"]
+        self.spent = state.about.get("spent")  # unknown for a run that began without counting
+        if self.accelerator.scaler and state.about.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state.about["scaler"])
+        if self.stream and state.about.get("stream") and state.about.get("data") == self.about.get("data"):
+            self.stream.seek(*state.about["stream"])
+        self.model.load_state_dict(state.part("model"))
+        self.ema = {name: value.to(self.ema[name].device) for name, value in state.part("ema").items()}
+        wanted = self.optimiser.state_dict()
+        wanted["state"] = {}
+        for key, value in state.part("optimiser").items():
+            index, name = key.split(".")
+            wanted["state"].setdefault(int(index), {})[name] = value
+        self.optimiser.load_state_dict(wanted)
+
+
+def differences(old, new, key: str = "") -> list[str]:
+    """Two JSON values → "key: old → new" of every part that differs, keys dotted, items of lists by number."""
+    if type(old) is type(new) and isinstance(old, (dict, list)):
+        olds, news = (value if isinstance(value, dict) else dict(enumerate(value)) for value in (old, new))
+        pairs = [(f"{key}.{name}" if key else str(name), olds.get(name), news.get(name)) for name in {**olds, **news}]
+        return [line for name, a, b in pairs for line in differences(a, b, name)]
+    return [] if old == new else [f"{key}: {old} → {new}"]
+
+
+def listed(lines: list[str], most: int = 6) -> str:
+    return ", ".join(lines[:most]) + (f" and {len(lines) - most} more" if lines[most:] else "")
+
+
+@contextmanager
+def operations() -> Iterator[FlopCounterMode]:
+    """Counts floating-point operations, forward and backward: `get_total_flops()`. Attention runs as plain products
+    meanwhile, and nothing compiled, since fused kernels go uncounted on a CPU."""
+    mapping = {torch.ops.aten.convolution_backward: convolution_backward_operations}
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), counter:
+        yield counter
+
+
+def convolution_backward_operations(grad, x, weight, *rest, out_shape=None, **_) -> int:
+    """Of the shapes' gradients asked for; the counter's own rule takes grouped convolutions for dense ones."""
+    asked = rest[-1]  # for x, weight and bias, which is a sum
+    return 2 * math.prod(weight) * grad[0] * math.prod(grad[2:]) * sum(asked[:2])
+
+
+class StopSignal:
+    """Asked to stop (SIGTERM, SIGINT): the loop saves and ends at the end of its step. Handlers hold within `with`."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self) -> StopSignal:
+        self.previous = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def ask(self, *_) -> None:
+        self.asked = True
+
+
+def mix(seed: int, step: int, part: int = 0) -> int:
+    """One 63-bit seed of three numbers. Generators on the CPU take its lower 32 bits, so those must differ too."""
+    return (seed * 1_000_003 + step * 7_919 + part * 2_654_435_761 + 12_345) % (2**63 - 1)
+
+
+def generator(seed: int, step: int, part: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(mix(seed, step, part))

@@ -1,0 +1,1 @@
+"""What weights are measured by: metrics, judges, reports and model cards."""

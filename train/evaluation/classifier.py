@@ -1,0 +1,158 @@
+"""A small classifier that judges generated images: its accuracy reads the labels, its features give Fréchet distances.
+
+python -m train.evaluation.classifier [--data PATH] [--out FILE] [--epochs N] [--mirror]   train and save
+python -m train.evaluation.classifier --evaluate [--data PATH] [--out FILE]     accuracy of the saved one on the test set
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from r2id.checkpoint import CheckpointError, load_into, load_tensors, save_module  # noqa: E402
+from train.data.images import ImageSet, load_images  # noqa: E402
+
+SIZE = 32  # pixels on a side of the images that it judges
+FEATURES = 128
+BATCH = 128
+RATE, DECAY, SMOOTHING, DROPOUT = 4e-3, 0.02, 0.05, 0.3
+SHIFT, TURN, SCALE = 2 / SIZE, math.radians(10), 0.1  # the largest augmentation: fraction of the side, radians, ratio
+
+
+class Classifier(nn.Module):
+    """Images (B, channels, 32, 32) in [-1, 1] → logits (B, classes); 0.2 M parameters."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.convolutions = nn.Sequential(
+            *_convolution(channels, 24, width=5, stride=2),
+            *_convolution(24, 48),
+            nn.MaxPool2d(2),
+            *_convolution(48, 64),
+            *_convolution(64, 64),
+            nn.MaxPool2d(2),
+        )
+        self.hidden = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(64 * (SIZE // 8) ** 2, FEATURES), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(FEATURES, classes))
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """The last hidden layer, (B, 128)."""
+        return self.hidden(self.convolutions(images_BCHW).flatten(1))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.head(self.features(images_BCHW))
+
+
+def _convolution(inputs: int, outputs: int, *, width: int = 3, stride: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, width, stride=stride, padding=width // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def to_classifier_size(images_BCHW: Tensor) -> Tensor:
+    """Any size → 32x32: each side area-reduced from above, bilinear from below."""
+    height, width = images_BCHW.shape[-2:]
+    reduced = F.interpolate(images_BCHW, size=(min(height, SIZE), min(width, SIZE)), mode="area")
+    return F.interpolate(reduced, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """The saved classifier, ready to judge; channels and classes are read off its weights. Raises CheckpointError."""
+    tensors = load_tensors(path)
+    if not {"convolutions.0.weight", "head.1.bias"} <= tensors.keys():
+        raise CheckpointError(
+            f"{path}: not a classifier; make one with python -m train.evaluation.classifier --out {path}"
+        )
+    classifier = Classifier(tensors["convolutions.0.weight"].shape[1], len(tensors["head.1.bias"]))
+    load_into(classifier, path)
+    return classifier.eval()
+
+
+@torch.no_grad()
+def accuracy(classifier: Classifier, images_BCHW: Tensor, labels_B: Tensor) -> float:
+    """The share of images read as their label. Leaves the classifier in evaluation mode."""
+    device = next(classifier.parameters()).device
+    classifier.eval()
+    guesses = [classifier(part.to(device)).argmax(dim=1).cpu() for part in images_BCHW.split(1000)]
+    return (torch.cat(guesses) == labels_B).double().mean().item()
+
+
+def augment(images_BCHW: Tensor, generator: Generator, *, mirror: bool = False) -> Tensor:
+    """Small shifts, turns and changes of scale, one draw an image, and mirrored or not where `mirror` allows it; in
+    half the calls also a loss of resolution."""
+    count = len(images_BCHW)
+    draw = torch.rand(4, count, generator=generator) * 2 - 1
+    across, down, turn, scale = draw[0] * SHIFT * 2, draw[1] * SHIFT * 2, draw[2] * TURN, 1 + draw[3] * SCALE
+    cos, sin = scale * turn.cos(), scale * turn.sin()
+    sign = torch.randint(2, (count,), generator=generator) * 2 - 1 if mirror else 1
+    maps_B23 = torch.stack([sign * cos, -sin, across, sign * sin, cos, down], dim=1).reshape(count, 2, 3)
+    grid_BHW2 = F.affine_grid(maps_B23, list(images_BCHW.shape), align_corners=False)
+    moved = F.grid_sample(images_BCHW, grid_BHW2, padding_mode="border", align_corners=False)
+    side = int(torch.randint(SIZE // 2 - 4, SIZE * 3 // 2, (), generator=generator))
+    if side >= SIZE:
+        return moved
+    return to_classifier_size(F.interpolate(moved, size=(side, side), mode="area"))
+
+
+def fit(
+    train: ImageSet, validation: ImageSet, *, epochs: int, device: str, mirror: bool = False, seed: int = 0
+) -> Classifier:
+    """AdamW, one cycle; prints a line an epoch. The weights are those of the last step."""
+    if not train.names:
+        raise ValueError("the images have no labels; a classifier needs a ClassLabel column or one sub-folder a class")
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    classifier = Classifier(train.images.shape[1], len(train.names)).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=RATE, weight_decay=DECAY)
+    batches = math.ceil(len(train) / BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * batches, pct_start=0.2)
+    start = time.monotonic()
+    for epoch in range(1, epochs + 1):
+        classifier.train()
+        total = 0.0
+        for rows in torch.randperm(len(train), generator=generator).split(BATCH):
+            inputs = augment(train.images[rows], generator, mirror=mirror).to(device)
+            labels = train.labels[rows].to(device)
+            loss = F.cross_entropy(classifier(inputs), labels, label_smoothing=SMOOTHING)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(rows)
+        held_out, seconds = accuracy(classifier, validation.images, validation.labels), time.monotonic() - start
+        loss_mean = total / len(train)
+        print(f"epoch {epoch}/{epochs}: loss {loss_mean:.4f}, validation {held_out:.2%}, {seconds:.0f} s", flush=True)
+    return classifier.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="ylecun/mnist", help="Hub id, folder of shards or of images")
+    parser.add_argument("--out", default="train/classifiers/mnist.safetensors", help="the weights")
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--mirror", action="store_true", help="left and right do not matter: photographs, not digits")
+    parser.add_argument("--evaluate", action="store_true", help="only measure the saved weights")
+    arguments = parser.parse_args()
+    if not arguments.evaluate:
+        train = load_images(arguments.data, "train", size=SIZE)
+        validation = load_images(arguments.data, "validation", size=SIZE, channels=train.images.shape[1])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        made = fit(train, validation, epochs=arguments.epochs, device=device, mirror=arguments.mirror)
+        save_module(made, arguments.out)
+    classifier = load_classifier(arguments.out)
+    test = load_images(arguments.data, "test", size=SIZE, channels=classifier.channels)
+    print(f"test accuracy {accuracy(classifier, test.images, test.labels):.2%}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

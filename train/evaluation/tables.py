@@ -1,0 +1,89 @@
+"""What reports share: tables, sheets of pictures, progress bars, the check that data, model and judge match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from r2id.config import PipelineConfig
+from train.evaluation.classifier import Classifier
+
+GAP, LETTERS = 4, 13  # pixels between pictures, of a line of text
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: dict[str, str]  # name → format of its values
+    rows: list[tuple]
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---"] * len(self.columns)]
+        lines += [[f.format(v) for f, v in zip(self.columns.values(), row, strict=True)] for row in self.rows]
+        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def plain(self) -> dict:
+        return {"title": self.title, "rows": [dict(zip(self.columns, row, strict=True)) for row in self.rows]}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    name: str
+    title: str
+    picture: Image.Image
+
+    def markdown(self) -> str:
+        return f"{self.title}\n\n![{self.title}]({self.name}.png)"
+
+    def plain(self) -> dict:
+        return {"title": self.title, "file": f"{self.name}.png"}
+
+
+def name(size: Sequence[int]) -> str:
+    return f"{size[0]}×{size[1]}"
+
+
+def progress(items: Iterable, what: str, unit: str = "batch") -> tqdm:
+    return tqdm(items, desc=what, unit=unit, leave=False, dynamic_ncols=True)
+
+
+def check_match(config: PipelineConfig, names: tuple[str, ...], judge: Classifier) -> None:
+    """Raises ValueError unless the model has the labels of the data, and the judge their number and the channels."""
+    if names != config.labels:
+        given, own = (", ".join(labels) or "none" for labels in (names, config.labels))
+        raise ValueError(f"data with the labels {given}: the model's are {own}; give the data it was trained on")
+    classes = judge.head[-1].out_features
+    if (judge.channels, classes) != (config.channels, len(names)):
+        has, needed = f"{judge.channels} channels, {classes} classes", f"{config.channels} and {len(names)}"
+        raise ValueError(
+            f"classifier has {has}, not {needed}; train one with train/evaluation/classifier.py --data --out"
+        )
+
+
+def titled_sheet(
+    rows: Mapping[str, Sequence[Image.Image | None]], columns: Mapping[str, float], *, height: int
+) -> Image.Image:
+    """Rows of pictures with their titles before and the columns' above, on mid-grey; None leaves a place empty.
+
+    columns: title → width / height of its places. Every picture is shown `height` pixels high: enlarged with hard
+    pixels, or area-reduced.
+    """
+    font = ImageFont.load_default(LETTERS)
+    margin = 2 * GAP + max(round(font.getlength(title)) for title in rows)
+    widths = [round(height * aspect) for aspect in columns.values()]
+    lefts = [margin + sum(widths[:index]) + GAP * index for index in range(len(widths) + 1)]
+    sheet = Image.new("RGB", (lefts[-1], 2 * GAP + LETTERS + (height + GAP) * len(rows)), "gray")
+    draw = ImageDraw.Draw(sheet)
+    for left, title in zip(lefts, columns, strict=False):
+        draw.text((left, GAP // 2), title, "white", font)
+    for index, (title, pictures) in enumerate(rows.items()):
+        top = 2 * GAP + LETTERS + (height + GAP) * index
+        draw.text((GAP, top + (height - LETTERS) // 2), title, "white", font)
+        for left, width, picture in zip(lefts, widths, pictures, strict=False):
+            if picture is not None:
+                way = Image.Resampling.NEAREST if picture.height <= height else Image.Resampling.BOX
+                sheet.paste(picture.resize((width, height), way), (left, top))
+    return sheet
