@@ -25,7 +25,8 @@ from train.engine.recipe import DenoiserRecipe, arguments, law_of, read_recipe
 from train.engine.state import State, load_state
 from train.evaluation.classifier import Classifier
 from train.export import build_pipeline
-from train.losses.resampler import DenoiserLoss, encode
+from train.losses.denoiser import DenoiserLoss
+from train.losses.resampler import encode
 from train.losses.rollout import Drawn, trained_critics
 
 MEASURED = 2_000  # training images that the latents' mean and standard deviation are taken from
@@ -49,8 +50,6 @@ def main(argv: list[str] | None = None) -> None:
     train = load(data, "train", size=size, channels=resampler and resampler.config.channels, widest=widest)
     if train.background is None and recipe.law.square < 1 and not own:
         raise ValueError(f"{data}: no known background, so frames cannot be padded; set law.square = 1")
-    if recipe.stable_cells and (own or args.stream):
-        raise ValueError(f"stable_cells {recipe.stable_cells}: needs all pictures in one size; set it to 0")
     drawn_phase = any(phase.drawn for phase in recipe.optimisation.phases)
     if drawn_phase and (own or not isinstance(train.images, Tensor) or not train.names):
         needs = "labelled pictures, all in one size and in memory"
@@ -86,9 +85,6 @@ def main(argv: list[str] | None = None) -> None:
         finest=recipe.law.cells[1],
         warm_start=recipe.warm_start,
         draws=recipe.draws,
-        logit_normal=recipe.logit_normal,
-        stable=(train.images, train.labels) if recipe.stable_cells else None,
-        stable_cells=recipe.stable_cells,
         drawn=drawn,
     )
     run = run_of(
@@ -127,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     def denoising(loss, indices, shape, rng, **options):
         indices = indices[: max(1, cells // (shape.area * run.parts))]
         labels = train.labels[indices].to(device)
-        value, metrics = loss(train.images[indices], labels, shape, rng, indices, **options)
+        value, metrics = loss(train.images[indices], labels, shape, rng, **options)
         return value, metrics | {"images": len(indices)}
 
     def evaluated(progress):

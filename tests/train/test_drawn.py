@@ -16,7 +16,7 @@ from r2id.sampler import sample
 from train.data.buckets import Shape
 from train.data.images import ImageSet
 from train.evaluation.classifier import Classifier, to_classifier_size
-from train.losses.resampler import DenoiserLoss
+from train.losses.denoiser import DenoiserLoss
 from train.losses.rollout import Drawing, Drawn, decode, energy_distance, trained_critics
 
 SHAPES = Shape((8, 8), (4, 4)), Shape((8, 14), (4, 6))

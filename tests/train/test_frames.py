@@ -26,7 +26,8 @@ from train.data import images as data
 from train.data.buckets import Law, OwnFrames, Shape
 from train.data.decode import own_frame, square
 from train.data.images import load_images, stream_images
-from train.losses.resampler import DenoiserLoss, ResamplerLoss, encode
+from train.losses.denoiser import DenoiserLoss
+from train.losses.resampler import ResamplerLoss, encode
 
 WIDEST = 16 / 9
 TINY = R2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
@@ -301,8 +302,6 @@ def test_mixed_pictures_train_both_stages_and_are_exported(mixed, tmp_path):
     shared = ["--data", str(mixed), "--out", str(tmp_path / "run"), "--track", "none"]
     settings = [part for setting in sets for part in ("--set", setting)]
     train_resampler.main(["--config", str(tmp_path / "resampler.toml"), *shared, *settings])
-    with pytest.raises(ValueError, match="stable_cells 4: needs all pictures in one size; set it to 0"):
-        train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared, "--set", "stable_cells=4"])
     drawn = "optimisation.phases=[{steps = 1, rate = [1e-4, 1e-4], drawn = true}]"
     with pytest.raises(ValueError, match="phases: a drawn one needs labelled pictures, all in one size and"):
         train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared, "--set", drawn])

@@ -15,9 +15,10 @@ from r2id import R2ID, R2IR, R2IDConfig, R2IRConfig
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import Denoised
 from r2id.position import grid_positions, read_colours
-from r2id.schedule import Schedule, noise_from, noisy, target
+from r2id.schedule import Schedule, noise_from, target
 from train.data.buckets import Law, Shape, pad_to
-from train.losses.resampler import MARGIN_REACH, DenoiserLoss, ResamplerLoss, coarse_error, encode, posterior_mean
+from train.losses.denoiser import DenoiserLoss, coarse_error
+from train.losses.resampler import MARGIN_REACH, ResamplerLoss, encode
 
 TINY = R2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 WIDE = Shape((8, 14), (4, 7))
@@ -304,51 +305,6 @@ def test_a_teacher_says_what_is_wanted():
     teacher.x0 = loss.model.x0
     same, _ = loss(images + 0.5, labels, WIDE, rng(), teacher=teacher)  # whatever the pictures
     assert same == 0
-
-
-def test_times_can_crowd_where_logit_t_is_normal():
-    loss, images = (
-        denoiser_loss(draws=500, schedule=Schedule(shift_power=0), logit_normal=(1.0, 0.5)),
-        pictures(count=8),
-    )
-    loss.model.x0 = latents(loss, images, WIDE).repeat(500, 1, 1, 1)
-    loss(images, torch.arange(8), WIDE, rng())
-    t = 1 - 2 / torch.pi * loss.model.seen.alpha_bar.sqrt().asin()  # of the cosine schedule
-    assert torch.logit(t).mean().item() == pytest.approx(1.0, abs=0.01)
-    assert torch.logit(t).std().item() == pytest.approx(0.5, abs=0.01)
-
-
-def test_the_posterior_mean_goes_from_the_mean_of_what_is_allowed_to_the_latent_itself():
-    latent = torch.randn(6, 3, 4, 4, generator=rng())
-    allowed = torch.rand(6, 6, generator=rng(1)) < 0.5
-    allowed |= torch.eye(6, dtype=torch.bool)
-    noise = torch.randn(latent.shape, generator=rng(2))
-    for alpha_bar in (0.0, 1e-3, 0.1, 0.5, 1 - 1e-6, 1.0):
-        alpha_bar_B = torch.full((6,), alpha_bar, dtype=torch.float64)
-        x = noisy(latent, noise, alpha_bar_B)
-        mean = posterior_mean(x, alpha_bar_B, latent, allowed)
-        spread = max(1 - alpha_bar, 1e-8)
-        distance = torch.cdist(x.flatten(1).double(), latent.flatten(1).double() * alpha_bar**0.5) ** 2
-        share = (-distance / (2 * spread)).masked_fill(~allowed, -torch.inf).softmax(1)
-        torch.testing.assert_close(mean.flatten(1), (share @ latent.flatten(1).double()).float(), atol=1e-4, rtol=1e-4)
-        if alpha_bar == 0:
-            torch.testing.assert_close(mean[0], latent[allowed[0]].mean(dim=0))
-        if alpha_bar > 0.99:
-            torch.testing.assert_close(mean, latent)
-
-
-def test_targets_are_stable_for_small_square_latents_and_know_the_label():
-    images, labels, shape = pictures(count=8), torch.arange(8), Shape((8, 8), (4, 4))
-
-    def error(shape, *, stable_cells, **settings):
-        loss = denoiser_loss(draws=4, stable=(images, labels), stable_cells=stable_cells, **settings)
-        loss.model.x0 = latents(loss, images, shape).repeat(4, 1, 1, 1)
-        return loss(images, labels, shape, rng(), torch.arange(8))[0].item()
-
-    assert error(shape, stable_cells=4) < 1e-6  # no other picture has the label
-    assert error(shape, stable_cells=4, label_dropout=1.0) > 1e-3  # any picture may be behind the noise
-    for plain in (shape, 3), (WIDE, 16), (Shape((8, 8), (4, 5)), 16), (Shape((8, 14), (4, 4)), 16):
-        assert error(plain[0], stable_cells=plain[1], label_dropout=1.0) < 1e-6
 
 
 def test_dropped_and_missing_labels_are_the_null_condition():

@@ -144,7 +144,6 @@ class StridedConfig:
         (MINIMAL.replace("name", "pixels = true\nname"), "training_size None: give it with pixels = true, and only"),
         (MINIMAL.replace("name", "training_size = 32\nname"), "training_size 32: give it with pixels = true"),
         (MINIMAL.replace("name", "warm_start = 1.5\nname"), "warm_start 1.5: must be 0…1"),
-        (MINIMAL.replace("name", "logit_normal = [1, 0]\nname"), "the deviation must be above 0"),
         (MINIMAL + "cells = [9, 4]\n", r"cells \(9, 4\): must be \(fewest, most\)"),
         ("name = ", "not valid TOML"),
     ],

@@ -59,8 +59,6 @@ class DenoiserRecipe:
     deviation: str = "channel"  # that latents are divided by: each channel's own, or "shared" by all
     warm_start: float = 0.0  # share of the steps that begin from the carry of a pass without gradient
     draws: int = 1  # of time and noise for each image of a step, which is encoded once for all of them
-    logit_normal: tuple[float, float] | None = None  # mean and deviation of logit t; None: t is uniform
-    stable_cells: int = 0  # on a side of a square latent, up to which targets are stable: see `DenoiserLoss`
     # Of all draws. Large latents take fewer images a step than `batch`, so that they cost no more. None: a batch at the
     # default size.
     cells_a_step: int | None = None
@@ -81,8 +79,6 @@ class DenoiserRecipe:
             raise ValueError(f"training_size {self.training_size}: give it with pixels = true, and only then")
         if self.draws < 1:
             raise ValueError(f"draws {self.draws}: must be 1 or more")
-        if self.logit_normal and self.logit_normal[1] <= 0:
-            raise ValueError(f"logit_normal {self.logit_normal}: the deviation must be above 0")
         if not 0 <= self.warm_start <= 1:
             raise ValueError(f"warm_start {self.warm_start}: must be 0…1")
         if self.law is None:

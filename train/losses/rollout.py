@@ -29,7 +29,7 @@ from train.evaluation.classifier import Classifier, fit, load_classifier, to_cla
 from train.evaluation.metrics import judge_features
 
 if TYPE_CHECKING:
-    from train.losses.resampler import DenoiserLoss
+    from train.losses.denoiser import DenoiserLoss
 
 SCALED = 500  # pictures whose mean distance is the unit of a critic's features
 

@@ -24,7 +24,8 @@ from train.data.buckets import Shape
 from train.engine.loop import generator, operations
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 from train.evaluation.tables import Table
-from train.losses.resampler import WHOLE, DenoiserLoss, ResamplerLoss
+from train.losses.denoiser import DenoiserLoss
+from train.losses.resampler import WHOLE, ResamplerLoss
 from train.profiling.machine import memory_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
