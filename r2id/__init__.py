@@ -11,4 +11,4 @@ from r2id.pipeline import DiffusionStep, Pipeline
 from r2id.resampler import R2IR, R2IRConfig
 
 __all__ = ["R2ID", "R2IR", "DiffusionStep", "Latent", "Pipeline", "PipelineConfig", "R2IDConfig", "R2IRConfig"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
