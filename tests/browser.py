@@ -67,8 +67,8 @@ def browser():
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
 
 
-class Visit:
-    """One visitor's page."""
+class Session:
+    """One user's page."""
 
     def __init__(self, page: sync_api.Page, url: str):
         self.hosts, self.page = set(), page
@@ -77,7 +77,7 @@ class Visit:
         page.goto(url)
 
     def part(self, name: str) -> sync_api.Locator:
-        """A part of the big picture's component: image, thumbs, said, caption, save, …"""
+        """A part of the big image's component: image, thumbs, said, caption, save, …"""
         return self.page.locator(f'[data-part="{name}"]')
 
     def shows(self, pattern: str, part: str = "caption") -> str:
@@ -88,7 +88,7 @@ class Visit:
         return re.sub(r"\s+", " ", self.part(part).inner_text())
 
     def natural(self, width: int, height: int) -> None:
-        """Waits until the picture has this size in its own pixels."""
+        """Waits until the image has this size in its own pixels."""
         script = """([width, height]) => { const image = document.querySelector('[data-part=image]');
             return image?.naturalWidth === width && image.naturalHeight === height }"""
         self.page.wait_for_function(script, arg=[width, height])
@@ -123,23 +123,23 @@ class Visit:
 
 
 @pytest.fixture
-def visitor(browser):
-    """`visitor(url, viewport=PHONE, **options of a browser context)` → Visit, closed after the test."""
+def user(browser):
+    """`user(url, viewport=PHONE, **options of a browser context)` → Session, closed after the test."""
     contexts = []
 
-    def visitor(url: str, **options) -> Visit:
+    def user(url: str, **options) -> Session:
         contexts.append(browser.new_context(**{"viewport": WIDE, **options}))
-        return Visit(contexts[-1].new_page(), url)
+        return Session(contexts[-1].new_page(), url)
 
-    yield visitor
+    yield user
     for context in contexts:
         context.close()
 
 
 @pytest.fixture
-def visit(visitor, url):
-    """A visitor with a wide window."""
-    return visitor(url)
+def session(user, url):
+    """A user with a wide window."""
+    return user(url)
 
 
 @pytest.fixture
@@ -150,6 +150,6 @@ def gallery() -> Path:
 
 
 @pytest.fixture
-def phone(visitor, url):
-    """A visitor with a phone, in the given theme: `phone("dark")`."""
-    return lambda theme: visitor(f"{url}?__theme={theme}", viewport=PHONE)
+def phone(user, url):
+    """A user with a phone, in the given theme: `phone("dark")`."""
+    return lambda theme: user(f"{url}?__theme={theme}", viewport=PHONE)

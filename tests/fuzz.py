@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from r2id import Latent, Pipeline  # noqa: E402
 from r2id.checkpoint import CheckpointError, load_tensors  # noqa: E402
-from r2id.demo.record import Drawing, View, from_dict, from_query, to_dict  # noqa: E402
+from r2id.demo.request import GenerateRequest, ViewRequest, from_dict, from_query, to_dict  # noqa: E402
 from r2id.image import read_parameters  # noqa: E402
 
 SOON = 10.0  # seconds for one case, of a busy machine
@@ -107,7 +107,7 @@ class Fuzz:
         config = json.loads(self.files["config.json"])
         latent = folder / "latent.safetensors"
         self.pipe.diffuse(["3", None], latent_size=(2, 3), seed=1).save(latent)
-        record, text = to_dict(Drawing("tiny", "3"), View()), PngImagePlugin.PngInfo()
+        record, text = to_dict(GenerateRequest("tiny", "3"), ViewRequest()), PngImagePlugin.PngInfo()
         text.add_text("r2id", json.dumps(record))
         Image.new("L", (4, 4)).save(png := io.BytesIO(), "PNG", pnginfo=text)
         words = st.text(max_size=9) | WORDS | WHOLE.filter(lambda n: abs(n) < 10**30).map(str)

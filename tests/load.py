@@ -74,7 +74,7 @@ class App:
         return {"memory": self.status("VmRSS") / 1024, "threads": self.status("Threads"), "files": files}
 
 
-class Visitor(threading.Thread):
+class User(threading.Thread):
     """One client with its own seed: it thinks, asks, and checks what it gets against the reference."""
 
     def __init__(self, url: str, pipe: Pipeline, number: int, folder: Path):
@@ -84,7 +84,7 @@ class Visitor(threading.Thread):
         self.asked = dict(label=pipe.labels[number % len(pipe.labels)], seed=1000 + number, steps=10)
         how = dict(latent_size=(8, 8), steps=10, seed=1000 + number)
         self.expected = pipe.diffuse([self.asked["label"]], **how)
-        self.pictures = {size: pipe.resample(self.expected, size=size)[0, 0].numpy() for size in SIZES}
+        self.images = {size: pipe.resample(self.expected, size=size)[0, 0].numpy() for size in SIZES}
         self.file, self.running = None, True
 
     def run(self) -> None:
@@ -117,9 +117,9 @@ class Visitor(threading.Thread):
         height, width = size = self.draw.choice(SIZES)
         file = self.client.predict(handle_file(self.file), height, width, api_name="/resample")
         with Image.open(file) as image:
-            picture = np.asarray(image.convert("L"), np.float32) / 255
+            image_HW = np.asarray(image.convert("L"), np.float32) / 255
         seeds = read_parameters(file)["seeds"]
-        return seeds == [self.asked["seed"]] and bool(np.abs(picture - self.pictures[size]).max() < NEAR)
+        return seeds == [self.asked["seed"]] and bool(np.abs(image_HW - self.images[size]).max() < NEAR)
 
 
 def fairness(url: str, folder: Path) -> float:
@@ -142,17 +142,17 @@ def fairness(url: str, folder: Path) -> float:
 def mixed(app: App, pipe: Pipeline, clients: int, seconds: float, folder: Path) -> tuple[list, dict, dict]:
     """All calls, and the server's figures after a minute before that time, in which all get their latents, and at the
     end."""
-    visitors = [Visitor(app.url, pipe, number, folder) for number in range(clients)]
-    for visitor in visitors:
-        visitor.start()
+    users = [User(app.url, pipe, number, folder) for number in range(clients)]
+    for user in users:
+        user.start()
     time.sleep(WARM)
-    before = app.figures() | {"calls": sum(len(visitor.calls) for visitor in visitors)}
+    before = app.figures() | {"calls": sum(len(user.calls) for user in users)}
     time.sleep(seconds)
-    for visitor in visitors:
-        visitor.running = False
-    for visitor in visitors:
-        visitor.join(PATIENCE)
-    calls = [call for visitor in visitors for call in visitor.calls]
+    for user in users:
+        user.running = False
+    for user in users:
+        user.join(PATIENCE)
+    calls = [call for user in users for call in user.calls]
     time.sleep(2)  # connections close
     return calls, before, app.figures() | {"calls": len(calls)}
 
@@ -176,7 +176,7 @@ def table(calls: list, before: dict, after: dict, delay: float) -> list[tuple[st
     return [
         (f"| calls, all right | {outcomes['right']} of {len(calls)} | |", outcomes["right"] > 0),
         row("errors", sum(failed.values()), "calls", 0),
-        row("answers of another visitor, or wrong ones", outcomes["wrong"], "calls", 0),
+        row("answers of another user, or wrong ones", outcomes["wrong"], "calls", 0),
         row('"busy, try again"', 100 * busy / max(1, len(calls)), "%", 5),
         row("resample, 95th percentile", slow, "s", 1),
         (f"| diffuse, median | {middle:.3g} s | |", True),

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from PIL import Image, ImageDraw
 
-from r2id.demo.pictures import INK, decoded, font, shown
-from r2id.demo.record import View
+from r2id.demo.illustrations import INK, decoded, font, shown
+from r2id.demo.request import ViewRequest
 from r2id.latent import Latent
 from r2id.limits import whole
 from r2id.pipeline import Pipeline
@@ -20,12 +20,12 @@ SMALLEST, LARGEST = 8, 512  # long sides of a sweep of sizes, pixels
 NARROWEST = 9 / 16  # width / height that a sweep of ratios starts from; it ends at the inverse
 MAGNIFICATION = 8.0  # that a sweep of zooms reaches where the view is not zoomed
 MAX_FRAMES = 240
-SURROUND = "#464c58"  # lighter than the pictures' own dark, so that their edges show
+SURROUND = "#464c58"  # lighter than the images' own dark, so that their edges show
 SHORTEST = 0.02  # seconds a frame: browsers slow shorter ones down
 
 
 def sweep(
-    pipe: Pipeline, latent: Latent, kind: str, view: View, *, frames: int = 48, side: int = 320
+    pipe: Pipeline, latent: Latent, kind: str, view: ViewRequest, *, frames: int = 48, side: int = 320
 ) -> Iterator[Image.Image]:
     """Frames of side × (side + 40) pixels that go there and back, so that they loop: the first row, decoded anew for
     each, under a caption.
@@ -52,7 +52,7 @@ def sweep(
     return there_and_back()
 
 
-def _shot(kind: str, view: View, side: int, at: float) -> tuple[View, tuple[int, int], str]:
+def _shot(kind: str, view: ViewRequest, side: int, at: float) -> tuple[ViewRequest, tuple[int, int], str]:
     """The sweep at 0…1: what to decode, the (width, height) to show it at, the caption."""
     if kind == "size":
         look = replace(view, side=round(SMALLEST * (LARGEST / SMALLEST) ** at))

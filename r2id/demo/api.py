@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from r2id.condition import index_of
-from r2id.demo.page import IN_TURN, place, told
-from r2id.demo.serving.generation import Studio
+from r2id.demo.page import IN_TURN, gradio_errors, place
+from r2id.demo.serving.generation import GenerationService
 from r2id.demo.serving.worker import SMALL
 from r2id.demo.session import png, whole_size
 from r2id.image import MAX_IMAGE_PIXELS
@@ -23,21 +23,21 @@ from r2id.limits import check_size, number
 from r2id.pipeline import Pipeline
 from r2id.position import FULL
 
-SIDE = 256  # long side in pixels of the picture that diffuse returns
-SHRUNK = 2048  # long side in pixels to which larger pictures are brought before they are encoded
+SIDE = 256  # long side in pixels of the image that diffuse returns
+SHRUNK = 2048  # long side in pixels to which larger images are brought before they are encoded
 
 
-def endpoints(studio: Studio) -> None:
+def endpoints(service: GenerationService) -> None:
     """Adds them to the page that is being built."""
-    memory, reading = Semaphore(4), Semaphore(2)  # for large pictures; others' small ones do not wait for them
+    memory, reading = Semaphore(4), Semaphore(2)  # for large images; others' small ones do not wait for them
 
     def chosen(model: str | None) -> tuple[str, Pipeline]:
         """A model and its name, the first one where none is named."""
-        name = next(iter(studio.models.names), "") if model in (None, "") else model
-        return name, studio.models.get(name)
+        name = next(iter(service.models.names), "") if model in (None, "") else model
+        return name, service.models.get(name)
 
     def diffuse(
-        request: gr.Request,
+        http: gr.Request,
         label: str,
         latent_height: int = 8,
         latent_width: int = 8,
@@ -51,8 +51,8 @@ def endpoints(studio: Studio) -> None:
         other_label: str | None = None,
         blend: float = 0.0,
     ) -> tuple[gr.FileData, gr.FileData]:
-        """Diffuse a latent once. Returns its picture (PNG, 256 pixels on the long side) and the latent itself
-        (safetensors), which resample turns into pictures of any size and shape. Calls of one client are served one
+        """Diffuse a latent once. Returns its image (PNG, 256 pixels on the long side) and the latent itself
+        (safetensors), which resample turns into images of any size and shape. Calls of one client are served one
         after the other.
 
         Args:
@@ -64,13 +64,13 @@ def endpoints(studio: Studio) -> None:
             guidance: how strongly the label counts; 1 is none
             seed: 0 to 4294967295, drawn where none is given; the same seed makes the same latent
             model: one that models lists, the first where none is given
-            aspect: width / height of the picture that the latent describes, that of its cells where none is given
+            aspect: width / height of the image that the latent describes, that of its cells where none is given
             sampler: "dpm++" or "ddim"
             eta: fresh noise at every step, 0 to 10, with "ddim" only
             other_label: a second label to blend with
             blend: the second label's weight, 0 to 1
         """
-        with told(), studio.turns.turn(request.session_hash):
+        with gradio_errors(), service.queue.turn(http.session_hash):
             name, pipe = chosen(model)
             blend, mixed = number(blend, "blend", 0.0, 1.0), None if label == "" else label
             if other_label not in (None, "", label):
@@ -78,15 +78,15 @@ def endpoints(studio: Studio) -> None:
                     index_of(part, pipe.config.labels)  # in a mixture there is no other mixture
                 mixed = {label: 1 - blend, other_label: blend}
             how = dict(latent_size=(latent_height, latent_width), aspect=aspect, steps=steps, guidance=guidance)
-            *_, last = studio.steps(name, [mixed], how | dict(sampler=sampler, eta=eta, seed=seed))
+            *_, last = service.steps(name, [mixed], how | dict(sampler=sampler, eta=eta, seed=seed))
             latent = last.latent
             latent.save(file := place("latent.safetensors"))
-            image_CHW = pipe.patient.resample(latent, size=whole_size(latent, SIDE))[0]
+            image_CHW = pipe.low_priority.resample(latent, size=whole_size(latent, SIDE))[0]
             parameters = dict(model=name, label=latent.labels[0], seed=latent.seeds[0], **how)
             return saved(image_CHW, parameters), gr.FileData(path=str(file))
 
     def resample(
-        request: gr.Request,
+        http: gr.Request,
         latent: gr.FileData,
         height: int,
         width: int,
@@ -94,7 +94,7 @@ def endpoints(studio: Studio) -> None:
         model: str | None = None,
         region: list[float] | None = None,
     ) -> gr.FileData:
-        """The picture (PNG) of a latent, at any size and shape.
+        """The image (PNG) of a latent, at any size and shape.
 
         Args:
             latent: a file that diffuse or encode returned
@@ -103,9 +103,9 @@ def endpoints(studio: Studio) -> None:
             fit: "contain" goes on beyond the latent's edge, "cover" cuts, "stretch" pulls; where none is given, the
                 model's own
             model: the one that made the latent, the first where none is given
-            region: left, top, right, bottom in fractions of the whole picture; that part is decoded at full detail
+            region: left, top, right, bottom in fractions of the whole image; that part is decoded at full detail
         """
-        with told(), studio.turns.turn((request.session_hash, "pictures")):
+        with gradio_errors(), service.queue.turn((http.session_hash, "images")):
             (name, pipe), drawn = chosen(model), Latent.load(uploaded(latent, "latent"))[0]
             how = dict(size=(height, width), fit=fit, region=FULL if region is None else region)
             large = math.prod(check_size((height, width))) > SMALL
@@ -114,21 +114,21 @@ def endpoints(studio: Studio) -> None:
                 return saved(image_CHW, dict(model=name, labels=drawn.labels, seeds=drawn.seeds, **how))
 
     def encode(
-        request: gr.Request,
+        http: gr.Request,
         image: gr.FileData,
         latent_height: int = 8,
         latent_width: int = 8,
         model: str | None = None,
     ) -> gr.FileData:
-        """The latent (safetensors) of a picture, for resample.
+        """The latent (safetensors) of an image, for resample.
 
         Args:
-            image: a picture file
+            image: an image file
             latent_height: cells from top to bottom
             latent_width: cells from left to right
             model: the one to encode with, the first where none is given
         """
-        with told(), studio.turns.turn((request.session_hash, "pictures")):
+        with gradio_errors(), service.queue.turn((http.session_hash, "images")):
             _, pipe = chosen(model)
             path = uploaded(image, "image")
             try:
@@ -139,14 +139,14 @@ def endpoints(studio: Studio) -> None:
             except (ValueError, MemoryError, RuntimeError):
                 raise
             except Exception as error:  # decoders raise whatever a broken file leads them into
-                raise ValueError("image: not a picture file that can be read, give a PNG, JPEG or WebP") from error
+                raise ValueError("image: not an image file that can be read, give a PNG, JPEG or WebP") from error
             latent.save(file := place("latent.safetensors"))
             return gr.FileData(path=str(file))
 
     def models() -> list[dict[str, Any]]:
         """The installed models: name, labels, trained latent sizes (cells) and shapes (width / height), defaults."""
         known = ("labels", "channels", "training_size", "trained_cells", "trained_aspects", "stride", "fit")
-        configs = {name: studio.models.get(name).config for name in studio.models.names}
+        configs = {name: service.models.get(name).config for name in service.models.names}
         return [
             {"name": name, **{key: getattr(config, key) for key in known}, "defaults": asdict(config.defaults)}
             for name, config in configs.items()
@@ -166,5 +166,5 @@ def uploaded(file: Any, name: str) -> str:
 
 
 def saved(image_CHW: Tensor, parameters: dict[str, Any]) -> gr.FileData:
-    (path := place("picture.png")).write_bytes(png(image_CHW, parameters))
+    (path := place("image.png")).write_bytes(png(image_CHW, parameters))
     return gr.FileData(path=str(path))

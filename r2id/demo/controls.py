@@ -1,20 +1,21 @@
-"""The controls of a drawing and of a view, and their values as `Drawing` and `View`."""
+"""The controls of a request and of a view, and their values as `GenerateRequest` and `ViewRequest`."""
 
 from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
+from gradio import component_meta
 
-from r2id.demo.record import Drawing, View
+from r2id.demo.request import GenerateRequest, ViewRequest
 from r2id.limits import SEEDS
 from r2id.pipeline import Pipeline
 from r2id.sampler import SAMPLERS
 
-MAX_SIDE, MAX_STEPS, MAX_COUNT = 4096, 100, 16  # pixels, denoiser runs, pictures
+MAX_SIDE, MAX_STEPS, MAX_COUNT = 4096, 100, 16  # pixels, denoiser runs, images
 RATIOS = ["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9"]
-WORDS = {  # Drawing's fields where a person reads them
+WORDS = {  # GenerateRequest's fields where a person reads them
     "model": "model", "label": "label", "other": "second label", "blend": "share of the second label",
-    "count": "pictures at once", "cells": "latent size", "shape": "latent ratio", "steps": "steps",
+    "count": "images at once", "cells": "latent size", "shape": "latent ratio", "steps": "steps",
     "guidance": "guidance", "sampler": "sampler", "eta": "η", "seed": "seed",
 }  # fmt: skip
 
@@ -28,6 +29,10 @@ SIZE = f"""(s, t) => {{ const a = {ASPECT}(t) || 1;
     return [Math.round(s * Math.min(1, a)) || 1, Math.round(s / Math.max(1, a)) || 1] }}"""
 FROM_SIZE = f"""(w, h, s, t) => !w || !h || `${{({SIZE})(s, t)}}` === `${{[w, h]}}` ? [s, t]
     : [Math.max(w, h), w === h ? '1:1' : `${{w}}:${{h}}`]"""
+
+
+# For every class of a component Gradio would write a .pyi beside its file.
+component_meta.create_or_modify_pyi = lambda *_: None
 
 
 class Slider(gr.Slider):
@@ -55,19 +60,19 @@ def ratio_control(title: str) -> gr.Dropdown:
     return control
 
 
-def draw_column() -> tuple[list[gr.components.Component], dict[str, gr.components.Component]]:
-    """The controls of a drawing in the order of its fields, then the lock of the seed; and what else stands there."""
+def generate_column() -> tuple[list[gr.components.Component], dict[str, gr.components.Component]]:
+    """The controls of a request in the order of its fields, then the lock of the seed; and what else stands there."""
     gr.HTML("<h2>Draw <small>makes a latent</small></h2>")
     with gr.Row():
         label, model = (gr.Dropdown(label=name, min_width=80) for name in ("Label", "Model"))
     with gr.Row():
         other = gr.Dropdown([("none", "")], value="", label="Blended with", min_width=80)
         blend = Slider(0, 100, value=50, step=5, precision=0, label="Share (%)", min_width=80, elem_classes="narrow")
-    count = Slider(1, MAX_COUNT, value=1, step=1, precision=0, label="Pictures at once")
+    count = Slider(1, MAX_COUNT, value=1, step=1, precision=0, label="Images at once")
     cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size, long side (cells)")
     shape = ratio_control("Latent ratio (w : h)")
     with gr.Row():
-        follow = gr.Checkbox(False, label="follows the picture's ratio", min_width=100)
+        follow = gr.Checkbox(False, label="follows the image's ratio", min_width=100)
         grid = gr.HTML(elem_id="cells")
     with gr.Row():
         seed = gr.Number(0, precision=0, minimum=0, maximum=SEEDS - 1, label="Seed", min_width=100)
@@ -92,7 +97,7 @@ def view_column() -> tuple[list[gr.components.Component], gr.Button]:
     limits = dict(precision=0, minimum=1, maximum=MAX_SIDE)
     side = Number(256, label="Resolution, long side (pixels)", elem_classes="typed", **limits)
     logarithmic(side, 2, 12, 8, 0.05, TO_SIDE, LOG)
-    ratio = ratio_control("Picture ratio (w : h)")
+    ratio = ratio_control("Image ratio (w : h)")
     with gr.Row():
         wide = Number(256, label="Width (pixels)", min_width=80, **limits)
         high = Number(256, label="Height (pixels)", min_width=80, **limits)
@@ -108,36 +113,38 @@ def view_column() -> tuple[list[gr.components.Component], gr.Button]:
     return [side, ratio, fit, x, y, zoom], reset
 
 
-def drawing_of(model, label, other, blend, count, cells, shape, steps, guidance, sampler, eta, seed, lock) -> Drawing:
-    """The drawing that the controls describe: there, the blend is in percent, and η counts with DDIM only."""
+def generate_request_of(
+    model, label, other, blend, count, cells, shape, steps, guidance, sampler, eta, seed, lock
+) -> GenerateRequest:
+    """The request that the controls describe: there, the blend is in percent, and η counts with DDIM only."""
     blend, eta = blend / 100 if other else 0.0, eta if sampler == "ddim" else 0.0
     size = dict(count=int(count), cells=int(cells), shape=str(shape))
     how = dict(steps=int(steps), guidance=guidance, sampler=sampler, eta=eta, seed=int(seed))
-    return Drawing(model or "", label or "", other or "", blend, **size, **how)
+    return GenerateRequest(model or "", label or "", other or "", blend, **size, **how)
 
 
-def draw_values(drawing: Drawing, lock: bool, pipe: Pipeline, models: list[str]) -> list[Any]:
-    """The controls at this drawing, with the choices and ranges of its model."""
+def generate_values(request: GenerateRequest, lock: bool, pipe: Pipeline, models: list[str]) -> list[Any]:
+    """The controls at this request, with the choices and ranges of its model."""
     (low, high), stride, (narrow, wide) = pipe.config.trained_cells, pipe.config.stride, pipe.config.trained_aspects
     trained = f"trained from {narrow:.2f} to {wide:.2f}" if narrow < wide else f"trained at {wide:.3g} only"
-    ends = min(low, drawing.cells), max(high, low + stride, drawing.cells)  # a slider needs two positions
+    ends = min(low, request.cells), max(high, low + stride, request.cells)  # a slider needs two positions
     special = dict(
-        model=gr.Dropdown(models, value=drawing.model),
-        label=gr.Dropdown([*pipe.labels, ("any", "")], value=drawing.label),
-        other=gr.Dropdown([("none", ""), *pipe.labels], value=drawing.other),
-        blend=100 * drawing.blend if drawing.other else 50,
-        cells=gr.Slider(*ends, step=stride, value=drawing.cells),
-        shape=gr.Dropdown(RATIOS, value=drawing.shape, allow_custom_value=True, info=trained),
+        model=gr.Dropdown(models, value=request.model),
+        label=gr.Dropdown([*pipe.labels, ("any", "")], value=request.label),
+        other=gr.Dropdown([("none", ""), *pipe.labels], value=request.other),
+        blend=100 * request.blend if request.other else 50,
+        cells=gr.Slider(*ends, step=stride, value=request.cells),
+        shape=gr.Dropdown(RATIOS, value=request.shape, allow_custom_value=True, info=trained),
     )
-    return [*(asdict(drawing) | special).values(), lock]
+    return [*(asdict(request) | special).values(), lock]
 
 
-def view_of(side, ratio, fit, x, y, zoom) -> View:
+def view_request_of(side, ratio, fit, x, y, zoom) -> ViewRequest:
     """The view that the controls describe: there, x and y are in percent."""
-    return View(int(side), str(ratio), fit, x / 100, y / 100, zoom)
+    return ViewRequest(int(side), str(ratio), fit, x / 100, y / 100, zoom)
 
 
-def view_values(view: View) -> list[Any]:
+def view_values(view: ViewRequest) -> list[Any]:
     return [view.side, view.ratio, view.fit, 100 * view.x, 100 * view.y, view.zoom]
 
 

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from r2id.checkpoint import HUB_ID, fetch
-from r2id.demo.serving.worker import Hosted, Limited
+from r2id.demo.serving.worker import QueuedPipeline, QuotaPipeline
 from r2id.limits import brief
 from r2id.pipeline import Pipeline
 
@@ -83,7 +83,7 @@ class Models:
         """Downloads a model of the Hub, or the changes since, and lists it; MAX_HUB are kept, the last ones added.
         Returns its name. Raises ValueError, one line, for anything that stands in the way."""
         name = hub_id.strip() if isinstance(hub_id, str) else ""
-        if not HUB_ID.fullmatch(name) or os.path.isdir(name):  # folders of this machine are not for visitors to open
+        if not HUB_ID.fullmatch(name) or os.path.isdir(name):  # folders of this machine are not for users to open
             raise ValueError(f"Hub id {brief(hub_id)}: must be owner/name, as in the address of a model on the Hub")
         with self._adding:
             try:
@@ -132,7 +132,8 @@ class Models:
             state = (folder, *((file.name, *_stamp(file)) for file in files))
             if known and known.state == state:
                 return known
-            kind = Limited if "SPACES_ZERO_GPU" in os.environ else Hosted  # its GPU is in a process without a worker
+            # ZeroGPU lends its GPU to another process, which has no worker.
+            kind = QuotaPipeline if "SPACES_ZERO_GPU" in os.environ else QueuedPipeline
             return Installed(folder, state, kind.from_pretrained(folder, **self._devices))
         except Exception as error:  # whatever is wrong with this folder, the others still work
             return Installed(folder, state, fault=line_of(error, folder))
@@ -150,10 +151,10 @@ class Models:
 
 
 def plain_markdown(text: str) -> str:
-    """Markdown of any origin → Markdown without front matter, HTML and pictures, whose links lead to web addresses or
+    """Markdown of any origin → Markdown without front matter, HTML and images, whose links lead to web addresses or
     places in the text. At most MAX_CARD characters.
 
-    Does not parse Markdown, which could be misled: what could open a tag, a picture or another link is broken up
+    Does not parse Markdown, which could be misled: what could open a tag, an image or another link is broken up
     wherever it stands, in code too.
     """
     text = re.sub(r"\A---[ \t]*\n(?:.*\n)*?---[ \t]*(?:\n|\Z)", "", text.replace("\r\n", "\n").replace("\r", "\n"))

@@ -1,6 +1,6 @@
-"""What one visitor has on the page, and which of the requests under way still counts.
+"""What one user has on the page, and which of the requests under way still counts.
 
-Nothing here knows Gradio. What the page shows is a *frame*, a dict that `Visit` makes; a later frame has a larger
+Nothing here knows Gradio. What the page shows is a *frame*, a dict that `Session` makes; a later frame has a larger
 `order`, so that a page which gets two of them in the wrong order can tell.
 """
 
@@ -16,24 +16,24 @@ from typing import Any
 
 from torch import Tensor
 
-from r2id.demo.record import Drawing, View, to_python, to_query
+from r2id.demo.request import GenerateRequest, ViewRequest, to_python, to_query
 from r2id.demo.serving.worker import SMALL
 from r2id.image import save_png
 from r2id.latent import Latent
 from r2id.pipeline import DiffusionStep, Pipeline
 
-THUMB = 48  # long side in pixels of a picture in the grid
+THUMB = 48  # long side in pixels of an image in the grid
 MAX_HISTORY = 24  # entries
-MAX_KEPT = 2**21  # numbers in the trajectory, and in the history, of one visit
+MAX_KEPT = 2**21  # numbers in the trajectory, and in the history, of one session
 STILL, PATIENCE = 0.7, 5.0  # seconds
 ORDER = itertools.count(int(time.time() * 1000))  # never the same twice, and larger when the server is started again
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One diffusion, or one latent from elsewhere, of a visit. done: steps taken; thumbs: PNG bytes, one a row."""
+    """One diffusion, or one latent from elsewhere, of a session. done: steps taken; thumbs: PNG bytes, one a row."""
 
-    drawing: Drawing
+    request: GenerateRequest
     latent: Latent
     done: int
     thumbs: tuple[bytes, ...]
@@ -42,15 +42,15 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One picture to be resampled. number: its own."""
+    """One image to be resampled. number: its own."""
 
     number: int
     pipe: Pipeline
     row: Latent
-    drawing: Drawing
+    request: GenerateRequest
     origin: str
     version: int
-    view: View
+    view: ViewRequest
 
     @property
     def large(self) -> bool:
@@ -58,21 +58,21 @@ class Job:
         return height * width > SMALL  # it takes long enough to show progress, and to give way to the next one
 
 
-class Visit:
-    """What one visitor has on the page.
+class Session:
+    """What one user has on the page.
 
-    made, pipe, latent: the drawing, its model and its rows so far; None before the first. selected: the row that the
-    big picture shows. done: steps taken. origin: where a latent that was not diffused comes from, else "". frames:
+    made, pipe, latent: the request, its model and its rows so far; None before the first. selected: the row that the
+    big image shows. done: steps taken. origin: where a latent that was not diffused comes from, else "". frames:
     x0 estimates of the trajectory, some left out where they are many. history: newest first. view: last asked for.
     version: changes with the latent and with the selection. tab: title of the open tab, "" before one was chosen.
     stopped: names of the tabs' Stop buttons that were pressed.
     """
 
     def __init__(self):
-        self.made: Drawing | None = None
+        self.made: GenerateRequest | None = None
         self.pipe: Pipeline | None = None
         self.latent: Latent | None = None
-        self.view, self._viewed = View(), 0.0
+        self.view, self._viewed = ViewRequest(), 0.0
         self.selected = self.done = self.version = 0
         self.origin = self.tab = ""
         self.stopped: set[str] = set()
@@ -80,16 +80,16 @@ class Visit:
         self.history: list[Entry] = []
         self._lock = threading.RLock()
         self._rows: list[Latent] = []  # kept, because a pipeline remembers what it knows of a latent by its tensor
-        self._wanted: Drawing | None = None
+        self._wanted: GenerateRequest | None = None
         self._wish = self._settled = 0  # Diffuse was pressed so often; presses up to this one are done with
         self._running = False  # a diffusion
         self._job: Job | None = None  # being resampled, or waiting for its turn
         self._claimed: Job | None = None
-        self._answered: tuple[int, View] | None = None  # version and view of the picture on the page
+        self._answered: tuple[int, ViewRequest] | None = None  # version and view of the image on the page
         self._shown: dict[str, Any] = {}
 
-    def __deepcopy__(self, memo) -> Visit:
-        return Visit()  # every visitor gets an own one
+    def __deepcopy__(self, memo) -> Session:
+        return Session()  # every user gets an own one
 
     @property
     def row(self) -> Latent | None:
@@ -98,21 +98,21 @@ class Visit:
             return None if self.latent is None else self._rows[self.selected]
 
     @property
-    def drawing(self) -> Drawing | None:
+    def request(self) -> GenerateRequest | None:
         """What made the selected latent."""
         with self._lock:
             return None if self.made is None else self.made.row(self.selected)
 
     @property
-    def coming(self) -> Drawing | None:
+    def coming(self) -> GenerateRequest | None:
         """What Diffuse was pressed for where that is still to come, else what is there."""
         with self._lock:
             return self._wanted if self._settled < self._wish else self.made
 
-    def want(self, drawing: Drawing) -> dict[str, Any]:
+    def want(self, request: GenerateRequest) -> dict[str, Any]:
         """Diffuse was pressed: earlier presses give way. The frame until its turn comes."""
         with self._lock:
-            self._wish, self._wanted = self._wish + 1, drawing
+            self._wish, self._wanted = self._wish + 1, request
             return self._frame(busy={"text": "Waiting for its turn", "share": None})
 
     def stop(self) -> dict[str, Any]:
@@ -121,21 +121,23 @@ class Visit:
             self._settled, self._job = self._wish, None
             return self._frame(busy=None)
 
-    def take(self, pipe: Pipeline, drawing: Drawing, latent: Latent, *, origin: str = "", done: int | None = None):
+    def take(
+        self, pipe: Pipeline, request: GenerateRequest, latent: Latent, *, origin: str = "", done: int | None = None
+    ):
         """A latent from elsewhere (history, file, encoder) in place of the present one. Raises ValueError where it is
         none of this model's."""
         small = thumbs(pipe, latent)
         with self._lock:
             self._wish += 1
             self._settled = self._wish
-            self._put(pipe, drawing, latent, drawing.steps if done is None else done, origin)
+            self._put(pipe, request, latent, request.steps if done is None else done, origin)
             self.selected, self.frames, self.version = 0, [], next(ORDER)
             self._frame(busy=None, thumbs=small)
             if all(entry.latent is not latent for entry in self.history):
                 self._remember()
 
     def select(self, index: int) -> None:
-        """Another row becomes the big picture."""
+        """Another row becomes the big image."""
         with self._lock:
             if 0 <= index < len(self._rows) and index != self.selected:
                 self.selected, self._job, self.version = index, None, next(ORDER)
@@ -148,27 +150,27 @@ class Visit:
 
     # a diffusion
 
-    def begin(self) -> tuple[int, Drawing] | None:
-        """The wish whose turn has come, and its drawing; None where it was stopped or served."""
+    def begin(self) -> tuple[int, GenerateRequest] | None:
+        """The wish whose turn has come, and its request; None where it was stopped or served."""
         with self._lock:
             if self._settled >= self._wish:
                 return None
             self._running, self._job = True, None
             return self._wish, self._wanted
 
-    def advance(self, wish: int, pipe: Pipeline, drawing: Drawing, step: DiffusionStep, row: int, **frame):
+    def advance(self, wish: int, pipe: Pipeline, request: GenerateRequest, step: DiffusionStep, row: int, **frame):
         """One more step is on the page: its frame, None where the diffusion is to end."""
         with self._lock:
             if self._wish != wish or self._settled >= wish:
                 return None
-            self._put(pipe, drawing, step.latent, step.index, "")
+            self._put(pipe, request, step.latent, step.index, "")
             self.selected, self.frames = row, thinned([*self.frames, step.latent] if step.index > 1 else [step.latent])
             return self._frame(**frame)
 
-    def end(self, wish: int, drawing: Drawing) -> None:
+    def end(self, wish: int, request: GenerateRequest) -> None:
         """No more steps of this wish come."""
         with self._lock:
-            drawn = (self.pipe, self.latent) if self.made is drawing else None
+            drawn = (self.pipe, self.latent) if self.made is request else None
         small = drawn and thumbs(*drawn)
         with self._lock:
             self._running = False
@@ -180,16 +182,16 @@ class Visit:
 
     # a resampling
 
-    def ask(self, view: View) -> Job | None:
+    def ask(self, view: ViewRequest) -> Job | None:
         """What there is to do for this view of the selected row; None where it is done, or a diffusion will do it."""
         with self._lock:
             self.view, self._viewed = view, time.monotonic()
             if not self._wish:
-                raise ValueError("there is no latent (one is dropped after an hour without use): press Diffuse")
+                raise ValueError("there is no latent (one is dropped after an hour without use): press Generate")
             under_way = self._job and (self._job.version, self._job.view)
             if self.latent is None or self._running or (self.version, view) in (under_way, self._answered):
                 return None
-            self._job = Job(next(ORDER), self.pipe, self.row, self.drawing, self.origin, self.version, view)
+            self._job = Job(next(ORDER), self.pipe, self.row, self.request, self.origin, self.version, view)
             return self._job
 
     def settle(self) -> None:
@@ -199,7 +201,7 @@ class Visit:
             time.sleep(STILL / 10)
 
     def claim(self) -> Job | None:
-        """The large picture that nobody works on yet."""
+        """The large image that nobody works on yet."""
         with self._lock:
             if not self._job or not self._job.large or self._job is self._claimed:
                 return None
@@ -232,8 +234,8 @@ class Visit:
         self._shown = {**self._shown, **changes, "selected": self.selected, "order": next(ORDER)}
         return self._shown
 
-    def _put(self, pipe: Pipeline, drawing: Drawing, latent: Latent, done: int, origin: str) -> None:
-        self.pipe, self.made, self.latent, self.done, self.origin = pipe, drawing, latent, done, origin
+    def _put(self, pipe: Pipeline, request: GenerateRequest, latent: Latent, done: int, origin: str) -> None:
+        self.pipe, self.made, self.latent, self.done, self.origin = pipe, request, latent, done, origin
         self._rows = [latent[i] for i in range(len(latent))]
         self._job = None
 
@@ -244,7 +246,7 @@ class Visit:
             self.history.pop()
 
 
-def picture(pipe: Pipeline, row: Latent, view: View) -> Tensor:
+def render(pipe: Pipeline, row: Latent, view: ViewRequest) -> Tensor:
     """One latent → (C, H, W) as `view` says."""
     return pipe.resample(row, size=view.size, fit=view.fit, region=view.region)[0]
 
@@ -266,31 +268,33 @@ def png(image_CHW: Tensor, parameters: dict[str, Any] | None = None) -> bytes:
     return file.getvalue()
 
 
-def about(pipe: Pipeline, row: Latent, drawing: Drawing, view: View, text: str, *, state: str, origin: str = ""):
-    """The words and links of a frame. text: how the picture was made; state: how far the diffusion came."""
-    (height, width), (h, w), named = view.size, row.size, named_label(drawing)
+def about(
+    pipe: Pipeline, row: Latent, request: GenerateRequest, view: ViewRequest, text: str, *, state: str, origin: str = ""
+):
+    """The words and links of a frame. text: how the image was made; state: how far the diffusion came."""
+    (height, width), (h, w), named = view.size, row.size, named_label(request)
     zoomed = f" at {view.zoom:.3g} ×" if view.zoom > 1 else ""
-    weights = drawing.model if "/" in drawing.model else f"weights/{drawing.model}"
+    weights = request.model if "/" in request.model else f"weights/{request.model}"
     return dict(
         caption=[
             f"{width} × {height} pixels{zoomed}",
             f"{text} from {w} × {h} cells",
-            origin or f"{named}, seed {drawing.seed}",
+            origin or f"{named}, seed {request.seed}",
             state,
-            f"{drawing.model} on {pipe.device}",
+            f"{request.model} on {pipe.device}",
         ],
         ratio=width / height,
         alt=f"{origin or named}, {width} by {height} pixels",
-        name="-".join(re.findall(r"[\w.]+", f"r2id {origin or named} seed{drawing.seed} {width}x{height}")) + ".png",
+        name="-".join(re.findall(r"[\w.]+", f"r2id {origin or named} seed{request.seed} {width}x{height}")) + ".png",
         view=[view.x, view.y, view.zoom],
-        query="" if origin else to_query(drawing, view),
-        python="" if origin else to_python(drawing, view, weights, stride=pipe.config.stride),
+        query="" if origin else to_query(request, view),
+        python="" if origin else to_python(request, view, weights, stride=pipe.config.stride),
     )
 
 
-def named_label(drawing: Drawing) -> str:
+def named_label(request: GenerateRequest) -> str:
     """ "label 3", "60 % label 3 and 40 % label 8", "any label"."""
-    label = drawing.labels[0]
+    label = request.labels[0]
     if isinstance(label, dict):
         return " and ".join(f"{100 * weight:.0f} % label {name}" for name, weight in label.items())
     return f"label {label}" if label else "any label"

@@ -55,7 +55,7 @@ def latent_of(rows: int = 1, size: tuple = (4, 4), aspect: float = 1.0) -> Laten
 
 POINT = (0.5, 0.5, math.nextafter(0.5, 1), math.nextafter(0.5, 1))
 PYTHON = {
-    "two pictures past the pixel limit": (lambda p: p.resample(latent_of(2), size=(8192, 8192)), "67,108,864 together"),
+    "two images past the pixel limit": (lambda p: p.resample(latent_of(2), size=(8192, 8192)), "67,108,864 together"),
     "a frame lost in a tall window": (
         lambda p: p.resample(latent_of(aspect=64.0), size=(8192, 16), fit="contain"),
         "67,108,864 for all pixels",
@@ -72,17 +72,17 @@ PYTHON = {
     "a seed of 30 digits": (lambda p: p.diffuse(["3"], seed=10**30), "0…4294967295"),
     "a billion steps": (lambda p: p.diffuse(["3"], steps=10**9), "1…1000"),
     "guidance of a billion": (lambda p: p.diffuse(["3"], guidance=1e9), "-100…100"),
-    "a picture 20,000 wide": (lambda p: p.encode(Image.new("L", (20_000, 1))), "0.015625…64"),
-    "a picture past the limit": (lambda p: p.encode(Image.new("1", (2**13, 2**13 + 1))), "67,108,864 pixels"),
+    "an image 20,000 wide": (lambda p: p.encode(Image.new("L", (20_000, 1))), "0.015625…64"),
+    "an image past the limit": (lambda p: p.encode(Image.new("1", (2**13, 2**13 + 1))), "67,108,864 pixels"),
 }
 
 
 @pytest.mark.parametrize("case", PYTHON)
 def test_python_refuses_in_a_line(tiny, case):
     act, words = PYTHON[case]
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as caught:
         act(tiny)
-    one_line(str(told.value), words)
+    one_line(str(caught.value), words)
 
 
 def test_extremes_within_the_limits_work(tiny):
@@ -180,10 +180,10 @@ DIFFUSE = {
 
 @pytest.mark.parametrize("name, value, words", [(name, *case) for name, cases in DIFFUSE.items() for case in cases])
 def test_the_server_refuses_to_diffuse_in_a_line(url, healthy, name, value, words):
-    with pytest.raises(Refused) as told:
+    with pytest.raises(Refused) as caught:
         called(url, "diffuse", DRAWN | {name: value})
-    one_line(str(told.value), words)
-    assert any(word in str(told.value) for word in (name, "latent_size", "label", "mixture"))
+    one_line(str(caught.value), words)
+    assert any(word in str(caught.value) for word in (name, "latent_size", "label", "mixture"))
 
 
 def test_what_would_take_all_day_is_not_begun(url, good, healthy):
@@ -191,9 +191,9 @@ def test_what_would_take_all_day_is_not_begun(url, good, healthy):
         ("diffuse", DRAWN | dict(latent_height=64, latent_width=64, steps=1000), "at most 32 are served"),
         ("resample", good | dict(height=8192, width=8192), "at most 16,777,216 are served"),
     ]:
-        with pytest.raises(Refused) as told:
+        with pytest.raises(Refused) as caught:
             called(url, name, many)
-        one_line(str(told.value), words)
+        one_line(str(caught.value), words)
 
 
 RESAMPLE = {
@@ -208,9 +208,9 @@ RESAMPLE = {
 
 @pytest.mark.parametrize("name, value, words", [(name, *case) for name, cases in RESAMPLE.items() for case in cases])
 def test_the_server_refuses_to_resample_in_a_line(url, good, healthy, name, value, words):
-    with pytest.raises(Refused) as told:
+    with pytest.raises(Refused) as caught:
         called(url, "resample", good | {name: value})
-    one_line(str(told.value), words)
+    one_line(str(caught.value), words)
 
 
 def test_sizes_off_the_sliders_steps_work(url, good, healthy):
@@ -238,24 +238,24 @@ def test_forged_latents_are_refused_in_a_line(url, good, latent, healthy, kind):
     change, words = LATENTS.get(kind, (None, "latent.safetensors"))
     others = {"empty": b"", "a pickle": pickle.dumps([1]), "a header of petabytes": b"\xff" * 6 + b"\0\0{}"}
     data = save(forged(latent, **change)) if change else others.get(kind, latent[:-9])
-    with pytest.raises(Refused) as told:
+    with pytest.raises(Refused) as caught:
         called(url, "resample", good | {"latent": uploaded(url, data)})
-    one_line(str(told.value), words)
+    one_line(str(caught.value), words)
 
 
-def picture(image: Image.Image, kind: str = "PNG", **how) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **how) -> bytes:
     image.save(file := io.BytesIO(), kind, **how)
     return file.getvalue()
 
 
 def turned(image: Image.Image) -> bytes:
     (exif := Image.Exif())[0x0112] = 6
-    return picture(image, exif=exif)
+    return encoded(image, exif=exif)
 
 
 def bomb() -> bytes:
-    """A few kilobytes that say of themselves to be a grey picture of 10^10 pixels."""
-    data = bytearray(picture(Image.new("L", (9, 9))))
+    """A few kilobytes that say of themselves to be a grey image of 10^10 pixels."""
+    data = bytearray(encoded(Image.new("L", (9, 9))))
     data[16:24] = (100_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
@@ -263,18 +263,18 @@ def bomb() -> bytes:
 
 GREY, FRAMES = Image.linear_gradient("L").resize((24, 16)), [Image.new("L", (9, 9), n) for n in (0, 99, 255)]
 UPLOADS = {  # what is sent → width / height of the frame, or what is said
-    "text": (b"no picture at all", "not a picture"),
-    "nothing": (b"", "not a picture"),
-    "half a PNG": (picture(Image.effect_noise((64, 64), 99))[:-999], "image"),
+    "text": (b"no image at all", "not an image"),
+    "nothing": (b"", "not an image"),
+    "half a PNG": (encoded(Image.effect_noise((64, 64), 99))[:-999], "image"),
     "a bomb": (bomb(), "image"),
-    "many pixels": (picture(Image.new("1", (2**13, 2**13 + 8))), "67,108,864 pixels"),
-    "20,000 wide and thin": (picture(Image.new("1", (20_000, 100))), "0.015625…64"),
-    "20,000 wide": (picture(Image.new("L", (20_000, 400))), 2048 / 41),
-    "one pixel": (picture(Image.new("L", (1, 1))), 1.0),
-    "an animation": (picture(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), 1.0),
-    "16 bits": (picture(Image.new("I;16", (8, 4), 40_000)), 2.0),
-    "CMYK": (picture(GREY.convert("CMYK"), "JPEG"), 1.5),
-    "alpha": (picture(Image.new("RGBA", (4, 8), (255, 0, 0, 7))), 0.5),
+    "many pixels": (encoded(Image.new("1", (2**13, 2**13 + 8))), "67,108,864 pixels"),
+    "20,000 wide and thin": (encoded(Image.new("1", (20_000, 100))), "0.015625…64"),
+    "20,000 wide": (encoded(Image.new("L", (20_000, 400))), 2048 / 41),
+    "one pixel": (encoded(Image.new("L", (1, 1))), 1.0),
+    "an animation": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), 1.0),
+    "16 bits": (encoded(Image.new("I;16", (8, 4), 40_000)), 2.0),
+    "CMYK": (encoded(GREY.convert("CMYK"), "JPEG"), 1.5),
+    "alpha": (encoded(Image.new("RGBA", (4, 8), (255, 0, 0, 7))), 0.5),
     "turned by EXIF": (turned(GREY), 1 / 1.5),
 }
 
@@ -327,9 +327,9 @@ def test_models_are_names_never_paths(tiny_weights, tmp_path):
     models = Models(tmp_path / "weights", device="cpu")
     assert models.names == ["tiny"]
     for name in ("../outside", "/etc", "loop", "gone", "tiny/", "./tiny", "tiny\0", None, ["tiny"], 3):
-        with pytest.raises(ValueError) as told:
+        with pytest.raises(ValueError) as caught:
             models.get(name)
-        one_line(str(told.value), "must be one of tiny")
+        one_line(str(caught.value), "must be one of tiny")
 
 
 def edited(folder: Path, **values) -> None:
@@ -355,9 +355,9 @@ def test_bad_weights_are_one_line_by_every_door(tiny_weights, tmp_path, monkeypa
     """Python, the list of the page, and a script."""
     act, words = WEIGHTS[kind]
     act(folder := shutil.copytree(tiny_weights, tmp_path / "weights" / "bad"))
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as caught:
         Pipeline.from_pretrained(folder, device="cpu")
-    one_line(str(told.value).replace(str(folder), ""), words)
+    one_line(str(caught.value).replace(str(folder), ""), words)
     one_line(Models(tmp_path / "weights", device="cpu").faults["bad"], words)
     one_line(ended(monkeypatch, "train/evaluate", str(folder), "--data", str(tmp_path)).replace(str(folder), ""), words)
 

@@ -33,10 +33,10 @@ GOOD = dict(label="3", latent_height=4, latent_width=6, steps=3, guidance=1.5, s
 
 
 def test_programs_diffuse_once_and_resample_the_file(client, tiny):
-    picture, file = client.predict(**GOOD, api_name="/diffuse")
+    png, file = client.predict(**GOOD, api_name="/diffuse")
     latent = Latent.load(file)
     assert latent.size == (4, 6) and latent.seeds == (7,) and latent.labels == ("3",)
-    assert size_of(picture) == (256, 171) and read_parameters(picture)["seed"] == 7
+    assert size_of(png) == (256, 171) and read_parameters(png)["seed"] == 7
     how = dict(height=20, width=33, fit="cover", region=[0.25, 0.0, 0.75, 0.5])
     again = client.predict(latent=handle_file(file), model="tiny", **how, api_name="/resample")
     assert size_of(again) == (33, 20) and read_parameters(again)["labels"] == ["3"]
@@ -53,7 +53,7 @@ def test_programs_choose_how_a_latent_is_diffused(client, tiny):
     torch.testing.assert_close(latent.tensor, tiny.diffuse([{"3": 0.75, "7": 0.25}], **how).tensor)
 
 
-def test_programs_encode_pictures_and_list_models(client, tiny, tmp_path):
+def test_programs_encode_images_and_list_models(client, tiny, tmp_path):
     Image.linear_gradient("L").resize((24, 16)).save(tmp_path / "mine.png")
     file = client.predict(handle_file(tmp_path / "mine.png"), 5, 7, api_name="/encode")
     assert Latent.load(file).size == (5, 7) and Latent.load(file).aspect == 1.5
@@ -98,10 +98,10 @@ def test_a_resample_does_not_wait_for_a_diffusion(client):
     ids=str,
 )
 def test_bad_requests_to_diffuse_are_answered_in_one_line(client, bad):
-    with pytest.raises(AppError) as told:
+    with pytest.raises(AppError) as caught:
         client.predict(**{**GOOD, **bad}, api_name="/diffuse")
     (value,) = bad.values()
-    assert str(value) in str(told.value) and "\n" not in str(told.value)
+    assert str(value) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_bad_requests_to_resample_are_answered_in_one_line(client, tmp_path):
@@ -118,14 +118,14 @@ def test_bad_requests_to_resample_are_answered_in_one_line(client, tmp_path):
         (dict(region=[0.5, 0, 0.4, 1]), "region"),
         (dict(model="absent"), "absent"),
     ]:
-        with pytest.raises(AppError) as told:
+        with pytest.raises(AppError) as caught:
             client.predict(**{**good, **bad}, api_name="/resample")
-        assert words in str(told.value) and "\n" not in str(told.value)
+        assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_picture_is_answered_in_one_line(client, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(AppError, match="not a picture file"):
+def test_a_file_that_is_no_image_is_answered_in_one_line(client, tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(AppError, match="not an image file"):
         client.predict(handle_file(tmp_path / "text.png"), api_name="/encode")
 
 

@@ -24,14 +24,14 @@ from r2id import Latent, Pipeline, checkpoint
 from r2id.demo.controls import view_values
 from r2id.demo.models import Models
 from r2id.demo.page import Events, Page
-from r2id.demo.record import Drawing, View
+from r2id.demo.request import GenerateRequest, ViewRequest
 from r2id.demo.serving import worker as worker_module
-from r2id.demo.serving.fair_queue import ALL, EACH, Turns
-from r2id.demo.serving.generation import Studio
+from r2id.demo.serving.fair_queue import MAX_WAITING, MAX_WAITING_PER_USER, FairQueue
+from r2id.demo.serving.generation import GenerationService
 from r2id.demo.serving.worker import worker
-from r2id.demo.session import Visit
+from r2id.demo.session import Session
 
-DRAWING = Drawing("tiny", "3", cells=4, steps=4, seed=5)
+REQUEST = GenerateRequest("tiny", "3", cells=4, steps=4, seed=5)
 GOOD = dict(label="3", latent_height=4, latent_width=4, steps=4, seed=5, model="tiny", api_name="/diffuse")
 SOON = 30  # seconds, of a busy machine
 
@@ -45,49 +45,49 @@ def weights(tiny_weights, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def studio(weights):
-    return Studio(Models(weights, device="cpu"))
+def service(weights):
+    return GenerationService(Models(weights, device="cpu"))
 
 
 @pytest.fixture
-def events(studio):
-    return Events(Page(studio.models, studio, *[None] * 5))
+def events(service):
+    return Events(Page(service.models, service, *[None] * 5))
 
 
-def told(frames) -> str:
+def fault_of(frames) -> str:
     """The line that ends these frames."""
     last = list(frames)[-1][1]
     assert last["busy"] is None and "\n" not in last["fault"]
     return last["fault"]
 
 
-def drawn(studio, visit: Visit) -> torch.Tensor:
-    visit.want(DRAWING)
-    assert len(list(studio.generate(visit))) == 4 and len(studio.turns) == 0
-    return visit.latent.tensor
+def drawn(service, session: Session) -> torch.Tensor:
+    session.want(REQUEST)
+    assert len(list(service.generate(session))) == 4 and len(service.queue) == 0
+    return session.latent.tensor
 
 
-# a visitor and the work
+# a user and the work
 
 
-def test_a_visitor_who_is_gone_at_any_step_holds_nothing(studio, tiny):
+def test_a_user_who_is_gone_at_any_step_holds_nothing(service, tiny):
     expected = tiny.diffuse(["3"], latent_size=(4, 4), steps=4, seed=5, guidance=1.5).tensor
     for gone in range(4):
-        (visit := Visit()).want(DRAWING)
-        frames = studio.generate(visit)
+        (session := Session()).want(REQUEST)
+        frames = service.generate(session)
         for _ in range(gone):
             next(frames)
         frames.close()
-        assert len(studio.turns) == 0
-        torch.testing.assert_close(drawn(studio, visit), expected)
+        assert len(service.queue) == 0
+        torch.testing.assert_close(drawn(service, session), expected)
 
 
 @pytest.mark.parametrize("fault", ["raises", "out of memory", "NaN"])
 @pytest.mark.parametrize("step", [1, 3])
-def test_a_fault_at_any_step_is_told_and_the_next_one_works(studio, events, monkeypatch, capsys, fault, step):
-    visit, calls = Visit(), []
-    before = drawn(studio, visit)
-    denoiser = studio.models.get("tiny").denoiser
+def test_a_fault_at_any_step_is_told_and_the_next_one_works(service, events, monkeypatch, capsys, fault, step):
+    session, calls = Session(), []
+    before = drawn(service, session)
+    denoiser = service.models.get("tiny").denoiser
     whole = type(denoiser).forward
 
     def broken(self, *arguments):
@@ -103,45 +103,45 @@ def test_a_fault_at_any_step_is_told_and_the_next_one_works(studio, events, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(type(denoiser), "forward", broken)
-        visit.want(DRAWING)
-        text = told(events.generate(visit))
+        session.want(REQUEST)
+        text = fault_of(events.generate(session))
     words = {"raises": "(RuntimeError)", "out of memory": "(out of memory): ask for less", "NaN": f"step {step} of 4"}
-    assert words[fault] in text and len(studio.turns) == 0
-    assert torch.equal(drawn(studio, visit), before) and studio.show(visit, View(side=32))
+    assert words[fault] in text and len(service.queue) == 0
+    assert torch.equal(drawn(service, session), before) and service.show(session, ViewRequest(side=32))
     assert ("a\nfault" in capsys.readouterr().err) == (fault == "raises")
 
 
-def test_a_picture_that_fails_is_told_below_the_one_that_stays(studio, events, monkeypatch):
-    visit = Visit()
-    drawn(studio, visit)
-    shown = events.show(visit, *view_values(View(side=32)))[1]
+def test_a_image_that_fails_is_told_below_the_one_that_stays(service, events, monkeypatch):
+    session = Session()
+    drawn(service, session)
+    shown = events.show(session, *view_values(ViewRequest(side=32)))[1]
     with monkeypatch.context() as patch:
-        patch.setattr(worker_module.Hosted, "resample_tiles", lambda *_, **__: torch.empty(2**50))
-        failed = events.show(visit, *view_values(View(side=40)))[1]
+        patch.setattr(worker_module.QueuedPipeline, "resample_tiles", lambda *_, **__: torch.empty(2**50))
+        failed = events.show(session, *view_values(ViewRequest(side=40)))[1]
     assert "(out of memory): ask for less" in failed["fault"] and failed["image"] == shown["image"]
-    again = events.show(visit, *view_values(View(side=40)))[1]
-    assert "fault" not in again and again["image"] != shown["image"] and len(studio.turns) == 0
+    again = events.show(session, *view_values(ViewRequest(side=40)))[1]
+    assert "fault" not in again and again["image"] != shown["image"] and len(service.queue) == 0
 
 
-def test_two_tabs_of_one_visitor_diffuse_side_by_side(studio):
-    tabs = Visit(), Visit()
+def test_two_tabs_of_one_user_diffuse_side_by_side(service):
+    tabs = Session(), Session()
     for tab, label in zip(tabs, "37", strict=True):
-        tab.want(Drawing("tiny", label, cells=4, steps=4, seed=5))
-    paths = [studio.generate(tab) for tab in tabs]
+        tab.want(GenerateRequest("tiny", label, cells=4, steps=4, seed=5))
+    paths = [service.generate(tab) for tab in tabs]
     for frames in zip(*paths, strict=True):
         assert [frame["busy"]["text"][:4] for frame in frames] == ["Step", "Step"]
     assert [tab.made.label for tab in tabs] == ["3", "7"]
     assert not torch.equal(tabs[0].latent.tensor, tabs[1].latent.tensor)
 
 
-def test_twenty_calls_of_one_visitor_delay_the_first_of_another_by_one():
-    turns, order, inside = Turns(), [], threading.Barrier(2, timeout=SOON)
+def test_twenty_calls_of_one_user_delay_the_first_of_another_by_one():
+    turns, order, inside = FairQueue(), [], threading.Barrier(2, timeout=SOON)
 
-    def call(visitor, number):
-        with turns.turn(visitor):
+    def call(user, number):
+        with turns.turn(user):
             if number == 0:
-                inside.wait()  # both visitors' first ones are under way at once
-            order.append((visitor, number))
+                inside.wait()  # both users' first ones are under way at once
+            order.append((user, number))
 
     threads = [threading.Thread(target=call, args=("many", number)) for number in range(20)]
     for count, thread in enumerate(threads, start=1):
@@ -151,19 +151,21 @@ def test_twenty_calls_of_one_visitor_delay_the_first_of_another_by_one():
     call("one", 0)
     for thread in threads:
         thread.join(SOON)
-    assert [number for visitor, number in order if visitor == "many"] == list(range(20))
+    assert [number for user, number in order if user == "many"] == list(range(20))
     assert order.index(("one", 0)) < 3 and len(turns) == 0
 
 
-@pytest.mark.parametrize("visitors, most, words", [(1, EACH, "of yours"), (ALL, ALL, "of all visitors")])
-def test_more_than_may_wait_are_told_to_try_again(visitors, most, words):
-    turns, over = Turns(), threading.Event()
+@pytest.mark.parametrize(
+    "users, most, words", [(1, MAX_WAITING_PER_USER, "of yours"), (MAX_WAITING, MAX_WAITING, "of all users")]
+)
+def test_more_than_may_wait_are_told_to_try_again(users, most, words):
+    turns, over = FairQueue(), threading.Event()
 
-    def call(visitor):
-        with turns.turn(visitor):
+    def call(user):
+        with turns.turn(user):
             over.wait(SOON)
 
-    threads = [threading.Thread(target=call, args=(number % visitors,)) for number in range(most)]
+    threads = [threading.Thread(target=call, args=(number % users,)) for number in range(most)]
     for thread in threads:
         thread.start()
     while len(turns) < most:
@@ -176,12 +178,12 @@ def test_more_than_may_wait_are_told_to_try_again(visitors, most, words):
     call(0)
 
 
-def test_no_flood_of_pictures_holds_a_step_for_ever(monkeypatch):
+def test_no_flood_of_images_holds_a_step_for_ever(monkeypatch):
     monkeypatch.setattr(worker_module, "LEAD", 0.05)
     begun, gate, order = threading.Event(), threading.Event(), []
     threads = [threading.Thread(target=worker().call, args=(lambda: begun.set() or gate.wait(SOON),))]
-    for name in ("step", "picture"):
-        how = dict(args=(lambda name=name: order.append(name),), kwargs={"urgent": name == "picture"})
+    for name in ("step", "image"):
+        how = dict(args=(lambda name=name: order.append(name),), kwargs={"urgent": name == "image"})
         threads.append(threading.Thread(target=worker().call, **how))
     for count, thread in enumerate(threads):
         thread.start()
@@ -192,13 +194,13 @@ def test_no_flood_of_pictures_holds_a_step_for_ever(monkeypatch):
     gate.set()
     for thread in threads:
         thread.join(SOON)
-    assert order == ["step", "picture"]
+    assert order == ["step", "image"]
 
 
-def test_rows_in_pieces_are_the_rows_together(studio, tiny, monkeypatch):
+def test_rows_in_pieces_are_the_rows_together(service, tiny, monkeypatch):
     monkeypatch.setattr(worker_module, "FEW_DIFFUSED", 40)  # cells: two rows a piece
     labels, how = ["3", None, {"3": 1, "7": 1}], dict(latent_size=(4, 5), steps=3, seed=[5, 2**32 - 1, 9])
-    pieces, together = (list(pipe.diffuse_steps(labels, **how)) for pipe in (studio.models.get("tiny"), tiny))
+    pieces, together = (list(pipe.diffuse_steps(labels, **how)) for pipe in (service.models.get("tiny"), tiny))
     for piece, step in zip(pieces, together, strict=True):
         torch.testing.assert_close(piece.latent.tensor, step.latent.tensor)
         assert (piece.index, piece.latent.seeds, piece.latent.labels) == (
@@ -225,7 +227,7 @@ def endpoint(monkeypatch, url: str, home: Path):
 
 
 @pytest.mark.parametrize("kind", ["offline", "hanging", "failing"])
-def test_without_the_hub_the_models_that_are_there_work(weights, studio, monkeypatch, tmp_path, kind):
+def test_without_the_hub_the_models_that_are_there_work(weights, service, monkeypatch, tmp_path, kind):
     hub, silent = Hub(), socket.socket()
     silent.bind(("127.0.0.1", 0))
     silent.listen()  # takes connections, and never answers
@@ -235,12 +237,12 @@ def test_without_the_hub_the_models_that_are_there_work(weights, studio, monkeyp
     url = f"http://127.0.0.1:{silent.getsockname()[1]}" if kind == "hanging" else hub.url
     start = time.monotonic()
     with endpoint(monkeypatch, url, tmp_path), pytest.raises(ValueError, match="owner/name: not a local") as error:
-        studio.models.add("owner/name")
+        service.models.add("owner/name")
     assert time.monotonic() - start < SOON and "\n" not in str(error.value) and len(str(error.value)) <= 500
     silent.close()
     if kind != "offline":
         hub.stop()
-    assert studio.models.names == ["tiny", "twin"] and drawn(studio, Visit()).isfinite().all()
+    assert service.models.names == ["tiny", "twin"] and drawn(service, Session()).isfinite().all()
 
 
 # the process
@@ -270,7 +272,7 @@ def limited(server, kind: int, most: int):
 
 
 def assert_same(client, expected) -> None:
-    """The same latent again; beside rows of other visitors it may have been rounded otherwise."""
+    """The same latent again; beside rows of other users it may have been rounded otherwise."""
     torch.testing.assert_close(tensor(client), expected, atol=1e-5, rtol=0)
 
 
@@ -314,7 +316,7 @@ def test_a_full_disk(server, client):
     assert_same(client, before)
 
 
-def test_a_visitor_whose_connection_breaks(server, client):
+def test_a_user_whose_connection_breaks(server, client):
     before = tensor(client)
     for part in (
         b"POST /gradio_api/call/diffuse HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n\r\n{",
@@ -342,7 +344,10 @@ def test_killed_and_started_again_and_asked_to_end_with_a_full_queue(server, cli
         other = Client(again.url, verbose=False, download_files=tmp_path)
         assert_same(other, Latent.load(file).tensor)
         assert other.predict(handle_file(file), 8, 8, model="tiny", api_name="/resample")
-        jobs = [other.submit(**GOOD | dict(steps=1000, latent_height=8, latent_width=8)) for _ in range(EACH)]
+        jobs = [
+            other.submit(**GOOD | dict(steps=1000, latent_height=8, latent_width=8))
+            for _ in range(MAX_WAITING_PER_USER)
+        ]
         while not any(job.status().code.name == "PROCESSING" for job in jobs):
             time.sleep(0.01)
         again.process.terminate()

@@ -69,9 +69,9 @@ def installed(weights, **how) -> Models:
 
 
 def one_line(act, *words: str) -> None:
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as caught:
         act()
-    text = str(told.value)
+    text = str(caught.value)
     assert "\n" not in text and len(text) < 600 and all(word in text for word in words), text
 
 
@@ -269,7 +269,7 @@ def test_what_is_no_id_never_reaches_the_hub(weights, hub, name):
     assert hub.asked == [] and there.names == ["tiny"]
 
 
-def test_visitors_cannot_open_folders_of_the_machine(weights, hub, tmp_path, monkeypatch):
+def test_users_cannot_open_folders_of_the_machine(weights, hub, tmp_path, monkeypatch):
     shutil.copytree(weights / "tiny", tmp_path / "private" / "model")
     monkeypatch.chdir(tmp_path)
     there = installed(weights)
@@ -384,7 +384,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_a_card_can_open_no_tag_no_picture_and_no_other_link(text):
+def test_a_card_can_open_no_tag_no_image_and_no_other_link(text):
     for card in (text, f"---\na: b\n---\n{text}", f"> {text}", f"```\n{text}\n```", text.replace("\n", "\r")):
         shown = plain_markdown(card)
         assert not re.search("<[a-zA-Z/!?]", shown) and "![" not in shown and "\0" not in shown

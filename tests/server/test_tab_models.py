@@ -5,9 +5,9 @@ pytest_plugins = "browser"
 
 def test_a_model_is_chosen_and_a_broken_one_tells_why(phone, weights):
     (weights / "twin" / "README.md").write_text("---\nlicense: mit\n---\n# The twin\n\n| a | b |\n|---|---|\n| 1 | 2 |")
-    visit = phone("dark")
-    page = visit.page
-    visit.shows("resampled in")
+    session = phone("dark")
+    page = session.page
+    session.shows("resampled in")
     page.get_by_role("tab", name="Models").click()
     page.get_by_text("There is no card beside its weights").wait_for()
     assert page.get_by_label("tiny", exact=True).is_checked()
@@ -19,15 +19,15 @@ def test_a_model_is_chosen_and_a_broken_one_tells_why(phone, weights):
     page.get_by_text("The latent on the page was made with model tiny").wait_for()
     assert page.get_by_role("combobox", name="Model").input_value() == "twin"
     assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
-    visit.press("Diffuse")
+    session.press("Diffuse")
     page.wait_for_function("/-seed[1-9]/.test(document.querySelector('[data-part=save]').download)")
-    visit.shows("resampled in")
-    assert visit.parameters()["model"] == "twin"
+    session.shows("resampled in")
+    assert session.parameters()["model"] == "twin"
 
 
-def test_what_is_no_hub_id_is_refused_in_a_line(visit):
-    page = visit.page
-    visit.shows("resampled in")
+def test_what_is_no_hub_id_is_refused_in_a_line(session):
+    page = session.page
+    session.shows("resampled in")
     page.get_by_role("tab", name="Models").click()
     hub = page.get_by_role("textbox", name="A model of the Hugging Face Hub")
     hub.fill("../weights")

@@ -1,4 +1,4 @@
-"""The tab Your own image: as a visitor sees it, and the functions behind it."""
+"""The tab Your own image: as a user sees it, and the functions behind it."""
 
 import io
 import re
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r2id.demo.record import Drawing
+from r2id.demo.request import GenerateRequest
 from r2id.demo.tabs.upload import MOST, Given, described, encoded, loss, opened
 
 pytest_plugins = "browser"
@@ -26,9 +26,9 @@ def halves(width: int, height: int, mode: str = "L") -> Image.Image:
 
 
 def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
-    visit = phone("light")
-    page = visit.page
-    visit.shows("resampled in")
+    session = phone("light")
+    page = session.page
+    session.shows("resampled in")
     page.get_by_role("tab", name="Your own image").click()
     button = page.get_by_role("button", name="Put it on the page")
     assert button.is_disabled()
@@ -44,44 +44,44 @@ def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     button.click()
     page.wait_for_function("document.querySelector('[data-part=image]').alt === 'your drawing, 256 by 256 pixels'")
-    visit.type("Resolution, long side (pixels)", "40")
-    visit.natural(40, 40)
-    assert visit.parameters() == {"origin": "your drawing"}
+    session.type("Resolution, long side (pixels)", "40")
+    session.natural(40, 40)
+    assert session.parameters() == {"origin": "your drawing"}
     page.get_by_role("button", name="Clear the board").click()
     page.get_by_text("Draw with a finger or the mouse").wait_for()
 
 
-def test_a_picture_is_uploaded_and_what_is_none_is_refused_in_a_line(visit, tmp_path):
-    page = visit.page
-    visit.shows("resampled in")
+def test_a_image_is_uploaded_and_what_is_none_is_refused_in_a_line(session, tmp_path):
+    page = session.page
+    session.shows("resampled in")
     page.get_by_role("tab", name="Your own image").click()
     halves(60, 40).save(tmp_path / "halves.png")
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     upload = page.locator("input[type=file][accept*=image]")
     upload.set_input_files(tmp_path / "halves.png")
-    page.get_by_text("your picture halves.png, 12 × 8 pixels").wait_for()
+    page.get_by_text("your image halves.png, 12 × 8 pixels").wait_for()
     upload.set_input_files(tmp_path / "broken.png")
-    page.get_by_text("broken.png: not a picture that can be read").wait_for()
-    page.get_by_text("your picture halves.png, 12 × 8 pixels").wait_for()  # nothing is lost
+    page.get_by_text("broken.png: not an image that can be read").wait_for()
+    page.get_by_text("your image halves.png, 12 × 8 pixels").wait_for()  # nothing is lost
     for cells in ("9 × 6", "10 × 7"):
-        visit.slide("Latent size of your image", "ArrowRight")
+        session.slide("Latent size of your image", "ArrowRight")
         page.get_by_text(f"with {cells} cells").wait_for()
-    visit.press("Put it on the page")
-    visit.shows("resampled in [0-9]+ ms from 10 × 7 cells your picture halves.png")
+    session.press("Put it on the page")
+    session.shows("resampled in [0-9]+ ms from 10 × 7 cells your image halves.png")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F"])
-def test_pictures_of_every_kind_are_read(mode, tiny_pixels):
+def test_images_of_every_kind_are_read(mode, tiny_pixels):
     form = {"CMYK": "JPEG", "F": "TIFF"}.get(mode, "PNG")
     image = Image.new("I;16", (30, 20), 65535) if mode == "I;16" else halves(30, 20, mode.replace("F", "L"))
     image = Image.fromarray(np.asarray(image, np.float32) / 255) if mode == "F" else image
     given = Given(opened(file_of(image, form), "any"), "any")
-    image_BCHW, latent = encoded(tiny_pixels, given, described(given, Drawing("pixels", cells=8)))
+    image_BCHW, latent = encoded(tiny_pixels, given, described(given, GenerateRequest("pixels", cells=8)))
     assert image_BCHW.shape == (1, 3, 8, 12) and latent.size == (5, 8) and latent.aspect == 1.5
     assert image_BCHW[0, :, :, 0].min() > 0.95
 
 
-def test_pictures_are_turned_cut_down_and_still(tmp_path):
+def test_images_are_turned_cut_down_and_still(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90°
     turned = opened(file_of(halves(40, 20), "JPEG", exif=exif), "turned")
@@ -97,29 +97,29 @@ def test_pictures_are_turned_cut_down_and_still(tmp_path):
 @pytest.mark.parametrize(
     "file, words",
     [
-        (io.BytesIO(b"not a picture"), "thing: not a picture that can be read"),
-        (io.BytesIO(file_of(halves(60, 60)).getvalue()[:80]), "thing: not a picture that can be read"),
+        (io.BytesIO(b"not an image"), "thing: not an image that can be read"),
+        (io.BytesIO(file_of(halves(60, 60)).getvalue()[:80]), "thing: not an image that can be read"),
         (file_of(Image.new("1", (9000, 8000))), "thing of 9000 × 8000 pixels: must have at most 67,108,864"),
     ],
     ids=["text", "cut off", "huge"],
 )
 def test_other_files_are_refused_in_a_line(file, words):
-    with pytest.raises(ValueError, match=words) as told:
+    with pytest.raises(ValueError, match=words) as caught:
         opened(file, "thing")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_frames_beyond_the_limit_are_refused():
     with pytest.raises(ValueError, match="aspect ratio 5:1: must be 1:4 … 4:1"):
-        described(Given(halves(50, 10), "wide"), Drawing("tiny"))
+        described(Given(halves(50, 10), "wide"), GenerateRequest("tiny"))
 
 
 def test_the_error_is_that_of_the_reconstruction(tiny, tiny_pixels):
     given = Given(halves(32, 32), "halves")
     for pipe in (tiny, tiny_pixels):
-        image_BCHW, latent = encoded(pipe, given, Drawing("any", cells=8))
+        image_BCHW, latent = encoded(pipe, given, GenerateRequest("any", cells=8))
         error = (pipe.resample(latent, size=(8, 8)) - image_BCHW).square().mean().item()
-        words = loss(pipe, given, Drawing("any", cells=8))
+        words = loss(pipe, given, GenerateRequest("any", cells=8))
         psnr, mse = re.search(r"PSNR ([0-9.]+ dB|infinite).*error ([0-9.e-]+) of", words).groups()
         assert float(mse) == pytest.approx(error, rel=0.06)
         assert psnr == (f"{-10 * np.log10(error):.1f} dB" if error else "infinite")

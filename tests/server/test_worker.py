@@ -1,4 +1,4 @@
-"""The one thread for all arithmetic: the same results, in the order that lets pictures go first."""
+"""The one thread for all arithmetic: the same results, in the order that lets images go first."""
 
 import threading
 import time
@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from r2id.demo.serving.worker import SMALL, Hosted, Limited, worker
+from r2id.demo.serving.worker import SMALL, QueuedPipeline, QuotaPipeline, worker
 from r2id.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_weights) -> tuple[Hosted, Pipeline]:
-    return tuple(kind.from_pretrained(tiny_weights, device="cpu") for kind in (Hosted, Pipeline))
+def pair(tiny_weights) -> tuple[QueuedPipeline, Pipeline]:
+    return tuple(kind.from_pretrained(tiny_weights, device="cpu") for kind in (QueuedPipeline, Pipeline))
 
 
 def test_a_hosted_pipeline_gives_the_same_results(pair):
@@ -27,17 +27,17 @@ def test_a_hosted_pipeline_gives_the_same_results(pair):
 
 
 def test_everything_is_computed_by_one_thread(pair):
-    seen, (hosted, _) = [], pair
-    for module in (hosted.denoiser, hosted.resampler.latent_norm, hosted.resampler.image_norm):
+    seen, (queued, _) = [], pair
+    for module in (queued.denoiser, queued.resampler.latent_norm, queued.resampler.image_norm):
         module.register_forward_pre_hook(lambda *_: seen.append(threading.current_thread().name))
-    hosted.encode(torch.rand(1, 8, 8), latent_size=(3, 3))
-    hosted.resample(hosted.diffuse("3", latent_size=(4, 4)), size=(8, 8))
+    queued.encode(torch.rand(1, 8, 8), latent_size=(3, 3))
+    queued.resample(queued.diffuse("3", latent_size=(4, 4)), size=(8, 8))
     assert len(seen) > 2 and set(seen) == {"worker"}
 
 
-def test_pictures_go_before_what_has_waited_longer():
+def test_images_go_before_what_has_waited_longer():
     begun, gate, order = threading.Event(), threading.Event(), []
-    jobs = [("first", False), ("step", False), ("other step", False), ("picture", True), ("next picture", True)]
+    jobs = [("first", False), ("step", False), ("other step", False), ("image", True), ("next image", True)]
 
     def job(name):
         order.append(name)
@@ -55,7 +55,7 @@ def test_pictures_go_before_what_has_waited_longer():
     gate.set()
     for thread in threads:
         thread.join(10)
-    assert order == ["first", "picture", "next picture", "step", "other step"]
+    assert order == ["first", "image", "next image", "step", "other step"]
 
 
 @pytest.fixture
@@ -89,11 +89,11 @@ ASKED = [  # alike but for what differs from row to row
 ]
 
 
-def test_steps_of_several_visitors_are_one_call_and_each_gets_its_own(pair, held):
-    sizes, (hosted, plain) = [], pair
-    hook = hosted.denoiser.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+def test_steps_of_several_users_are_one_call_and_each_gets_its_own(pair, held):
+    sizes, (queued, plain) = [], pair
+    hook = queued.denoiser.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     alone = [plain.diffuse(how["label"], **{k: v for k, v in how.items() if k != "label"}) for how in ASKED]
-    together = at_once(held, hosted, [dict(how) for how in ASKED])
+    together = at_once(held, queued, [dict(how) for how in ASKED])
     hook.remove()
     assert max(sizes) == 4  # rows of the first three
     for one, other in zip(together, alone, strict=True):
@@ -101,18 +101,18 @@ def test_steps_of_several_visitors_are_one_call_and_each_gets_its_own(pair, held
         assert (one.seeds, one.labels, one.aspect) == (other.seeds, other.labels, other.aspect)
 
 
-def test_what_ends_one_visitor_s_steps_does_not_end_another_s(pair, held, monkeypatch):
-    hosted, plain = pair
+def test_what_ends_one_user_s_steps_does_not_end_another_s(pair, held, monkeypatch):
+    queued, plain = pair
 
     def failing(noisy, *inputs):
         if (noisy[:, 0, 0, 0] == bad).any():
             raise MemoryError("none left")
         return forward(noisy, *inputs)
 
-    forward, how = hosted.denoiser.forward, dict(latent_size=(4, 4), steps=2)
-    bad = torch.randn(hosted.config.latent_channels, 4, 4, generator=torch.Generator().manual_seed(6))[0, 0, 0]
-    monkeypatch.setattr(hosted.denoiser, "forward", failing)
-    good, wrong = at_once(held, hosted, [dict(label="3", seed=seed, **how) for seed in (5, 6)])
+    forward, how = queued.denoiser.forward, dict(latent_size=(4, 4), steps=2)
+    bad = torch.randn(queued.config.latent_channels, 4, 4, generator=torch.Generator().manual_seed(6))[0, 0, 0]
+    monkeypatch.setattr(queued.denoiser, "forward", failing)
+    good, wrong = at_once(held, queued, [dict(label="3", seed=seed, **how) for seed in (5, 6)])
     assert isinstance(wrong, MemoryError)
     torch.testing.assert_close(good.tensor, plain.diffuse("3", seed=5, **how).tensor)
 
@@ -133,7 +133,7 @@ def test_wrong_arguments_are_told_at_once(pair):
         pair[0].resample_tiles(pair[1].diffuse("3"), size=(0, 4))
 
 
-@pytest.mark.parametrize("kind", [Limited, Hosted])
+@pytest.mark.parametrize("kind", [QuotaPipeline, QueuedPipeline])
 def test_what_would_hold_others_up_is_refused_at_once(tiny_weights, kind):
     pipe = kind.from_pretrained(tiny_weights, device="cpu")
     with pytest.raises(ValueError, match="at most 32 are served"):

@@ -1,4 +1,4 @@
-"""Calls of a denoiser for several visitors as one: of a small latent, a row costs a fraction of what a call does."""
+"""Calls of a denoiser for several users as one: of a small latent, a row costs a fraction of what a call does."""
 
 from __future__ import annotations
 

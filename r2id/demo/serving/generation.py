@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from r2id.demo.models import Models
-from r2id.demo.record import Drawing, View, to_dict
-from r2id.demo.serving.fair_queue import Turns
-from r2id.demo.session import Job, Visit, about, picture, png, thumbs
+from r2id.demo.request import GenerateRequest, ViewRequest, to_dict
+from r2id.demo.serving.fair_queue import FairQueue
+from r2id.demo.session import Job, Session, about, png, render, thumbs
 from r2id.interpolation import share_done
 from r2id.latent import Latent
 from r2id.pipeline import DiffusionStep, Pipeline
 
 PREVIEW, GRID_PREVIEW = 64, 24  # long sides in pixels, while diffusing: most of the time goes into them
-FIRST_LOOK = 160  # long side in pixels of the preview of a large picture
-PROGRESS = 0.2  # seconds between two frames of a large picture
+FIRST_LOOK = 160  # long side in pixels of the preview of a large image
+PROGRESS = 0.2  # seconds between two frames of a large image
 
 
 def on_gpu(function):
@@ -33,11 +33,11 @@ def on_gpu(function):
     return spaces.GPU(duration=60)(function)
 
 
-class Studio:
-    """The work itself, for all visitors. What goes wrong is a ValueError of one line."""
+class GenerationService:
+    """The work itself, for all users. What goes wrong is a ValueError of one line."""
 
     def __init__(self, models: Models):
-        self.models, self.turns = models, Turns()
+        self.models, self.queue = models, FairQueue()
         self.steps = on_gpu(self._steps)
         self._openings: dict[str, tuple[Pipeline, Latent]] = {}
 
@@ -45,74 +45,74 @@ class Studio:
         """`Pipeline.diffuse_steps(labels, **how)` of that model. Called as `steps`."""
         yield from self.models.get(model).diffuse_steps(labels, **how)
 
-    def denoise(self, drawing: Drawing) -> Iterator[DiffusionStep]:
+    def denoise(self, request: GenerateRequest) -> Iterator[DiffusionStep]:
         """The steps of one diffusion; latents are on the CPU."""
-        size = drawing.latent_size(self.models.get(drawing.model).config.stride)
-        how = dict(latent_size=size, aspect=drawing.aspect, steps=drawing.steps, guidance=drawing.guidance)
-        how |= dict(sampler=drawing.sampler, eta=drawing.eta, seed=drawing.seed)
-        return self.steps(drawing.model, drawing.labels, how)
+        size = request.latent_size(self.models.get(request.model).config.stride)
+        how = dict(latent_size=size, aspect=request.aspect, steps=request.steps, guidance=request.guidance)
+        how |= dict(sampler=request.sampler, eta=request.eta, seed=request.seed)
+        return self.steps(request.model, request.labels, how)
 
-    def usual(self, model: str) -> Drawing:
-        """The drawing that a model's own defaults describe."""
+    def usual(self, model: str) -> GenerateRequest:
+        """The request that a model's own defaults describe."""
         pipe = self.models.get(model)
         how, label = pipe.config.defaults, (*pipe.labels[3:4], *pipe.labels, "")[0]
         shape = f"{how.latent_size[1]}:{how.latent_size[0]}" if len(set(how.latent_size)) > 1 else "1:1"
         fixed = dict(steps=how.steps, guidance=how.guidance, sampler=how.sampler)
-        return Drawing(model, label, cells=max(how.latent_size), shape=shape, **fixed)
+        return GenerateRequest(model, label, cells=max(how.latent_size), shape=shape, **fixed)
 
-    def opening(self, drawing: Drawing) -> tuple[Pipeline, Latent]:
-        """A model and a latent to begin with, diffused once for all visitors."""
-        pipe, latent = self._openings.get(drawing.model, (None, None))
-        if pipe is not (installed := self.models.get(drawing.model)):
-            *_, last = self.denoise(drawing)
-            pipe, latent = self._openings[drawing.model] = installed, last.latent
+    def opening(self, request: GenerateRequest) -> tuple[Pipeline, Latent]:
+        """A model and a latent to begin with, diffused once for all users."""
+        pipe, latent = self._openings.get(request.model, (None, None))
+        if pipe is not (installed := self.models.get(request.model)):
+            *_, last = self.denoise(request)
+            pipe, latent = self._openings[request.model] = installed, last.latent
         return pipe, latent
 
-    def generate(self, visit: Visit) -> Iterator[dict[str, Any]]:
-        """Frames of what the visitor wants, step by step; fewer where it is stopped or overtaken."""
-        with self.turns.turn(visit):
-            yield from self._generate(visit)
+    def generate(self, session: Session) -> Iterator[dict[str, Any]]:
+        """Frames of what the user wants, step by step; fewer where it is stopped or overtaken."""
+        with self.queue.turn(session):
+            yield from self._generate(session)
 
-    def _generate(self, visit: Visit) -> Iterator[dict[str, Any]]:
-        if not (begun := visit.begin()):
+    def _generate(self, session: Session) -> Iterator[dict[str, Any]]:
+        if not (begun := session.begin()):
             return
-        wish, drawing = begun
+        wish, request = begun
         try:
-            pipe, start = self.models.get(drawing.model), time.perf_counter()
-            patient = pipe.patient
-            for step in self.denoise(drawing):
-                row = visit.selected if step.index > 1 else 0
-                view = replace(visit.view, side=min(visit.view.side, PREVIEW))
-                image = picture(patient, step.latent[row], view)
-                small = thumbs(patient, step.latent, GRID_PREVIEW) if drawing.count > 1 else []
+            pipe, start = self.models.get(request.model), time.perf_counter()
+            low_priority = pipe.low_priority
+            for step in self.denoise(request):
+                row = session.selected if step.index > 1 else 0
+                view = replace(session.view, side=min(session.view.side, PREVIEW))
+                image = render(low_priority, step.latent[row], view)
+                small = thumbs(low_priority, step.latent, GRID_PREVIEW) if request.count > 1 else []
                 left = (time.perf_counter() - start) / step.index * (step.steps - step.index)
                 state = f"Step {step.index} of {step.steps}"
                 busy = {"text": f"{state}, {seconds(left)} left", "share": step.index / step.steps}
-                words = about(pipe, step.latent, drawing.row(row), view, "preview", state=state.lower())
+                words = about(pipe, step.latent, request.row(row), view, "preview", state=state.lower())
                 shown = dict(image=png(image), thumbs=small, busy=busy, **words)
-                if not (frame := visit.advance(wish, pipe, drawing, step, row, **shown)):
+                if not (frame := session.advance(wish, pipe, request, step, row, **shown)):
                     return
                 yield frame
         finally:
-            visit.end(wish, drawing)
+            session.end(wish, request)
 
-    def show(self, visit: Visit, view: View) -> tuple[dict[str, Any], int | None] | None:
-        """The selected row at this view as a frame; of a large picture a first look, and the number of the job that
+    def show(self, session: Session, view: ViewRequest) -> tuple[dict[str, Any], int | None] | None:
+        """The selected row at this view as a frame; of a large image a first look, and the number of the job that
         `complete` is to be called for. None where it is there already, or a diffusion will show it."""
-        if not (job := visit.ask(view)):
+        if not (job := session.ask(view)):
             return None
         start = time.perf_counter()
         if job.large:
-            look = png(picture(job.pipe, job.row, replace(view, side=FIRST_LOOK)))
+            look = png(render(job.pipe, job.row, replace(view, side=FIRST_LOOK)))
             busy = {"text": "Waiting for its turn", "share": None}
-            frame = visit.progress(job, image=look, busy=busy, **self._about(visit, job, "first look"))
+            frame = session.progress(job, image=look, busy=busy, **self._about(session, job, "first look"))
             return frame and (frame, job.number)
-        frame = self._answer(visit, job, picture(job.pipe, job.row, view), start)
+        frame = self._answer(session, job, render(job.pipe, job.row, view), start)
         return frame and (frame, None)
 
-    def complete(self, visit: Visit) -> Iterator[dict[str, Any]]:
-        """Frames of a large picture under way and at its end; a newer view, a stop or a diffusion ends it."""
-        if not (job := visit.claim()):
+    def complete(self, session: Session) -> Iterator[dict[str, Any]]:
+        """Frames of a large image under way and at its end; a newer view, a stop or a diffusion ends it."""
+        if not (job := session.claim()):
             return
         view, (height, width), start, told = job.view, job.view.size, time.perf_counter(), None
         image_CHW = torch.empty(job.pipe.config.channels, height, width)
@@ -120,31 +120,31 @@ class Studio:
         for box, tile_BCHW in tiles:
             left, top, right, bottom = box
             image_CHW[:, top:bottom, left:right] = tile_BCHW[0]
-            if not visit.asked(job):
+            if not session.asked(job):
                 return
             passed = time.perf_counter() - start
             if told is None or passed - told > PROGRESS:
                 share, told = share_done(box, view.size), passed
                 text = f"{share:.0%} resampled, {seconds(passed / share - passed)} left"
-                if frame := visit.progress(job, busy={"text": text, "share": share}):
+                if frame := session.progress(job, busy={"text": text, "share": share}):
                     yield frame
-        if frame := self._answer(visit, job, image_CHW, start):
+        if frame := self._answer(session, job, image_CHW, start):
             yield frame
 
-    def _answer(self, visit: Visit, job: Job, image_CHW: Tensor, start: float) -> dict[str, Any] | None:
+    def _answer(self, session: Session, job: Job, image_CHW: Tensor, start: float) -> dict[str, Any] | None:
         text = f"resampled in {1000 * (time.perf_counter() - start):.0f} ms"
-        file = png(image_CHW, {"origin": job.origin} if job.origin else to_dict(job.drawing, job.view))
-        return visit.answer(job, image=file, **self._about(visit, job, text))
+        file = png(image_CHW, {"origin": job.origin} if job.origin else to_dict(job.request, job.view))
+        return session.answer(job, image=file, **self._about(session, job, text))
 
-    def _about(self, visit: Visit, job: Job, text: str) -> dict[str, Any]:
-        state = "" if job.origin else taken(job.drawing, visit.done)
-        return about(job.pipe, job.row, job.drawing, job.view, text, state=state, origin=job.origin)
+    def _about(self, session: Session, job: Job, text: str) -> dict[str, Any]:
+        state = "" if job.origin else taken(job.request, session.done)
+        return about(job.pipe, job.row, job.request, job.view, text, state=state, origin=job.origin)
 
 
-def taken(drawing: Drawing, done: int) -> str:
+def taken(request: GenerateRequest, done: int) -> str:
     """The diffusion in words."""
-    steps = f"{drawing.steps} steps" if done == drawing.steps else f"stopped after step {done} of {drawing.steps}"
-    return f"diffused once, {steps}, guidance {drawing.guidance:g} ×"
+    steps = f"{request.steps} steps" if done == request.steps else f"stopped after step {done} of {request.steps}"
+    return f"diffused once, {steps}, guidance {request.guidance:g} ×"
 
 
 def seconds(time_s: float) -> str:

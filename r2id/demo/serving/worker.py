@@ -1,4 +1,4 @@
-"""One thread for all the arithmetic of a server, in pieces that take turns: pictures before steps and large pictures.
+"""One thread for all the arithmetic of a server, in pieces that take turns: images before steps and large images.
 And what one call may cost where many wait for that thread.
 
 Every thread that computes gets an OpenMP team of its own. With more of them than cores, GNU's OpenMP has each team
@@ -29,10 +29,10 @@ from r2id.denoisers.output import Denoised
 from r2id.latent import Latent
 from r2id.pipeline import FULL, DiffusionStep, Pipeline
 
-MAX_THREADS = 8  # pictures are small: more threads wait for each other
+MAX_THREADS = 8  # images are small: more threads wait for each other
 LEAD = 30.0  # seconds by which urgent work counts as older than it is: it goes first, and nothing waits for ever
-SMALL = 2**18  # pixels up to which a picture is made in one piece, before anything else
-PATIENT = 2**16  # … and one that waits like steps
+SMALL = 2**18  # pixels up to which an image is made in one piece, before anything else
+LOW_PRIORITY_PIXELS = 2**16  # … and one that waits like steps
 MOST_DECODED = 2**24  # points of one call; in a latent of more than FEW_DECODED cells each costs more
 MOST_DIFFUSED = 2**19  # cells of all rows and steps of one call; above FEW_DIFFUSED in a row each costs more
 FEW_DECODED, FEW_DIFFUSED = 2**8, 2**10  # up to so many cells, attention is little beside the rest; measured
@@ -111,15 +111,15 @@ class Worker:
 worker = cache(Worker)  # one a process
 
 
-class Limited(Pipeline):
+class QuotaPipeline(Pipeline):
     """A pipeline that no call holds for more than about two minutes of two cores: what would cost more is a ValueError
     that says how much is served."""
 
-    urgent = True  # its pictures go before steps
+    urgent = True  # its images go before steps
 
     @property
-    def patient(self) -> Limited:
-        """The same whose pictures wait like steps, for those that nobody asked for by themselves."""
+    def low_priority(self) -> QuotaPipeline:
+        """The same whose images wait like steps, for those that nobody asked for by themselves."""
         pipe = copy(self)
         pipe.urgent = False
         return pipe
@@ -131,7 +131,7 @@ class Limited(Pipeline):
         most = MOST_DIFFUSED // round(len(rows) * cells * max(1, cells / FEW_DIFFUSED))
         if steps > most:
             asked = f"{steps} steps for {len(rows)} x {h} x {w} cells"
-            raise ValueError(f"{asked}: at most {most} are served; ask for fewer steps, cells or pictures")
+            raise ValueError(f"{asked}: at most {most} are served; ask for fewer steps, cells or images")
         return path
 
     def asked(self, labels, options: dict) -> tuple[tuple[int, int], list]:
@@ -145,7 +145,7 @@ class Limited(Pipeline):
         if cost > MOST_DECODED:
             asked = f"size {size[0]} x {size[1]} of {len(latent)} x {latent.size[0]} x {latent.size[1]} cells"
             served = f"{points:,} points to decode, at most {int(MOST_DECODED * points / cost):,} are served"
-            raise ValueError(f"{asked}: {served}; ask for a smaller picture or fewer cells")
+            raise ValueError(f"{asked}: {served}; ask for a smaller image or fewer cells")
         return tiles
 
     def points(self, latent: Latent, size: tuple[int, int], fit, region) -> tuple[int, float]:
@@ -155,7 +155,7 @@ class Limited(Pipeline):
         return points, points * max(1, cells / FEW_DECODED)
 
 
-class Hosted(Limited):
+class QueuedPipeline(QuotaPipeline):
     """A pipeline for many threads, whose arithmetic the worker does, in pieces of a second or so."""
 
     def _denoise(self, *inputs) -> Denoised:
@@ -166,7 +166,7 @@ class Hosted(Limited):
 
     def resample_tiles(self, latent: Latent, *, size: tuple[int, int], fit=None, region=FULL) -> Iterator:
         tiles = super().resample_tiles(latent, size=size, fit=fit, region=region)
-        if self.points(latent, size, fit, region)[1] > (SMALL if self.urgent else PATIENT):
+        if self.points(latent, size, fit, region)[1] > (SMALL if self.urgent else LOW_PRIORITY_PIXELS):
             return worker().steps(tiles)
         return iter(worker().call(partial(list, tiles), urgent=self.urgent))
 

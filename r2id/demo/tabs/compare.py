@@ -9,16 +9,16 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from r2id.demo.controls import view_of
-from r2id.demo.page import AT_ONCE, HEAVY, SLOW, Page, img, stoppable, told
-from r2id.demo.pictures import SIZES, bicubic, decoded, inside, shown
-from r2id.demo.record import Drawing
-from r2id.demo.session import Visit, named_label, whole_size
+from r2id.demo.controls import view_request_of
+from r2id.demo.illustrations import SIZES, bicubic, decoded, inside, shown
+from r2id.demo.page import AT_ONCE, HEAVY, SLOW, Page, gradio_errors, img, stoppable
+from r2id.demo.request import GenerateRequest
+from r2id.demo.session import Session, named_label, whole_size
 from r2id.image import to_pil
 from r2id.interpolation import share_done
 
-SHOWN = 256  # long side in pixels of a picture in a row
-WIPED = 320  # long side in pixels of the picture beside its enlargement
+SHOWN = 256  # long side in pixels of an image in a row
+WIPED = 320  # long side in pixels of the image beside its enlargement
 AT_MOST = 4  # latent sizes
 STRIP = "One latent, every size", "long side 8 to 1024 pixels, shown equally large"
 SIZES_TITLE = "Latents of several sizes", "same label and seed, diffused anew"
@@ -48,86 +48,86 @@ watch("value", () => {
 });"""
 
 
-def row_of(pictures: Sequence[tuple[str, Image.Image]], alt: str) -> str:
-    """(caption, picture) beside each other, equally large; alt: what all of them are."""
+def row_of(images: Sequence[tuple[str, Image.Image]], alt: str) -> str:
+    """(caption, image) beside each other, equally large; alt: what all of them are."""
     parts = []
-    for caption, image in pictures:
+    for caption, image in images:
         image = shown(image, inside((SHOWN, SHOWN), image.width / image.height))
         parts.append(
             f"<figure>{img(image, f'{alt}, {caption}')}<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
-    return f'<div class="pictures{" many" * (len(parts) > AT_MOST)}">{"".join(parts)}</div>'
+    return f'<div class="images{" many" * (len(parts) > AT_MOST)}">{"".join(parts)}</div>'
 
 
 def title(words: str, more: str) -> str:
     return f"<h3 class=title>{words} <small role=status>{html.escape(more)}</small></h3>"
 
 
-def strip(visit: Visit) -> Iterator[tuple]:
-    """The selected latent at all sizes: pictures, title with the progress. Ends where another latent has come."""
-    pipe, row, pictures = visit.pipe and visit.pipe.patient, visit.row, []
+def strip(session: Session) -> Iterator[tuple]:
+    """The selected latent at all sizes: images, title with the progress. Ends where another latent has come."""
+    pipe, row, images = session.pipe and session.pipe.low_priority, session.row, []
     yield gr.skip(), title(*STRIP)
     for height, width in [whole_size(row, side) for side in SIZES] if row else ():
         image_CHW = torch.empty(pipe.config.channels, height, width)
         for box, tile_BCHW in pipe.resample_tiles(row, size=(height, width), fit="contain"):
             left, top, right, bottom = box
-            if visit.row is not row:
+            if session.row is not row:
                 return
             image_CHW[:, top:bottom, left:right] = tile_BCHW[0]
-            visit.settle()  # whoever moves a slider waits for no more than a tile
+            session.settle()  # whoever moves a slider waits for no more than a tile
             if max(height, width) > SHOWN:
                 progress = f"{width} × {height} pixels: {share_done(box, (height, width)):.0%} decoded"
                 yield gr.skip(), title(STRIP[0], progress)
-        pictures.append((f"{width} × {height} pixels", to_pil(image_CHW)))
+        images.append((f"{width} × {height} pixels", to_pil(image_CHW)))
         if max(height, width) >= SHOWN:
-            yield row_of(pictures, "decoded to pixels"), title(*STRIP)
+            yield row_of(images, "decoded to pixels"), title(*STRIP)
 
 
-def wipe(visit: Visit, *values):
+def wipe(session: Session, *values):
     """The present view of the selected latent, enlarged and decoded."""
-    if not (row := visit.row):
+    if not (row := session.row):
         return gr.skip()
     try:
-        view = replace(view_of(*values), side=WIPED)
-    except ValueError:  # the big picture tells
+        view = replace(view_request_of(*values), side=WIPED)
+    except ValueError:  # the big image tells
         return gr.skip()
-    pipe = visit.pipe
+    pipe = session.pipe
     before = img(bicubic(pipe, row, view), "the present view, enlarged bicubically")
     after = img(decoded(pipe, row, view), "the present view, decoded from the latent")
     (height, width), short = view.size, pipe.config.training_size
     words = f"Left: decoded with {short} pixels on the short side, as in training, then enlarged bicubically. "
-    words += f"Right: decoded at {width} × {height} pixels. Zoom and move the big picture to look closer."
+    words += f"Right: decoded at {width} × {height} pixels. Zoom and move the big image to look closer."
     return dict(images=before + after, ratio=width / height, words=words)
 
 
 def diffused(
-    page: Page, visit: Visit, drawings: dict[str, Drawing], heading: tuple[str, str], stop: str
+    page: Page, session: Session, requests: dict[str, GenerateRequest], heading: tuple[str, str], stop: str
 ) -> Iterator[tuple]:
-    """Diffuses the named drawings one by one: pictures with the time that they took, title with the progress. stop:
+    """Diffuses the named requests one by one: images with the time that they took, title with the progress. stop:
     name of the button that ends it."""
-    pictures = []
-    for name, drawing in drawings.items():
-        pipe, spent = page.models.get(drawing.model), 0.0
-        steps = page.studio.denoise(drawing)
-        for index in range(1, drawing.steps + 1):
-            if stop in visit.stopped:
+    images = []
+    for name, request in requests.items():
+        pipe, spent = page.models.get(request.model), 0.0
+        steps = page.service.denoise(request)
+        for index in range(1, request.steps + 1):
+            if stop in session.stopped:
                 return (yield gr.skip(), title(*heading))
             start = time.perf_counter()
             latent = next(steps).latent
             spent += time.perf_counter() - start
-            yield gr.skip(), title(heading[0], f"{name}: step {index} of {drawing.steps}")
+            yield gr.skip(), title(heading[0], f"{name}: step {index} of {request.steps}")
         start = time.perf_counter()
         image = to_pil(pipe.resample(latent, size=whole_size(latent, SHOWN), fit="contain")[0])
         times = f"diffused in {1000 * spent:.0f} ms, resampled in {1000 * (time.perf_counter() - start):.0f} ms"
-        pictures.append((f"{name}: {times}", image))
-        yield row_of(pictures, named_label(drawing)), title(*heading)
+        images.append((f"{name}: {times}", image))
+        yield row_of(images, named_label(request)), title(*heading)
 
 
-def wanted(visit: Visit) -> Drawing:
-    """What made the picture on the page."""
-    if visit.drawing is None or visit.origin:
-        raise ValueError("the latent on the page was not diffused, so it has no label and seed: press Diffuse first")
-    return visit.drawing
+def wanted(session: Session) -> GenerateRequest:
+    """What made the image on the page."""
+    if session.request is None or session.origin:
+        raise ValueError("the latent on the page was not diffused, so it has no label and seed: press Generate first")
+    return session.request
 
 
 def latent_sizes(low: int, high: int, stride: int) -> list[int]:
@@ -137,23 +137,23 @@ def latent_sizes(low: int, high: int, stride: int) -> list[int]:
 
 
 def build(page: Page) -> None:
-    def of_sizes(visit: Visit):
-        with told(), page.studio.turns.turn(visit):
-            drawing = wanted(visit)
-            config = page.models.get(drawing.model).config
-            asked = [replace(drawing, cells=n) for n in latent_sizes(*config.trained_cells, config.stride)]
+    def of_sizes(session: Session):
+        with gradio_errors(), page.service.queue.turn(session):
+            request = wanted(session)
+            config = page.models.get(request.model).config
+            asked = [replace(request, cells=n) for n in latent_sizes(*config.trained_cells, config.stride)]
             names = ["{1} × {0} cells".format(*d.latent_size(config.stride)) for d in asked]
-            yield from diffused(page, visit, dict(zip(names, asked, strict=True)), SIZES_TITLE, STOP_SIZES)
+            yield from diffused(page, session, dict(zip(names, asked, strict=True)), SIZES_TITLE, STOP_SIZES)
 
-    def of_models(visit: Visit, *models: str):
-        with told(), page.studio.turns.turn(visit):
-            drawing = wanted(visit)
+    def of_models(session: Session, *models: str):
+        with gradio_errors(), page.service.queue.turn(session):
+            request = wanted(session)
             if models[0] == models[1]:
                 raise ValueError(f"{models[0]} twice: choose two different models")
-            kept = dict(label=drawing.label, other=drawing.other, blend=drawing.blend, seed=drawing.seed)
-            asked = [replace(page.studio.usual(model), **kept) for model in models]
+            kept = dict(label=request.label, other=request.other, blend=request.blend, seed=request.seed)
+            asked = [replace(page.service.usual(model), **kept) for model in models]
             names = [f"{d.model}, {d.cells} cells, {d.steps} steps" for d in asked]
-            yield from diffused(page, visit, dict(zip(names, asked, strict=True)), MODELS_TITLE, STOP_MODELS)
+            yield from diffused(page, session, dict(zip(names, asked, strict=True)), MODELS_TITLE, STOP_MODELS)
 
     def choices(first: str, second: str):
         """The installed models; those that were chosen stay as long as they are there."""
@@ -164,7 +164,7 @@ def build(page: Page) -> None:
 
     with gr.Tab("Compare") as tab:
         strip_mark, strip_title = gr.HTML(**MARK), gr.HTML(title(*STRIP))
-        pictures = gr.HTML()
+        images = gr.HTML()
         wipe_mark, _ = gr.HTML(**MARK), gr.HTML(title("Decoded or enlarged?", "drag the line, or use the arrow keys"))
         pair = gr.HTML(html_template=WIPE, js_on_load=WIPE_JS)
         sizes_title = gr.HTML(title(*SIZES_TITLE))
@@ -181,13 +181,13 @@ def build(page: Page) -> None:
 
     gr.on([page.version.change, tab.select], None, None, strip_mark, js=NEW)
     gr.on([page.version.change, tab.select, *[c.change for c in page.view[1:]]], None, None, wipe_mark, js=NEW)
-    strip_mark.seen(strip, page.visit, [pictures, strip_title], trigger_mode="always_last", **SLOW)
-    wipe_mark.seen(wipe, [page.visit, *page.view], pair, trigger_mode="always_last", **SLOW)
+    strip_mark.seen(strip, page.session, [images, strip_title], trigger_mode="always_last", **SLOW)
+    wipe_mark.seen(wipe, [page.session, *page.view], pair, trigger_mode="always_last", **SLOW)
     gr.on([page.version.change, tab.select], choices, models, models, **AT_ONCE)
     for press, halt, fn, inputs, outputs, heading in [
-        (press_sizes, halt_sizes, of_sizes, [page.visit], [at_sizes, sizes_title], SIZES_TITLE),
-        (press_models, halt_models, of_models, [page.visit, *models], [by_models, models_title], MODELS_TITLE),
+        (press_sizes, halt_sizes, of_sizes, [page.session], [at_sizes, sizes_title], SIZES_TITLE),
+        (press_models, halt_models, of_models, [page.session, *models], [by_models, models_title], MODELS_TITLE),
     ]:
         press.click(None, None, outputs[1], js=f"() => `{title(heading[0], 'waiting for its turn')}`")
-        run = stoppable(press, halt, page.visit, fn, inputs, outputs, **HEAVY)
+        run = stoppable(press, halt, page.session, fn, inputs, outputs, **HEAVY)
         run.failure(None, None, outputs[1], js=f"() => `{title(*heading)}`")

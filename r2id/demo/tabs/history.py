@@ -1,4 +1,4 @@
-"""What was made in this visit, to come back to; what a PNG was made with; and what can be taken along."""
+"""What was made in this session, to come back to; what a PNG was made with; and what can be taken along."""
 
 import html
 import time
@@ -8,17 +8,17 @@ from pathlib import Path
 import gradio as gr
 
 from r2id.demo.animate import gif, sweep
-from r2id.demo.controls import view_of
-from r2id.demo.page import AT_ONCE, LIGHT, SLOW, Page, data_uri, place, stoppable, told
-from r2id.demo.pictures import zip_of
-from r2id.demo.record import from_dict, to_dict
+from r2id.demo.controls import view_request_of
+from r2id.demo.illustrations import zip_of
+from r2id.demo.page import AT_ONCE, LIGHT, SLOW, Page, data_uri, gradio_errors, place, stoppable
+from r2id.demo.request import from_dict, to_dict
 from r2id.demo.serving.generation import seconds
-from r2id.demo.session import MAX_HISTORY, Entry, Visit, named_label, picture, png
+from r2id.demo.session import MAX_HISTORY, Entry, Session, named_label, png, render
 from r2id.image import read_parameters
 from r2id.limits import brief
 
 FRAMES = 48  # of an animation
-MAX_ZIP = 2**24  # pixels of all pictures in a zip
+MAX_ZIP = 2**24  # pixels of all images in a zip
 STOP = "Stop making"
 THUMBS = 4  # shown of an entry
 SWEEPS = [("resolution, 8 to 512 pixels", "size"), ("ratio, 9:16 to 16:9", "ratio"), ("zoom", "zoom")]
@@ -38,17 +38,17 @@ def build(page: Page) -> None:
     with gr.Tab("History") as tab, gr.Row():
         with gr.Column(scale=3, min_width=320):
             gr.HTML(
-                f"<h3>Made in this visit</h3>The last {MAX_HISTORY}, newest first. Choose one: all of it comes back."
+                f"<h3>Made in this session</h3>The last {MAX_HISTORY}, newest first. Choose one: all of it comes back."
             )
             entries = gr.HTML(elem_id="history", apply_default_css=False, js_on_load=CHOOSE)
         with gr.Column(scale=2, min_width=320):
             drop = gr.File(label="A PNG made here: its parameters come back", file_types=[".png"], height=150,
                            elem_id="history-drop")  # fmt: skip
             gr.HTML(
-                "<h3>To take along</h3>PNG, link and lines of Python are below the big picture, the latent beside it."
+                "<h3>To take along</h3>PNG, link and lines of Python are below the big image, the latent beside it."
             )
             with gr.Row():
-                pack = gr.Button("Zip all pictures at this view", size="sm", min_width=140)
+                pack = gr.Button("Zip all images at this view", size="sm", min_width=140)
                 packed = gr.DownloadButton("Download zip", size="sm", min_width=140, interactive=False)
             kind = gr.Radio(SWEEPS, value="size", label="Animate")
             length = gr.Slider(2, 10, value=4, step=0.5, label="Length (seconds)")
@@ -60,56 +60,58 @@ def build(page: Page) -> None:
                 halt = gr.Button(STOP, size="sm", scale=0, min_width=120, interactive=False)
             movie = gr.Image(visible=False, format="gif", buttons=[], show_label=False, container=False, width=360)
 
-    def look(visit: Visit) -> str:
-        return "".join(entry_html(entry, entry.latent is visit.latent) for entry in visit.history)
+    def look(session: Session) -> str:
+        return "".join(entry_html(entry, entry.latent is session.latent) for entry in session.history)
 
-    def pick(visit: Visit, event: gr.EventData) -> list:
-        with told():
-            entry = next((entry for entry in visit.history if key(entry) == event.key), None)
+    def pick(session: Session, event: gr.EventData) -> list:
+        with gradio_errors():
+            entry = next((entry for entry in session.history if key(entry) == event.key), None)
             if entry is None:
                 raise ValueError(f"this one is no longer kept, only the last {MAX_HISTORY} are: choose another")
-            return page.restore(visit, entry.drawing, visit.view, entry.latent, origin=entry.origin, done=entry.done)
+            return page.restore(
+                session, entry.request, session.view, entry.latent, origin=entry.origin, done=entry.done
+            )
 
-    def read(visit: Visit, file: str) -> list:
+    def read(session: Session, file: str) -> list:
         """The controls as a PNG says; the latent stays."""
-        with told():
+        with gradio_errors():
             values = read_parameters(file)
             if "origin" in values:
                 origin = brief(values["origin"])
-                raise ValueError(f"this picture is of a latent that was not diffused, {origin}: load the latent's file")
-            drawing, view = from_dict(values)
-            restored = page.restore(visit, drawing, view)
-            gr.Info(html.escape(f"{named_label(drawing)}, seed {drawing.seed}: press Diffuse to make it again"))
+                raise ValueError(f"this image is of a latent that was not diffused, {origin}: load the latent's file")
+            request, view = from_dict(values)
+            restored = page.restore(session, request, view)
+            gr.Info(html.escape(f"{named_label(request)}, seed {request.seed}: press Generate to make it again"))
             return restored
 
-    def zipped(visit: Visit, *values) -> Iterator[list]:
+    def zipped(session: Session, *values) -> Iterator[list]:
         """Progress, download."""
-        with told():
-            pipe, latent, made, origin, view = *there(visit), view_of(*values)
+        with gradio_errors():
+            pipe, latent, made, origin, view = *there(session), view_request_of(*values)
             count, (height, width) = len(latent), view.size
             if count * height * width > MAX_ZIP:
                 size = f"{count} × {width} × {height} pixels"
                 raise ValueError(f"{size}: a zip holds {MAX_ZIP:,} at most, choose a smaller resolution")
             files = []
             for i in range(count):
-                if STOP in visit.stopped:
+                if STOP in session.stopped:
                     return
-                yield [bar_html(i / count, f"Picture {i + 1} of {count}"), gr.skip()]
-                drawing = made.row(i)
-                parameters = {"origin": origin} if origin else to_dict(drawing, view)
-                name = f"{i + 1:02}.png" if origin else f"{i + 1:02}-seed{drawing.seed}.png"
-                files.append((name, png(picture(pipe, latent[i], view), parameters)))
-            words = f"Download {count} {'picture' if count == 1 else 'pictures'}"
+                yield [bar_html(i / count, f"Image {i + 1} of {count}"), gr.skip()]
+                request = made.row(i)
+                parameters = {"origin": origin} if origin else to_dict(request, view)
+                name = f"{i + 1:02}.png" if origin else f"{i + 1:02}-seed{request.seed}.png"
+                files.append((name, png(render(pipe, latent[i], view), parameters)))
+            words = f"Download {count} {'image' if count == 1 else 'images'}"
             yield [gr.skip(), download(stored("r2id.zip", zip_of(files)), words)]
 
-    def swept(visit: Visit, kind: str, length: float, *values) -> Iterator[list]:
+    def swept(session: Session, kind: str, length: float, *values) -> Iterator[list]:
         """Progress, download, the animation itself."""
-        with told():
-            pipe, latent, made, origin, view = *there(visit), view_of(*values)
-            named, row, most = origin or named_label(made), latent[visit.selected], FRAMES // 2 + 1
+        with gradio_errors():
+            pipe, latent, made, origin, view = *there(session), view_request_of(*values)
+            named, row, most = origin or named_label(made), latent[session.selected], FRAMES // 2 + 1
             frames, start = [], time.perf_counter()
             for frame in sweep(pipe, row, kind, view, frames=FRAMES):
-                if STOP in visit.stopped:
+                if STOP in session.stopped:
                     return
                 frames.append(frame)
                 if (done := len(frames)) < most:
@@ -120,14 +122,14 @@ def build(page: Page) -> None:
             yield [gr.skip(), button, gr.Image(str(path), visible=True, alt_text=alt)]
 
     page.watch(tab, look, [], [entries])
-    picked = entries.select(pick, page.visit, page.restored, **LIGHT)
+    picked = entries.select(pick, page.session, page.restored, **LIGHT)
     picked.then(**page.again)
     picked.success(None, None, None, js="() => document.querySelector('#show').scrollIntoView({block: 'nearest'})")
-    dropped = drop.upload(read, [page.visit, drop], page.restored, **LIGHT)
+    dropped = drop.upload(read, [page.session, drop], page.restored, **LIGHT)
     dropped.success(**page.again)
-    zips = stoppable(pack, halt, page.visit, zipped, [page.visit, *page.view], [bar, packed], **SLOW)
-    asked, made = [page.visit, kind, length, *page.view], [bar, animated, movie]
-    sweeps = stoppable(animate, halt, page.visit, swept, asked, made, **SLOW)
+    zips = stoppable(pack, halt, page.session, zipped, [page.session, *page.view], [bar, packed], **SLOW)
+    asked, made = [page.session, kind, length, *page.view], [bar, animated, movie]
+    sweeps = stoppable(animate, halt, page.session, swept, asked, made, **SLOW)
     for event, nothing, output in ((dropped, None, drop), (zips, "", bar), (sweeps, "", bar)):
         for over in (event.success, event.failure):
             over(lambda nothing=nothing: nothing, None, output, **AT_ONCE)
@@ -140,25 +142,25 @@ def key(entry: Entry) -> str:
 
 def entry_html(entry: Entry, current: bool) -> str:
     """A button: some thumbnails and what they are."""
-    drawing, (h, w), count = entry.drawing, entry.latent.size, len(entry.thumbs)
-    words = [entry.origin or f"{named_label(drawing)}, seed {drawing.seed}", f"{w} × {h} cells", drawing.model]
+    request, (h, w), count = entry.request, entry.latent.size, len(entry.thumbs)
+    words = [entry.origin or f"{named_label(request)}, seed {request.seed}", f"{w} × {h} cells", request.model]
     if count > 1:
-        words.append(f"{count} pictures")
-    if entry.done < drawing.steps:
-        words.append(f"stopped after step {entry.done} of {drawing.steps}")
+        words.append(f"{count} images")
+    if entry.done < request.steps:
+        words.append(f"stopped after step {entry.done} of {request.steps}")
     small = "".join(
-        f'<img src="{data_uri(thumb)}" alt="picture {i} of {count}">'
+        f'<img src="{data_uri(thumb)}" alt="image {i} of {count}">'
         for i, thumb in enumerate(entry.thumbs[:THUMBS], start=1)
     )
     lines = "".join(f"<span>{html.escape(line)}</span>" for line in words)
     return f'<button data-key="{key(entry)}" aria-pressed="{str(current).lower()}"><div>{small}</div>{lines}</button>'
 
 
-def there(visit: Visit) -> tuple:
-    """Model, latent, drawing and origin of what is on the page."""
-    if visit.latent is None:
-        raise ValueError("there is no latent (one is dropped after an hour without use): press Diffuse")
-    return visit.pipe, visit.latent, visit.made, visit.origin
+def there(session: Session) -> tuple:
+    """Model, latent, request and origin of what is on the page."""
+    if session.latent is None:
+        raise ValueError("there is no latent (one is dropped after an hour without use): press Generate")
+    return session.pipe, session.latent, session.made, session.origin
 
 
 def bar_html(share: float, words: str) -> str:

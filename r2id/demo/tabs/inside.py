@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import gradio as gr
 from PIL import Image
 
-from r2id.demo.controls import view_of
+from r2id.demo.controls import view_request_of
+from r2id.demo.illustrations import MOST_STEPS, channel_maps, coordinate_systems, loss_against_t, trajectory
 from r2id.demo.page import LIGHT, Page, img
-from r2id.demo.pictures import MOST_STEPS, channel_maps, coordinate_systems, loss_against_t, trajectory
-from r2id.demo.record import View
-from r2id.demo.session import Visit, whole_size
+from r2id.demo.request import ViewRequest
+from r2id.demo.session import Session, whole_size
 from r2id.image import to_pil
 from r2id.latent import Latent
 from r2id.pipeline import Pipeline
@@ -30,36 +30,34 @@ def build(page: Page) -> None:
             with gr.Column(min_width=320):
                 loss = gr.HTML(elem_classes="inside")
 
-    def look(visit: Visit, *values) -> Iterator[list]:
+    def look(session: Session, *values) -> Iterator[list]:
         """Coordinates, channels, loss; then the steps, which have to be decoded."""
-        pipe, row, model = visit.pipe, visit.row, visit.made.model
-        frames, done, selected = visit.frames, visit.done, visit.selected
-        shown = coordinates_html(view_of(*values), row.aspect)
+        pipe, row, model = session.pipe, session.row, session.made.model
+        frames, done, selected = session.frames, session.done, session.selected
+        shown = coordinates_html(view_request_of(*values), row.aspect)
         yield [shown, channels_html(row), loss_html(page.models.report(model)), gr.skip()]
         yield [*[gr.skip()] * 3, steps_html(pipe, [frame[selected] for frame in frames], done)]
 
-    def moved(visit: Visit, *values) -> str:
-        if visit.tab != tab.label or visit.latent is None:
+    def moved(session: Session, *values) -> str:
+        if session.tab != tab.label or session.latent is None:
             return gr.skip()
-        return coordinates_html(view_of(*values), visit.latent.aspect)
+        return coordinates_html(view_request_of(*values), session.latent.aspect)
 
     page.watch(tab, look, page.view, [coordinates, channels, loss, steps])
     # Not the resolution's: it is dragged the most, and does not change what is drawn.
     shaped = [control.change for control in page.view[1:]]
-    gr.on(shaped, moved, [page.visit, *page.view], coordinates, trigger_mode="always_last", **LIGHT)
+    gr.on(shaped, moved, [page.session, *page.view], coordinates, trigger_mode="always_last", **LIGHT)
 
 
-def figure(title: str, pictures: list[tuple[Image.Image, str]], words: str) -> str:
-    """(picture drawn at twice its size, alternative text) beside each other, under a title and above what one sees."""
-    shown = "".join(
-        f'<div style="max-width: {picture.width // 2}px">{img(picture, alt)}</div>' for picture, alt in pictures
-    )
+def figure(title: str, images: list[tuple[Image.Image, str]], words: str) -> str:
+    """(image drawn at twice its size, alternative text) beside each other, under a title and above what one sees."""
+    shown = "".join(f'<div style="max-width: {image.width // 2}px">{img(image, alt)}</div>' for image, alt in images)
     return f"<h3>{title}</h3><div>{shown}</div><p>{words}</p>"
 
 
 def channels_html(row: Latent) -> str:
     (h, w), count = row.size, row.tensor.shape[1]
-    words = f"""The selected picture as it is stored: {count} channels of {w} × {h} cells, {row.tensor.numel():,}
+    words = f"""The selected image as it is stored: {count} channels of {w} × {h} cells, {row.tensor.numel():,}
         numbers, orange above 0 and blue below. Every size of it on this page, small or large, is decoded from these."""
     alt = f"{count} maps of {w} by {h} cells, one a channel"
     return figure("The latent's channels", [(channel_maps(row), alt)], words)
@@ -70,23 +68,23 @@ def steps_html(pipe: Pipeline, frames: list[Latent], done: int) -> str:
     title = "The diffusion, step by step"
     if not frames:
         return (
-            f"<h3>{title}</h3><p>This latent was not diffused just now: press Diffuse, and its steps will be here.</p>"
+            f"<h3>{title}</h3><p>This latent was not diffused just now: press Generate, and its steps will be here.</p>"
         )
     size = whole_size(frames[0], FINE if len(frames) <= MOST_STEPS else COARSE)
-    picture = trajectory([to_pil(pipe.resample(frame, size=size, fit="contain")[0]) for frame in frames])
+    image = trajectory([to_pil(pipe.resample(frame, size=size, fit="contain")[0]) for frame in frames])
     kept = "" if len(frames) >= done else f" {len(frames)} of {done} steps are shown, the others were left out."
-    words = f"""What the denoiser takes the picture for after every step. It starts from noise: the first steps settle
+    words = f"""What the denoiser takes the image for after every step. It starts from noise: the first steps settle
         the rough shape, the last ones the detail.{kept}"""
-    return figure(title, [(picture, f"the picture as expected after each of {len(frames)} steps")], words)
+    return figure(title, [(image, f"the image as expected after each of {len(frames)} steps")], words)
 
 
-def coordinates_html(view: View, aspect: float) -> str:
+def coordinates_html(view: ViewRequest, aspect: float) -> str:
     absolute, relative = coordinate_systems(view, aspect)
     height, width = view.size
     words = f"""The model is told twice where each of the {width} × {height} pixels lies. Absolute coordinates span the
         latent's frame from edge to edge whatever its shape; relative ones have the same unit across and down, so that a
         circle stays round. Dark is beyond the frame. Change the ratio, the fit or the zoom, and watch."""
-    alt = f"coordinates over a picture of {width} by {height} pixels"
+    alt = f"coordinates over an image of {width} by {height} pixels"
     shown = [(absolute, f"absolute {alt}"), (relative, f"relative {alt}")]
     return figure("The two coordinate systems", shown, words)
 
@@ -94,11 +92,11 @@ def coordinates_html(view: View, aspect: float) -> str:
 def loss_html(report: dict | None) -> str:
     title = "The denoiser's loss"
     try:
-        picture = loss_against_t(report)
+        image = loss_against_t(report)
     except ValueError:
         return f"<h3>{title}</h3><p>The report beside this model's weights holds no readable losses.</p>"
-    if picture is None:
+    if image is None:
         return f"<h3>{title}</h3><p>This model ships no report of its loss at each noise level.</p>"
     words = """How wrong the denoiser is at each noise level t, lower is better: near 0 it sees almost all of the
-        picture, near 1 almost only noise. Where the curves part, it relies on the label."""
-    return figure(title, [(picture, "loss against noise level t, with the label and without")], words)
+        image, near 1 almost only noise. Where the curves part, it relies on the label."""
+    return figure(title, [(image, "loss against noise level t, with the label and without")], words)

@@ -6,7 +6,7 @@ import gradio as gr
 
 from r2id.checkpoint import MAX_HUB_BYTES
 from r2id.demo.models import MAX_HUB, Models
-from r2id.demo.page import AT_ONCE, SLOW, Events, Page, told
+from r2id.demo.page import AT_ONCE, SLOW, Events, Page, gradio_errors
 
 LIMITS = f"safetensors files only, up to {MAX_HUB_BYTES / 2**30:.0f} GB; the last {MAX_HUB} stay"
 
@@ -31,12 +31,12 @@ def build(page: Page) -> None:
         return [gr.Radio(names) if name in names else gr.Radio(names, value=None), broken_html(page.models)]
 
     def card_of(name: str | None) -> str:
-        with told():
+        with gradio_errors():
             return described(page.models, name) if name in page.models.names else "Choose a model to see its card."
 
     def added(hub_id: str) -> list:
         """Choices with the new model chosen; the text box, empty again."""
-        with told():
+        with gradio_errors():
             name = page.models.add(hub_id)
             return [gr.Radio(page.models.names, value=name), ""]
 

@@ -1,4 +1,4 @@
-"""A picture of the visitor's own, drawn or uploaded: encoded to a latent, and what that loses."""
+"""An image of the user's own, drawn or uploaded: encoded to a latent, and what that loses."""
 
 import base64
 import binascii
@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from r2id.demo.controls import Slider, drawing_of, view_of
-from r2id.demo.page import AT_ONCE, LIFE, LIGHT, SLOW, Page, told
-from r2id.demo.record import Drawing
-from r2id.demo.session import Visit, whole_size
+from r2id.demo.controls import Slider, generate_request_of, view_request_of
+from r2id.demo.page import AT_ONCE, LIFE, LIGHT, SLOW, Page, gradio_errors
+from r2id.demo.request import GenerateRequest
+from r2id.demo.session import Session, whole_size
 from r2id.demo.tabs.compare import SHOWN, row_of
 from r2id.image import MAX_IMAGE_PIXELS, from_pil, to_pil
 from r2id.latent import Latent
 from r2id.pipeline import Pipeline
 
-MOST = 1024  # long side in pixels of what is kept of a picture
-HINT = "Draw with a finger or the mouse, or upload a picture: how well the latent holds it is shown here."
+MOST = 1024  # long side in pixels of what is kept of an image
+HINT = "Draw with a finger or the mouse, or upload an image: how well the latent holds it is shown here."
 
 # A drawing travels as a PNG with a transparent ground; "input" is triggered after every stroke.
 BOARD = """<div class="sketch">
@@ -52,14 +52,14 @@ paint();"""
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What the visitor gave, the right way up and MOST pixels long at most; origin: what to call it."""
+    """What the user gave, the right way up and MOST pixels long at most; origin: what to call it."""
 
     image: Image.Image
     origin: str
 
 
 def opened(file: Path | io.BytesIO, name: str) -> Image.Image:
-    """A picture file of any kind; of an animation, the first frame. Raises ValueError, one line, for other files."""
+    """An image file of any kind; of an animation, the first frame. Raises ValueError, one line, for other files."""
     try:
         with Image.open(file) as image:
             width, height = image.size
@@ -68,36 +68,36 @@ def opened(file: Path | io.BytesIO, name: str) -> Image.Image:
                 image.thumbnail((MOST, MOST))
                 return image
     except Exception:  # decoders raise whatever a broken file leads them into
-        raise ValueError(f"{name}: not a picture that can be read; give a PNG, JPEG, WebP or GIF file") from None
+        raise ValueError(f"{name}: not an image that can be read; give a PNG, JPEG, WebP or GIF file") from None
     raise ValueError(f"{name} of {width} × {height} pixels: must have at most {MAX_IMAGE_PIXELS:,}, shrink it first")
 
 
-def encoded(pipe: Pipeline, given: Given, drawing: Drawing) -> tuple[Tensor, Latent]:
-    """The picture, (1, C, H, W) in [0, 1], at the training size at most, and its latent, with the cells of drawing."""
+def encoded(pipe: Pipeline, given: Given, request: GenerateRequest) -> tuple[Tensor, Latent]:
+    """The image, (1, C, H, W) in [0, 1], at the training size at most, and its latent, with the cells of request."""
     image_BCHW = from_pil(given.image, pipe.config.channels, pipe.config.background)[None]
-    latent = pipe.encode(image_BCHW, latent_size=drawing.latent_size(pipe.config.stride))
+    latent = pipe.encode(image_BCHW, latent_size=request.latent_size(pipe.config.stride))
     height, width = image_BCHW.shape[2:]
     if (reduce := min(height, width) / pipe.config.training_size) > 1:
         image_BCHW = F.interpolate(image_BCHW, size=(round(height / reduce), round(width / reduce)), mode="area")
     return image_BCHW, latent
 
 
-def described(given: Given, drawing: Drawing) -> Drawing:
-    """The drawing with as many cells and this picture's frame. Raises ValueError for a frame beyond 1:4…4:1."""
+def described(given: Given, request: GenerateRequest) -> GenerateRequest:
+    """The request with as many cells and this image's frame. Raises ValueError for a frame beyond 1:4…4:1."""
     width, height = given.image.size
     unit = math.gcd(width, height)
-    return replace(drawing, count=1, shape=f"{width // unit}:{height // unit}")
+    return replace(request, count=1, shape=f"{width // unit}:{height // unit}")
 
 
-def loss(pipe: Pipeline, given: Given, drawing: Drawing) -> str:
-    """The picture, its reconstruction and the error between them, as HTML."""
-    image_BCHW, latent = encoded(pipe, given, described(given, drawing))
+def loss(pipe: Pipeline, given: Given, request: GenerateRequest) -> str:
+    """The image, its reconstruction and the error between them, as HTML."""
+    image_BCHW, latent = encoded(pipe, given, described(given, request))
     (height, width), (h, w) = image_BCHW.shape[2:], latent.size
     again_BCHW = pipe.resample(latent, size=(height, width), fit="stretch")
     error = (again_BCHW - image_BCHW).square().mean().item()
     ratio = f"{-10 * math.log10(error):.1f} dB" if error else "infinite"
     large = to_pil(pipe.resample(latent, size=whole_size(latent, SHOWN), fit="contain")[0])
-    pictures = [
+    images = [
         (f"{given.origin}, {width} × {height} pixels", to_pil(image_BCHW[0])),
         (f"reconstruction, {width} × {height} pixels", to_pil(again_BCHW[0])),
         (f"the same latent, {large.width} × {large.height} pixels", large),
@@ -105,8 +105,8 @@ def loss(pipe: Pipeline, given: Given, drawing: Drawing) -> str:
     words = (
         f"<b>Reconstruction error: PSNR {ratio}</b> (higher is better), mean squared error {error:.2g} of values from "
     )
-    words += f"0 to 1, with {w} × {h} cells, over {width} × {height} pixels, the size of the training pictures."
-    return f"<p>{words}</p>{row_of(pictures, 'own image')}"
+    words += f"0 to 1, with {w} × {h} cells, over {width} × {height} pixels, the size of the training images."
+    return f"<p>{words}</p>{row_of(images, 'own image')}"
 
 
 def build(page: Page) -> None:
@@ -114,7 +114,7 @@ def build(page: Page) -> None:
         """The board's PNG as a data URI, "" where it was cleared → what is given."""
         if not data:
             return None
-        with told():
+        with gradio_errors():
             try:
                 png = base64.b64decode(data.partition(",")[2], validate=True)
             except binascii.Error:
@@ -122,31 +122,31 @@ def build(page: Page) -> None:
             return Given(opened(io.BytesIO(png), "drawing"), "your drawing")
 
     def uploaded(file: str):
-        with told():
+        with gradio_errors():
             name = Path(file).name
-            return Given(opened(Path(file), name), f"your picture {name}")
+            return Given(opened(Path(file), name), f"your image {name}")
 
     def looked(given: Given | None, cells: int, *values):
         if given is None:
             return HINT, gr.Button(interactive=False)
-        with told():
-            drawing = replace(drawing_of(*values), cells=int(cells))
-            return loss(page.models.get(drawing.model), given, drawing), gr.Button(interactive=True)
+        with gradio_errors():
+            request = replace(generate_request_of(*values), cells=int(cells))
+            return loss(page.models.get(request.model), given, request), gr.Button(interactive=True)
 
-    def put(visit: Visit, given: Given, cells: int, *values):
-        with told():
+    def put(session: Session, given: Given, cells: int, *values):
+        with gradio_errors():
             many = len(page.draw)
-            drawing = described(given, replace(drawing_of(*values[:many]), cells=int(cells)))
-            _, latent = encoded(page.models.get(drawing.model), given, drawing)
+            request = described(given, replace(generate_request_of(*values[:many]), cells=int(cells)))
+            _, latent = encoded(page.models.get(request.model), given, request)
             return page.restore(
-                visit, drawing, view_of(*values[many:]), latent, lock=values[many - 1], origin=given.origin
+                session, request, view_request_of(*values[many:]), latent, lock=values[many - 1], origin=given.origin
             )
 
     def fitted(model: str | None, cells: int):
         """Slider and board for another model."""
         if not model:
             return gr.skip(), gr.skip()
-        with told():
+        with gradio_errors():
             config = page.models.get(model).config
         (low, high), stride = config.trained_cells, config.stride
         cells = cells if low <= cells <= high else max(config.defaults.latent_size)
@@ -159,7 +159,7 @@ def build(page: Page) -> None:
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 board = gr.HTML(None, html_template=BOARD, js_on_load=BOARD_JS, ground="#000", ink="#fff")
-                upload = gr.UploadButton("Upload a picture", file_types=["image"])
+                upload = gr.UploadButton("Upload an image", file_types=["image"])
             with gr.Column(scale=2, min_width=280):
                 cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size of your image (cells)")
                 seen = gr.HTML(HINT)
@@ -170,6 +170,6 @@ def build(page: Page) -> None:
     upload.upload(uploaded, upload, given, **SLOW)
     changes = [given.change, cells.change, page.draw[0].change]
     gr.on(changes, looked, [given, cells, *page.draw], [seen, button], trigger_mode="always_last", **SLOW)
-    to_page = button.click(put, [page.visit, given, cells, *page.draw, *page.view], page.restored, **SLOW)
+    to_page = button.click(put, [page.session, given, cells, *page.draw, *page.view], page.restored, **SLOW)
     to_page.then(**page.again)
     to_page.success(None, None, None, js="() => document.querySelector('#show').scrollIntoView()")

@@ -1,4 +1,4 @@
-// The big picture, its grid of small ones, progress and links. `props.value` is a frame of r2id/demo/visit.py.
+// The big image, its grid of small ones, progress and links. `props.value` is a frame of r2id/demo/session.py.
 const part = name => element.querySelector(`[data-part="${name}"]`);
 const [screen, image, thumbs, busy, bar, said, fault, caption, save, stop] =
   ["screen", "image", "thumbs", "busy", "bar", "said", "fault", "caption", "save", "stop"].map(part);
@@ -7,7 +7,7 @@ let order = 0, shown = null, moved = null;
 const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
 const source = file => (typeof file === "string" ? file : file.url);
 
-// Pictures far enough enlarged show their pixels as squares.
+// Images far enough enlarged show their pixels as squares.
 const harden = () => image.classList.toggle("hard", image.clientWidth > 1.5 * image.naturalWidth);
 
 function draw(frame) {
@@ -28,7 +28,7 @@ function draw(frame) {
     }
     const small = thumbs.children[index].firstChild;
     small.src = source(file);
-    small.alt = `picture ${index + 1} of ${frame.thumbs.length}`;
+    small.alt = `image ${index + 1} of ${frame.thumbs.length}`;
   });
   thumbs.hidden = frame.thumbs.length < 2;
   mark(frame.selected);
@@ -61,13 +61,13 @@ async function update() {
     if (frame.busy.share == null) bar.removeAttribute("value"); else bar.value = frame.busy.share;
   }
   if (!frame.image) return;
-  const next = new Image();  // decoded before it is shown, so that picture and words change together
+  const next = new Image();  // decoded before it is shown, so that image and words change together
   next.src = source(frame.image);
   await next.decode().catch(() => {});
   if (frame.order === order) draw(frame);
 }
 
-// Looking closer: what is asked for goes out as x, y (0…1) and zoom; the picture comes back decoded anew.
+// Looking closer: what is asked for goes out as x, y (0…1) and zoom; the image comes back decoded anew.
 function look(x, y, zoom) {
   zoom = clamp(zoom, 1, 64);
   const half = 0.5 / zoom;
@@ -75,7 +75,7 @@ function look(x, y, zoom) {
   trigger("input");
 }
 
-function place(event) {  // of the pointer, in fractions of the whole picture
+function place(event) {  // of the pointer, in fractions of the whole image
   const box = image.getBoundingClientRect(), [x, y, zoom] = shown.view;
   return [[event.clientX - box.left, box.width, x], [event.clientY - box.top, box.height, y]]
     .map(([at, length, centre]) => clamp(centre, 0.5 / zoom, 1 - 0.5 / zoom) + (at / length - 0.5) / zoom);

@@ -12,39 +12,39 @@ import torch
 from PIL import Image, ImageColor, ImageSequence
 
 from r2id.demo.animate import SWEEPS, gif, sweep
-from r2id.demo.pictures import (
+from r2id.demo.illustrations import (
     BLUE,
     INK,
     MUTED,
     ORANGE,
     at_sizes,
     bicubic,
-    cells_picture,
     channel_maps,
     coordinate_systems,
     decoded,
+    draw_cells,
     loss_against_t,
     strip,
     trajectory,
     zip_of,
 )
-from r2id.demo.record import View
+from r2id.demo.request import ViewRequest
 from r2id.image import to_pil
 from r2id.latent import Latent
 from r2id.position import FULL, window_of
 
 VIEWS = [
-    View(side=120),
-    View(side=120, ratio="16:9"),
-    View(side=120, ratio="2:3", fit="cover", zoom=3.0, x=0.9, y=0.2),
-    View(side=90, ratio="2:1", fit="stretch"),
-    View(side=120, ratio="1:2", zoom=5.0, x=0.3, y=0.6),
-    View(side=20, ratio="4:3"),
+    ViewRequest(side=120),
+    ViewRequest(side=120, ratio="16:9"),
+    ViewRequest(side=120, ratio="2:3", fit="cover", zoom=3.0, x=0.9, y=0.2),
+    ViewRequest(side=90, ratio="2:1", fit="stretch"),
+    ViewRequest(side=120, ratio="1:2", zoom=5.0, x=0.3, y=0.6),
+    ViewRequest(side=20, ratio="4:3"),
 ]
 
 
 class Waves:
-    """A pipeline whose pictures are smooth waves, known at every point of the frame's plane; it notes what is asked."""
+    """A pipeline whose images are smooth waves, known at every point of the frame's plane; it notes what is asked."""
 
     config = SimpleNamespace(training_size=32)
 
@@ -76,7 +76,7 @@ def outline(image: Image.Image, colour: str) -> tuple[int, int, int, int]:
     return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
 
 
-def plots(view: View, aspect: float) -> list[Image.Image]:
+def plots(view: ViewRequest, aspect: float) -> list[Image.Image]:
     """The coordinate systems without title and legend."""
     return [image.crop((0, 60, 640, image.height - 60)) for image in coordinate_systems(view, aspect)]
 
@@ -92,7 +92,7 @@ def runs(line: np.ndarray) -> int:
     "size, aspect", [((8, 8), 1.0), ((9, 6), 1.0), ((5, 16), 16 / 9), ((64, 64), 0.8), ((1, 1), 4)]
 )
 def test_cells_fill_their_frame(size, aspect):
-    image = cells_picture(size, aspect)
+    image = draw_cells(size, aspect)
     left, top, right, bottom = outline(image, ORANGE)
     assert image.size == (480, 320) and (left + right, top + bottom) == pytest.approx(image.size, abs=1)
     cells = mask(image, BLUE)
@@ -102,7 +102,7 @@ def test_cells_fill_their_frame(size, aspect):
 
 
 def test_cells_too_fine_to_draw_are_left_out():
-    assert runs(mask(cells_picture((4096, 1), 1 / 64), BLUE)[160]) == 1
+    assert runs(mask(draw_cells((4096, 1), 1 / 64), BLUE)[160]) == 1
 
 
 def test_channels_are_maps_of_their_cells():
@@ -132,41 +132,41 @@ def test_every_channel_has_a_map_of_its_frame():
 
 
 @pytest.mark.parametrize(
-    "view, aspect, frame",  # frame: its width and height in widths and heights of the picture
+    "view, aspect, frame",  # frame: its width and height in widths and heights of the image
     [
-        (View(), 1.0, (1, 1)),
-        (View(ratio="16:9"), 1.0, (9 / 16, 1)),
-        (View(ratio="16:9", fit="cover"), 1.0, (1, 16 / 9)),
-        (View(ratio="2:1", fit="stretch"), 0.75, (1, 1)),
-        (View(ratio="1:2"), 16 / 9, (1, 9 / 32)),
+        (ViewRequest(), 1.0, (1, 1)),
+        (ViewRequest(ratio="16:9"), 1.0, (9 / 16, 1)),
+        (ViewRequest(ratio="16:9", fit="cover"), 1.0, (1, 16 / 9)),
+        (ViewRequest(ratio="2:1", fit="stretch"), 0.75, (1, 1)),
+        (ViewRequest(ratio="1:2"), 16 / 9, (1, 9 / 32)),
     ],
 )
 def test_coordinates_lie_on_the_frame(view, aspect, frame):
     for image in plots(view, aspect):
         left, top, right, bottom = outline(image, ORANGE)
-        picture = list(outline(image, INK))
+        whole = list(outline(image, INK))
         for axis in (0, 1):
             if frame[axis] == 1:  # the two outlines coincide, and the frame's is on top
-                picture[axis::2] = (left, top, right, bottom)[axis::2]
-        size = picture[2] - picture[0], picture[3] - picture[1]
+                whole[axis::2] = (left, top, right, bottom)[axis::2]
+        size = whole[2] - whole[0], whole[3] - whole[1]
         assert size[0] / size[1] == pytest.approx(view.size[1] / view.size[0], rel=0.03)
         assert (right - left) / size[0] == pytest.approx(frame[0], rel=0.03)
         assert (bottom - top) / size[1] == pytest.approx(frame[1], rel=0.03)
-        assert left + right == pytest.approx(picture[0] + picture[2], abs=4)
+        assert left + right == pytest.approx(whole[0] + whole[2], abs=4)
 
 
 def test_relative_coordinates_count_in_long_sides():
     def lines(image):  # of equal x, beside x = 0
         return np.flatnonzero(mask(image, MUTED).sum(0) > 0.7 * (bottom - top))
 
-    for image, scale in zip(plots(View(), 0.6), (1.0, 0.6), strict=True):
+    for image, scale in zip(plots(ViewRequest(), 0.6), (1.0, 0.6), strict=True):
         left, top, right, bottom = outline(image, ORANGE)
         expected = (left + right) / 2 + 0.25 * (right - left) / scale
         assert min(abs(lines(image) - expected)) <= 2
 
 
 def test_what_lies_beyond_the_frame_is_darker():
-    for image in plots(View(ratio="16:9"), 1.0):
+    for image in plots(ViewRequest(ratio="16:9"), 1.0):
         left, top, right, bottom = outline(image, ORANGE)
         y = (3 * top + bottom) // 4 + 8
         inner, outer = (sum(image.getpixel((x, y))) for x in (right - 12, right + 8))
@@ -174,7 +174,7 @@ def test_what_lies_beyond_the_frame_is_darker():
 
 
 def test_the_zoomed_part_is_marked():
-    view = View(ratio="3:2", zoom=4, x=0.3, y=0.6)
+    view = ViewRequest(ratio="3:2", zoom=4, x=0.3, y=0.6)
     for image in plots(view, 1.0):
         left, top, right, bottom = outline(image, BLUE)
         whole = outline(image, INK)
@@ -188,7 +188,7 @@ def test_the_zoomed_part_is_marked():
 @pytest.mark.parametrize("fit", ["contain", "cover", "stretch", "published"])
 def test_extreme_frames_are_drawn(aspect, fit):
     for ratio in ("4:1", "1:4"):
-        assert all(image.width == 640 for image in coordinate_systems(View(ratio=ratio, fit=fit), aspect))
+        assert all(image.width == 640 for image in coordinate_systems(ViewRequest(ratio=ratio, fit=fit), aspect))
 
 
 # the report
@@ -216,7 +216,7 @@ def test_loss_is_drawn_against_t():
 
 
 @pytest.mark.parametrize("report", [None, {}, {"sheets": []}])
-def test_no_loss_no_picture(report):
+def test_no_loss_no_image(report):
     assert loss_against_t(report) is None
 
 
@@ -236,7 +236,7 @@ def test_figures_that_make_no_curve_are_refused(figures):
         loss_against_t(report_of(**figures))
 
 
-# pictures beside each other
+# images beside each other
 
 
 def test_a_strip_shows_all_equally_large():
@@ -249,7 +249,7 @@ def test_a_strip_shows_all_equally_large():
 
 
 def test_a_strip_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="^0 pictures"):
+    with pytest.raises(ValueError, match="^0 images"):
         strip([])
 
 
@@ -262,7 +262,7 @@ def test_a_trajectory_is_thinned_evenly(count, drawn):
 
 def test_one_latent_at_many_sizes(tiny):
     drawn = tiny.diffuse(["3", "4"], seed=0)
-    view = View(ratio="3:2", fit="cover", zoom=2.0)
+    view = ViewRequest(ratio="3:2", fit="cover", zoom=2.0)
     images = dict(at_sizes(tiny, drawn[1], view, (6, 12, 30)))
     assert list(images) == ["6 x 4", "12 x 8", "30 x 20"]
     exact = tiny.resample(drawn, size=(8, 12), fit="cover", region=view.region)
@@ -274,7 +274,7 @@ def test_one_latent_at_many_sizes(tiny):
 
 @pytest.mark.parametrize("aspect", [1.0, 0.6, 16 / 9])
 @pytest.mark.parametrize("view", VIEWS)
-def test_bicubic_lies_where_the_decoded_picture_does(view, aspect):
+def test_bicubic_lies_where_the_decoded_image_does(view, aspect):
     # A training pixel further is up to 0.06 of the range: 3 of 255 are a fifth of one.
     images = [np.asarray(make(Waves(), latent(aspect), view), int) for make in (bicubic, decoded)]
     assert images[0].shape == images[1].shape == view.size
@@ -283,7 +283,7 @@ def test_bicubic_lies_where_the_decoded_picture_does(view, aspect):
 
 def test_bicubic_knows_only_the_training_size():
     pipe = Waves()
-    bicubic(pipe, latent(), View(side=400, ratio="16:9", zoom=3))
+    bicubic(pipe, latent(), ViewRequest(side=400, ratio="16:9", zoom=3))
     assert pipe.asked == [((32, 57), "contain", FULL)]
 
 
@@ -294,7 +294,7 @@ def test_only_the_first_row_is_looked_at():
 
 def test_bicubic_of_a_real_model_is_near_it(tiny):
     drawn = tiny.diffuse(["3"], seed=0)
-    view = View(side=8)  # the training size: nothing to enlarge
+    view = ViewRequest(side=8)  # the training size: nothing to enlarge
     assert bicubic(tiny, drawn, view) == decoded(tiny, drawn, view)
 
 
@@ -303,13 +303,13 @@ def test_bicubic_of_a_real_model_is_near_it(tiny):
 
 @pytest.mark.parametrize("kind", SWEEPS)
 def test_a_sweep_goes_there_and_back_on_one_canvas(kind):
-    frames = list(sweep(Waves(), latent(), kind, View(ratio="3:2"), frames=12, side=64))
+    frames = list(sweep(Waves(), latent(), kind, ViewRequest(ratio="3:2"), frames=12, side=64))
     assert len(frames) == 12 and {frame.size for frame in frames} == {(64, 104)}
     assert all(frames[i] == frames[-i] for i in range(1, 12)) and frames[0] != frames[6]
 
 
 def test_a_sweep_of_sizes_decodes_each():
-    pipe, view = Waves(), View(ratio="2:1", fit="cover", zoom=2)
+    pipe, view = Waves(), ViewRequest(ratio="2:1", fit="cover", zoom=2)
     list(sweep(pipe, latent(), "size", view, frames=20, side=64))
     sizes, fits, regions = zip(*pipe.asked, strict=True)
     assert sizes[0] == (4, 8) and sizes[-1] == (256, 512) and sorted(sizes) == list(sizes) and len(sizes) == 11
@@ -318,7 +318,7 @@ def test_a_sweep_of_sizes_decodes_each():
 
 def test_a_sweep_of_ratios_keeps_the_middle_still():
     pipe = Waves()
-    frames = list(sweep(pipe, latent(), "ratio", View(zoom=3), frames=12, side=64))
+    frames = list(sweep(pipe, latent(), "ratio", ViewRequest(zoom=3), frames=12, side=64))
     shapes = [width / height for (height, width), *_ in pipe.asked]
     assert (shapes[0], shapes[-1]) == pytest.approx((9 / 16, 16 / 9)) and shapes == sorted(shapes)
     assert {region for *_, region in pipe.asked} == {FULL}
@@ -327,7 +327,7 @@ def test_a_sweep_of_ratios_keeps_the_middle_still():
 
 @pytest.mark.parametrize("zoom, reached", [(1.0, 8.0), (20.0, 20.0)])
 def test_a_sweep_of_zooms_ends_at_the_view(zoom, reached):
-    pipe, view = Waves(), View(x=0.6, y=0.4, zoom=zoom)
+    pipe, view = Waves(), ViewRequest(x=0.6, y=0.4, zoom=zoom)
     list(sweep(pipe, latent(), "zoom", view, frames=12, side=64))
     regions = [region for *_, region in pipe.asked]
     assert regions[0] == FULL and regions[-1] == pytest.approx(replace(view, zoom=reached).region)
@@ -337,7 +337,7 @@ def test_a_sweep_of_zooms_ends_at_the_view(zoom, reached):
 
 def test_a_sweep_decodes_as_it_is_asked():
     pipe = Waves()
-    frames = sweep(pipe, latent(), "zoom", View(), frames=12, side=64)
+    frames = sweep(pipe, latent(), "zoom", ViewRequest(), frames=12, side=64)
     assert not pipe.asked
     next(frames)
     assert len(pipe.asked) == 1
@@ -355,7 +355,7 @@ def test_a_sweep_decodes_as_it_is_asked():
 def test_a_wrong_sweep_is_refused_at_once(wrong, reason):
     asked = dict(kind="zoom", frames=8, side=64) | wrong
     with pytest.raises(ValueError, match=reason):
-        sweep(Waves(), latent(), asked.pop("kind"), View(), **asked)
+        sweep(Waves(), latent(), asked.pop("kind"), ViewRequest(), **asked)
 
 
 # files
@@ -387,7 +387,7 @@ def test_a_gif_keeps_colours_nearly():
 
 
 def test_a_gif_of_a_sweep_is_small():
-    assert len(gif(sweep(Waves(), latent(), "ratio", View()), 4)) < 2e6
+    assert len(gif(sweep(Waves(), latent(), "ratio", ViewRequest()), 4)) < 2e6
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What made a picture survives every form that it is written in, and nothing else passes for it."""
+"""What made an image survives every form that it is written in, and nothing else passes for it."""
 
 import json
 import math
@@ -10,17 +10,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r2id.demo.record import LIMITS, Drawing, View, from_dict, from_query, sides, to_dict, to_python, to_query
+from r2id.demo.request import (
+    LIMITS,
+    GenerateRequest,
+    ViewRequest,
+    from_dict,
+    from_query,
+    sides,
+    to_dict,
+    to_python,
+    to_query,
+)
 from r2id.image import to_pil
 
-PLAIN = Drawing("tiny"), View()
+PLAIN = GenerateRequest("tiny"), ViewRequest()
 RICH = (
-    Drawing("owner/näme & co", "3", "a=b;#'\"\\", 0.3, 16, 13, "9:16", 7, -2.5, "ddim", 0.7, 2**32 - 1),
-    View(1023, "1.78", "cover", 0.1, 1 / 3, 63.5),
+    GenerateRequest("owner/näme & co", "3", "a=b;#'\"\\", 0.3, 16, 13, "9:16", 7, -2.5, "ddim", 0.7, 2**32 - 1),
+    ViewRequest(1023, "1.78", "cover", 0.1, 1 / 3, 63.5),
 )
 
 
-def drawn(seed: int) -> tuple[Drawing, View]:
+def drawn(seed: int) -> tuple[GenerateRequest, ViewRequest]:
     """A record with every number somewhere in its range, often at an end."""
     draw = random.Random(seed)
     numbers = {
@@ -36,9 +46,9 @@ RECORDS = [PLAIN, RICH, *map(drawn, range(40))]
 
 
 def one_line(act, *words: str) -> None:
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as caught:
         act()
-    text = str(told.value)
+    text = str(caught.value)
     assert "\n" not in text and len(text) < 300 and all(word in text for word in words), text
 
 
@@ -60,8 +70,8 @@ def test_a_link_may_carry_what_others_put_there():
 
 
 def test_every_field_has_one_name_and_every_number_a_limit():
-    names = [field.name for kind in (Drawing, View) for field in fields(kind)]
-    numbers = [field.name for kind in (Drawing, View) for field in fields(kind) if field.type is not str]
+    names = [field.name for kind in (GenerateRequest, ViewRequest) for field in fields(kind)]
+    numbers = [field.name for kind in (GenerateRequest, ViewRequest) for field in fields(kind) if field.type is not str]
     assert len(names) == len(set(names)) and sorted(numbers) == sorted(LIMITS)
 
 
@@ -86,8 +96,8 @@ WRONG = [
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: ascii(wrong)[:40])
 def test_a_value_of_another_type_or_range_is_refused_in_one_line(wrong):
     one_line(lambda: from_dict(to_dict(*PLAIN) | wrong))
-    kind = Drawing if set(wrong) <= {field.name for field in fields(Drawing)} else View
-    one_line(lambda: kind(**({"model": "tiny"} if kind is Drawing else {}) | wrong))
+    kind = GenerateRequest if set(wrong) <= {field.name for field in fields(GenerateRequest)} else ViewRequest
+    one_line(lambda: kind(**({"model": "tiny"} if kind is GenerateRequest else {}) | wrong))
 
 
 @pytest.mark.parametrize(
@@ -115,8 +125,8 @@ def test_unknown_and_missing_names_are_told():
 
 
 def test_numbers_are_plain_whatever_they_came_as():
-    drawing = Drawing("tiny", count=np.int64(2), blend=1, guidance=np.float64(2))
-    assert [type(v) for v in (drawing.count, drawing.blend, drawing.guidance)] == [int, float, float]
+    request = GenerateRequest("tiny", count=np.int64(2), blend=1, guidance=np.float64(2))
+    assert [type(v) for v in (request.count, request.blend, request.guidance)] == [int, float, float]
 
 
 @pytest.mark.parametrize("ratio, size", [("1:1", (64, 64)), ("16:9", (36, 64)), ("9:16", (64, 36)), ("0.25", (64, 16))])
@@ -137,60 +147,60 @@ def test_exact_sizes_are_a_ratio_of_pixels():
     for _ in range(2000):
         width = draw.randint(1, 8192)
         height = draw.randint(math.ceil(width / 4), min(8192, 4 * width))
-        assert View(max(width, height), f"{width}:{height}").size == (height, width)
+        assert ViewRequest(max(width, height), f"{width}:{height}").size == (height, width)
 
 
 @pytest.mark.parametrize(
-    ("drawing", "label"),
+    ("made", "label"),
     [
-        (Drawing("m"), None),
-        (Drawing("m", "3"), "3"),
-        (Drawing("m", "3", "7"), "3"),
-        (Drawing("m", "3", "7", 1.0), "7"),
-        (Drawing("m", "3", "3", 0.4), "3"),
-        (Drawing("m", "3", "", 0.4), "3"),
-        (Drawing("m", "", "7", 1.0), "7"),
-        (Drawing("m", "3", "7", 0.25), {"3": 0.75, "7": 0.25}),
+        (GenerateRequest("m"), None),
+        (GenerateRequest("m", "3"), "3"),
+        (GenerateRequest("m", "3", "7"), "3"),
+        (GenerateRequest("m", "3", "7", 1.0), "7"),
+        (GenerateRequest("m", "3", "3", 0.4), "3"),
+        (GenerateRequest("m", "3", "", 0.4), "3"),
+        (GenerateRequest("m", "", "7", 1.0), "7"),
+        (GenerateRequest("m", "3", "7", 0.25), {"3": 0.75, "7": 0.25}),
     ],
 )
-def test_labels_are_what_diffuse_takes(drawing, label, tiny):
-    assert drawing.labels == [label]
-    assert replace(drawing, count=3).labels == [label] * 3
-    assert tiny.diffuse(drawing.labels, steps=1, seed=0).labels == (label,)
+def test_labels_are_what_diffuse_takes(made, label, tiny):
+    assert made.labels == [label]
+    assert replace(made, count=3).labels == [label] * 3
+    assert tiny.diffuse(made.labels, steps=1, seed=0).labels == (label,)
 
 
 def test_a_blend_needs_a_first_label():
-    one_line(lambda: Drawing("m", "", "7", 0.4), "blend")
+    one_line(lambda: GenerateRequest("m", "", "7", 0.4), "blend")
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 7, 8])
 def test_the_latent_has_whole_strides_and_at_most_the_cells_asked_for(stride):
     for cells in range(1, 65):
         for shape in ("1:1", "16:9", "9:16", "4:1", "0.6"):
-            drawing = Drawing("m", cells=cells, shape=shape)
-            h, w = drawing.latent_size(stride)
+            request = GenerateRequest("m", cells=cells, shape=shape)
+            h, w = request.latent_size(stride)
             assert h % stride == w % stride == 0 and min(h, w) >= stride and h * w <= max(4096, stride**2)
             assert max(h, w) == max(cells // stride, 1) * stride
             assert (
-                abs(min(h, w) - max(h, w) * min(drawing.aspect, 1 / drawing.aspect)) <= stride / 2
+                abs(min(h, w) - max(h, w) * min(request.aspect, 1 / request.aspect)) <= stride / 2
                 or min(h, w) == stride
             )
 
 
-def test_a_row_is_the_same_picture_alone(tiny):
-    drawing = Drawing("tiny", "3", "7", 0.5, count=3, cells=4, steps=2, seed=2**32 - 2)
-    rows = [drawing.row(i) for i in range(3)]
+def test_a_row_is_the_same_image_alone(tiny):
+    request = GenerateRequest("tiny", "3", "7", 0.5, count=3, cells=4, steps=2, seed=2**32 - 2)
+    rows = [request.row(i) for i in range(3)]
     assert [row.seed for row in rows] == [2**32 - 2, 2**32 - 1, 0]
-    assert tiny.diffuse(drawing.labels, steps=1, seed=drawing.seed).seeds == tuple(row.seed for row in rows)
-    assert all(replace(row, count=3, seed=drawing.seed) == drawing for row in rows)
+    assert tiny.diffuse(request.labels, steps=1, seed=request.seed).seeds == tuple(row.seed for row in rows)
+    assert all(replace(row, count=3, seed=request.seed) == request for row in rows)
     for i in (-1, 3, True, None):
-        one_line(lambda i=i: drawing.row(i), "picture")
+        one_line(lambda i=i: request.row(i), "image")
 
 
 def test_a_region_keeps_its_size_and_stays_inside():
     for x in (0.0, 1e-9, 0.2, 0.5, 0.93, 1.0):
         for zoom in (1.0, 1.0000001, 1.7, 3.0, 49.0, 64.0):
-            left, top, right, bottom = View(x=x, y=1 - x, zoom=zoom).region
+            left, top, right, bottom = ViewRequest(x=x, y=1 - x, zoom=zoom).region
             assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
             assert right - left == pytest.approx(1 / zoom) and bottom - top == pytest.approx(1 / zoom)
             if 0.5 / zoom <= x <= 1 - 0.5 / zoom:
@@ -199,23 +209,29 @@ def test_a_region_keeps_its_size_and_stays_inside():
 
 @pytest.mark.parametrize("x", [0, 0.3, 1])
 def test_without_zoom_all_is_shown_exactly(x):
-    assert View(x=x, y=x).region == (0.0, 0.0, 1.0, 1.0)
+    assert ViewRequest(x=x, y=x).region == (0.0, 0.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_the_lines_of_python_make_the_same_pictures(index, tiny, tiny_weights, tmp_path, monkeypatch):
-    drawing, view = [
-        (Drawing("tiny", "3", cells=4, steps=2), View(24)),
-        (Drawing("tiny", cells=6, shape="16:9", steps=2, seed=5), View(30, "3:2", "cover", 0.9, 0.2, 3.0)),
-        (Drawing("tiny", "1", "8", 0.25, 2, 4, "1:1", 3, 2.0, "ddim", 1.0, 9), View(16, "0.7", "stretch")),
-        (Drawing("tiny", "1", count=2, cells=7, steps=1, seed=2**32 - 1), View(16, zoom=2.0)),
+def test_the_lines_of_python_make_the_same_images(index, tiny, tiny_weights, tmp_path, monkeypatch):
+    request, view = [
+        (GenerateRequest("tiny", "3", cells=4, steps=2), ViewRequest(24)),
+        (
+            GenerateRequest("tiny", cells=6, shape="16:9", steps=2, seed=5),
+            ViewRequest(30, "3:2", "cover", 0.9, 0.2, 3.0),
+        ),
+        (
+            GenerateRequest("tiny", "1", "8", 0.25, 2, 4, "1:1", 3, 2.0, "ddim", 1.0, 9),
+            ViewRequest(16, "0.7", "stretch"),
+        ),
+        (GenerateRequest("tiny", "1", count=2, cells=7, steps=1, seed=2**32 - 1), ViewRequest(16, zoom=2.0)),
     ][index]
     monkeypatch.chdir(tmp_path)
-    exec(to_python(drawing, view, str(tiny_weights), stride=2), {})
-    how = dict(steps=drawing.steps, guidance=drawing.guidance, sampler=drawing.sampler, eta=drawing.eta)
-    how |= dict(latent_size=drawing.latent_size(2), aspect=drawing.aspect, seed=drawing.seed)
-    images = tiny.resample(tiny.diffuse(drawing.labels, **how), size=view.size, fit=view.fit, region=view.region)
-    files = ["picture.png"] if drawing.count == 1 else [f"picture{i}.png" for i in range(drawing.count)]
+    exec(to_python(request, view, str(tiny_weights), stride=2), {})
+    how = dict(steps=request.steps, guidance=request.guidance, sampler=request.sampler, eta=request.eta)
+    how |= dict(latent_size=request.latent_size(2), aspect=request.aspect, seed=request.seed)
+    images = tiny.resample(tiny.diffuse(request.labels, **how), size=view.size, fit=view.fit, region=view.region)
+    files = ["image.png"] if request.count == 1 else [f"image{i}.png" for i in range(request.count)]
     assert sorted(file.name for file in tmp_path.iterdir()) == files
     for file, image in zip(files, images, strict=True):
         assert (np.array(Image.open(file)) == np.array(to_pil(image))).all() and np.ptp(np.array(Image.open(file))) > 0
@@ -230,7 +246,7 @@ def test_the_lines_of_python_leave_out_what_makes_no_difference():
 
 def test_the_lines_of_python_run_no_name(tmp_path, monkeypatch):
     bad = """x"); open('made', 'w'); ("' + \\"""
-    text = to_python(Drawing(bad, bad, bad + "2", 0.5), View(), bad + "\n", stride=1)
+    text = to_python(GenerateRequest(bad, bad, bad + "2", 0.5), ViewRequest(), bad + "\n", stride=1)
     assert compile(text, "lines", "exec")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):

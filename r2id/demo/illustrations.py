@@ -1,4 +1,4 @@
-"""Illustrations of latents and of the pictures made from them, drawn with PIL.
+"""Illustrations of latents and of the images made from them, drawn with PIL.
 
 All are opaque and dark, so that they read alike on a light and a dark page, and drawn at twice the size that they have
 there, so that they are crisp on dense screens. PIL's own font has no "×", "−" or "½": captions say x, - and 0.5.
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from r2id.demo.record import View
+from r2id.demo.request import ViewRequest
 from r2id.image import to_pil
 from r2id.latent import Latent
 from r2id.limits import brief
@@ -28,7 +28,7 @@ from r2id.position import FULL, Window, training_pitch, window_of
 
 PAPER, PANEL, MUTED, INK = "#16181d", "#2b303a", "#a3abba", "#eceef2"
 BLUE, ORANGE = "#4f93ff", "#ff9838"
-TEXT, GAP = 26, 12  # height of the font and space between pictures, pixels
+TEXT, GAP = 26, 12  # height of the font and space between images, pixels
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)  # long sides, pixels
 MOST_STEPS = 20  # shown of a trajectory
 
@@ -54,7 +54,7 @@ def shown(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def sheet(images: Sequence[tuple[str, Image.Image]], columns: int) -> Image.Image:
     """(caption, image) in reading order, as large as they are, each above its caption."""
     if not images:
-        raise ValueError("0 pictures: a sheet needs at least 1")
+        raise ValueError("0 images: a sheet needs at least 1")
     columns = min(columns, len(images))
     width = max(image.width for _, image in images) + GAP
     height = max(image.height for _, image in images) + 2 * GAP + TEXT
@@ -77,7 +77,7 @@ def strip(images: Sequence[tuple[str, Image.Image]], *, side: int = 256, columns
 # the latent
 
 
-def cells_picture(size: tuple[int, int], aspect: float) -> Image.Image:
+def draw_cells(size: tuple[int, int], aspect: float) -> Image.Image:
     """The cells, size = (h, w), of a latent in its frame of this width / height: always 480 × 320 pixels."""
     image = Image.new("RGB", (480, 320), PAPER)
     draw = ImageDraw.Draw(image)
@@ -123,7 +123,7 @@ def diverging(values: Tensor) -> Tensor:
 
 
 def trajectory(images: Sequence[Image.Image], *, side: int = 128, columns: int = 5) -> Image.Image:
-    """The pictures of steps 1, 2, …, at most 20 of them evenly spaced, the last included."""
+    """The images of steps 1, 2, …, at most 20 of them evenly spaced, the last included."""
     count = min(len(images), MOST_STEPS)
     steps = [round(1 + i * (len(images) - 1) / max(1, count - 1)) for i in range(count)]
     return strip([(f"step {step}", images[step - 1]) for step in steps], side=side, columns=columns)
@@ -132,8 +132,8 @@ def trajectory(images: Sequence[Image.Image], *, side: int = 128, columns: int =
 # coordinates
 
 
-def coordinate_systems(view: View, aspect: float) -> tuple[Image.Image, Image.Image]:
-    """The absolute and the relative coordinates of the whole picture, of a latent of this frame, 640 pixels wide.
+def coordinate_systems(view: ViewRequest, aspect: float) -> tuple[Image.Image, Image.Image]:
+    """The absolute and the relative coordinates of the whole image, of a latent of this frame, 640 pixels wide.
 
     The output is coloured by its coordinates, darker beyond the frame, and outlined white; the frame's outline and the
     coordinates of its edges are orange; a zoomed part of the output is outlined blue.
@@ -143,9 +143,9 @@ def coordinate_systems(view: View, aspect: float) -> tuple[Image.Image, Image.Im
     return absolute, _coordinates("Relative: the frame's long side is 1", view, window, window.relative_scale)
 
 
-def _coordinates(title: str, view: View, window: Window, scale: tuple[float, float]) -> Image.Image:
+def _coordinates(title: str, view: ViewRequest, window: Window, scale: tuple[float, float]) -> Image.Image:
     """scale: this system's coordinates = absolute · scale, in x and y."""
-    # Ranges in x and in y, in absolute units, until `place` brings them to the picture.
+    # Ranges in x and in y, in absolute units, until `place` brings them to the image.
     sizes = list(zip(view.size[::-1], window.origin, window.pitch, strict=True))
     output = [(o * p, (n + o) * p) for n, o, p in sizes]
     frame = [(-0.5, 0.5)] * 2
@@ -189,7 +189,7 @@ def _coordinates(title: str, view: View, window: Window, scale: tuple[float, flo
             at = place(edge, axis)
             where = (at, corner[1] + height + 16) if axis == 0 else (corner[0] + width + 12, at)
             draw.text(where, f"{edge * scale[axis]:.3g}", ORANGE, font(), anchor)
-    keys = [("picture", INK, output, 3), ("frame", ORANGE, frame, 4)]
+    keys = [("image", INK, output, 3), ("frame", ORANGE, frame, 4)]
     if view.zoom > 1:
         ends = zip(output, view.region[:2], view.region[2:], strict=True)
         part = [(low + start * (high - low), low + stop * (high - low)) for (low, high), start, stop in ends]
@@ -239,7 +239,7 @@ def loss_against_t(report: dict | None) -> Image.Image | None:
     for t in (0, 0.25, 0.5, 0.75, 1):
         draw.line((at(t, 0), at(t, top)), MUTED if t == 0 else PANEL, 2)
         draw.text((at(t, 0)[0], lower + 14), f"{t:g}", MUTED, font(), "mt")
-    draw.text(((left + right) / 2, lower + 56), "t (0 is the picture, 1 is noise)", INK, font(), "mt")
+    draw.text(((left + right) / 2, lower + 56), "t (0 is the image, 1 is noise)", INK, font(), "mt")
     draw.text((left, 36), "mean squared error", INK, font(), "lm")
     for index, ((name, colour), loss_N) in enumerate(zip(names.values(), curves, strict=True)):
         draw.line([at(t, loss) for t, loss in sorted(zip(t_N, loss_N, strict=True))], colour, 5, joint="curve")
@@ -253,7 +253,7 @@ def loss_against_t(report: dict | None) -> Image.Image | None:
 
 
 def at_sizes(
-    pipe: Pipeline, latent: Latent, view: View, sizes: Sequence[int] = SIZES
+    pipe: Pipeline, latent: Latent, view: ViewRequest, sizes: Sequence[int] = SIZES
 ) -> Iterator[tuple[str, Image.Image]]:
     """The first row decoded with every long side, smallest first: (caption, image of that size), for `strip`."""
     for side in sizes:
@@ -261,13 +261,13 @@ def at_sizes(
         yield "{1} x {0}".format(*look.size), decoded(pipe, latent, look)
 
 
-def decoded(pipe: Pipeline, latent: Latent, view: View) -> Image.Image:
+def decoded(pipe: Pipeline, latent: Latent, view: ViewRequest) -> Image.Image:
     """What the first row looks like in this view."""
     return to_pil(pipe.resample(latent[0], size=view.size, fit=view.fit, region=view.region)[0])
 
 
-def bicubic(pipe: Pipeline, latent: Latent, view: View) -> Image.Image:
-    """The first row decoded as dense as the training images, and that picture enlarged bicubically to the view: every
+def bicubic(pipe: Pipeline, latent: Latent, view: ViewRequest) -> Image.Image:
+    """The first row decoded as dense as the training images, and that image enlarged bicubically to the view: every
     point of it lies where `Pipeline.resample` shows it."""
     whole, part = (window_of(view.size, aspect=latent.aspect, fit=view.fit, region=r) for r in (FULL, view.region))
     extents = [n * p for n, p in zip(view.size[::-1], whole.pitch, strict=True)]  # absolute, x and y

@@ -1,4 +1,4 @@
-"""What made a picture and how it is looked at, as plain data: in a PNG, in a link and as lines of Python."""
+"""What made an image and how it is looked at, as plain data: in a PNG, in a link and as lines of Python."""
 
 # Annotations are not postponed in this file: the checks below read the fields' types.
 from collections.abc import Iterable, Mapping
@@ -29,11 +29,11 @@ LIMITS = {  # lowest and highest value of every number
 
 
 @dataclass(frozen=True)
-class Drawing:
+class GenerateRequest:
     """What makes the latents. Raises ValueError, one line, for a value of another type or range; whether the model
     exists and knows the labels is for others to say. Links leave the defaults out, so these stay as they are.
 
-    label: "" is unconditional. other, blend: a second label and its weight, "" and 0…1. count: pictures, of seeds
+    label: "" is unconditional. other, blend: a second label and its weight, "" and 0…1. count: images, of seeds
     seed … seed + count - 1. cells: long side of the latent. shape: ratio w:h of the frame, "16:9" or "1.78".
     """
 
@@ -77,18 +77,18 @@ class Drawing:
         """Width / height of the frame, which whole cells may only come near."""
         return sides(1, self.shape)[1]
 
-    def row(self, i: int) -> "Drawing":
-        """The i-th picture alone."""
-        seed = self.seed + whole(i, "picture", 0, self.count - 1)
+    def row(self, i: int) -> "GenerateRequest":
+        """The i-th image alone."""
+        seed = self.seed + whole(i, "image", 0, self.count - 1)
         return replace(self, count=1, seed=seed % SEEDS)
 
 
 @dataclass(frozen=True)
-class View:
+class ViewRequest:
     """How a latent is looked at. Raises ValueError, one line, for a value of another type or range.
 
-    side: long side in pixels. ratio: w:h of the picture, "640:360" with side 640 for an exact size. x, y: what is
-    in the middle, in fractions of the whole picture's width and height. zoom: magnification.
+    side: long side in pixels. ratio: w:h of the image, "640:360" with side 640 for an exact size. x, y: what is
+    in the middle, in fractions of the whole image's width and height. zoom: magnification.
     """
 
     side: int = 256
@@ -110,7 +110,7 @@ class View:
 
     @property
     def region(self) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) in fractions of the whole picture: at the edges it stops and keeps its size."""
+        """(left, top, right, bottom) in fractions of the whole image: at the edges it stops and keeps its size."""
         extent = 1 / self.zoom
         left, top = (min(max(centre - extent / 2, 0.0), 1 - extent) for centre in (self.x, self.y))
         return left, top, left + extent, top + extent
@@ -128,60 +128,61 @@ def sides(long: int, ratio: str) -> tuple[tuple[int, int], float]:
     return (max(1, round(long * min(1, 1 / aspect))), max(1, round(long * min(1, aspect)))), aspect
 
 
-def to_dict(drawing: Drawing, view: View) -> dict[str, Any]:
+def to_dict(request: GenerateRequest, view: ViewRequest) -> dict[str, Any]:
     """Every value by its name, as JSON can hold it."""
-    return asdict(drawing) | asdict(view)
+    return asdict(request) | asdict(view)
 
 
-def from_dict(values: dict[str, Any]) -> tuple[Drawing, View]:
+def from_dict(values: dict[str, Any]) -> tuple[GenerateRequest, ViewRequest]:
     """What `to_dict` made. Raises ValueError, one line, for anything else."""
     if not isinstance(values, dict):
         raise ValueError(f"parameters: must be an object of names and values, not {type(values).__name__}")
-    known = _names(Drawing) | _names(View)
+    known = _names(GenerateRequest) | _names(ViewRequest)
     for fault, names in (("unknown", values.keys() - known), ("missing", known - values.keys())):
         if names:
-            raise ValueError(f"parameters: {fault} {_listed(names)}; they must be those of a picture made here")
+            raise ValueError(f"parameters: {fault} {_listed(names)}; they must be those of an image made here")
     return _build(values)
 
 
-def to_query(drawing: Drawing, view: View) -> str:
+def to_query(request: GenerateRequest, view: ViewRequest) -> str:
     """The query of a link, without '?': the model, the seed, and what differs from the defaults."""
-    usual = to_dict(Drawing(drawing.model), View()) | {"model": None, "seed": None}
-    return urlencode({name: value for name, value in to_dict(drawing, view).items() if value != usual[name]})
+    usual = to_dict(GenerateRequest(request.model), ViewRequest()) | {"model": None, "seed": None}
+    return urlencode({name: value for name, value in to_dict(request, view).items() if value != usual[name]})
 
 
-def from_query(params: Mapping[str, str]) -> tuple[Drawing, View]:
+def from_query(params: Mapping[str, str]) -> tuple[GenerateRequest, ViewRequest]:
     """What `to_query` made, decoded; other names are left alone, as a link collects them on its way.
 
     Raises ValueError, one line, for a value out of range or where no model is named.
     """
-    values = {"model": ""} | {name: params[name] for name in _names(Drawing) | _names(View) if name in params}
-    for field in (*fields(Drawing), *fields(View)):
+    known = _names(GenerateRequest) | _names(ViewRequest)
+    values = {"model": ""} | {name: params[name] for name in known if name in params}
+    for field in (*fields(GenerateRequest), *fields(ViewRequest)):
         if field.name in values:
             with suppress(ValueError, TypeError):  # what stays text is refused where the range is known
                 values[field.name] = field.type(values[field.name])
     return _build(values)
 
 
-def to_python(drawing: Drawing, view: View, weights: str, *, stride: int = 1) -> str:
-    """Lines that make this picture, or these, with the package; weights: what `Pipeline.from_pretrained` takes.
+def to_python(request: GenerateRequest, view: ViewRequest, weights: str, *, stride: int = 1) -> str:
+    """Lines that make this image, or these, with the package; weights: what `Pipeline.from_pretrained` takes.
 
     stride: `config.stride` of the model. The text is safe to run whatever the names hold.
     """
-    h, w = size = drawing.latent_size(stride)
-    labels = f"[{drawing.labels[0]!r}]"
-    how = dict(latent_size=size, aspect=drawing.aspect, steps=drawing.steps, guidance=drawing.guidance)
-    how |= dict(sampler=drawing.sampler, eta=drawing.eta, seed=drawing.seed)
+    h, w = size = request.latent_size(stride)
+    labels = f"[{request.labels[0]!r}]"
+    how = dict(latent_size=size, aspect=request.aspect, steps=request.steps, guidance=request.guidance)
+    how |= dict(sampler=request.sampler, eta=request.eta, seed=request.seed)
     look = dict(size=view.size, fit=view.fit, region=view.region)
     for said, name, default in ((how, "aspect", w / h), (how, "eta", 0.0), (look, "region", (0.0, 0.0, 1.0, 1.0))):
         if said[name] == default:
             del said[name]
     how, look = (", ".join(f"{name}={value!r}" for name, value in said.items()) for said in (how, look))
-    if drawing.count == 1:
-        save = 'to_pil(images[0]).save("picture.png")'
+    if request.count == 1:
+        save = 'to_pil(images[0]).save("image.png")'
     else:
-        labels += f" * {drawing.count}"
-        save = 'for i, image in enumerate(images):\n    to_pil(image).save(f"picture{i}.png")'
+        labels += f" * {request.count}"
+        save = 'for i, image in enumerate(images):\n    to_pil(image).save(f"image{i}.png")'
     return f"""from r2id import Pipeline
 from r2id.image import to_pil
 
@@ -192,7 +193,7 @@ images = pipe.resample(latent, {look})
 """
 
 
-def _check(record: Drawing | View) -> None:
+def _check(record: GenerateRequest | ViewRequest) -> None:
     """Every field at its own type, or a ValueError that names it."""
     for field in fields(record):
         value = getattr(record, field.name)
@@ -208,9 +209,12 @@ def _one_of(value: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name} {brief(value)}: must be one of {', '.join(known)}")
 
 
-def _build(values: Mapping[str, Any]) -> tuple[Drawing, View]:
-    drawing, view = ({name: values[name] for name in _names(kind) if name in values} for kind in (Drawing, View))
-    return Drawing(**drawing), View(**view)
+def _build(values: Mapping[str, Any]) -> tuple[GenerateRequest, ViewRequest]:
+    request, view = (
+        kind(**{name: values[name] for name in _names(kind) if name in values})
+        for kind in (GenerateRequest, ViewRequest)
+    )
+    return request, view
 
 
 def _names(kind: type) -> set[str]:
