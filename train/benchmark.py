@@ -1,7 +1,7 @@
 """Measures weights on this machine: python -m train.benchmark weights/mnist [--alternatives] [--page] [--out FOLDER]
 
 Prints tables; with --out also writes them as benchmark.md and benchmark.json, and their curves as benchmark.png. Each
-time stands beside the rate of matrix products of the same minute (see train/profiling/machine.py), since a shared machine is not
+time stands beside the rate of matrix products of the same minute (see train/engine/machine.py), since a shared machine is not
 equally fast at all times: shares and ratios hold, milliseconds are of the day. Operations are those of products and
 attention, counted, not estimated. `--plan SIZE` measures a recipe instead and says what to change to train at SIZE.
 """
@@ -28,10 +28,7 @@ from r2id.layers import ATTENTIONS, Attention
 from r2id.limits import MAX_BATCH, check_cells, check_size, whole
 from r2id.memory import keep_freed
 from r2id.pipeline import Latent, Pipeline
-from train.evaluation.comparison_tables import crossing
-from train.evaluation.tables import Table
-from train.profiling.alternatives import alternatives
-from train.profiling.machine import (
+from train.engine.machine import (
     ENOUGH,
     REPEATS,
     Shapes,
@@ -44,6 +41,9 @@ from train.profiling.machine import (
     products_of,
     square_rate,
 )
+from train.evaluation.comparison_tables import crossing
+from train.evaluation.tables import Table
+from train.profiling.alternatives import alternatives
 from train.profiling.plan import BUDGET, RESAMPLER, plan
 
 SIZES = (64, 128, 256, 512, 1024, 2048)

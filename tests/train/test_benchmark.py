@@ -16,9 +16,8 @@ from r2id import Pipeline
 from r2id.layers import Attention
 from train import benchmark
 from train.benchmark import main, page, products_of_pixels, resampling, resampling_twice
-from train.profiling import alternatives
-from train.profiling import machine as measure
-from train.profiling.machine import (
+from train.engine import machine as measure
+from train.engine.machine import (
     bandwidth,
     beside_products,
     median_seconds,
@@ -28,6 +27,7 @@ from train.profiling.machine import (
     products_of,
     reset_peak,
 )
+from train.profiling import alternatives
 
 CPU = torch.device("cpu")
 SMALL = ["--device", "cpu", "--sizes", "8", "16", "--cells", "2", "4", "--batches", "1", "2"]

@@ -21,6 +21,7 @@ from r2id import Pipeline
 from r2id.config import Training
 from train import evaluate
 from train.data.images import ImageSet
+from train.engine import machine as measure
 from train.evaluation import comparison
 from train.evaluation import methods as ways
 from train.evaluation.classifier import load_classifier
@@ -28,7 +29,6 @@ from train.evaluation.comparison import Protocol, System, compare, fingerprint
 from train.evaluation.comparison_tables import Results, cost_plot, crossing, crossings, verdict
 from train.evaluation.methods import Cell, Column, cost, cost_apart, diffuse, giga_operations, show
 from train.evaluation.tables import titled_sheet
-from train.profiling import machine as measure
 
 PROTOCOL = Protocol(counts={4: 10, 8: 12, 16: 10}, ratios=((9, 16),), ratio_count=10, frechet=12)
 COLUMNS = ["4×4", "8×8", "16×16", "9:16"]

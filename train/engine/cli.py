@@ -19,8 +19,8 @@ from r2id.checkpoint import load_tensors
 from train.data.buckets import Law, OwnFrames, Shape
 from train.data.images import ImageSet
 from train.engine.loop import Compute, Progress, Run, generator, listed, operations
+from train.engine.machine import machine, peak_memory, reset_peak
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe
-from train.profiling.machine import machine, peak_memory, reset_peak
 
 MEASURED = 3  # steps of each phase, spread over it
 

@@ -23,12 +23,12 @@ from r2id.checkpoint import fetch
 from r2id.limits import MAX_BATCH
 from r2id.pipeline import Latent, Pipeline
 from train.data.images import ImageSet
+from train.engine.machine import machine
 from train.evaluation.classifier import SIZE, Classifier, accuracy, to_classifier_size
 from train.evaluation.comparison_tables import Results, write_report
 from train.evaluation.methods import Cell, Column, cost_apart, diffuse, giga_operations, show, ways
 from train.evaluation.metrics import bring_to, central_square, frechet, ink, judge_features, parts, spread
 from train.evaluation.tables import check_match, name, progress
-from train.profiling.machine import machine
 
 BATCH_CELLS = 2**16  # diffused together: bounds the memory of large sizes
 

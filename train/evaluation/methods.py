@@ -26,8 +26,8 @@ from r2id.memory import keep_freed
 from r2id.pipeline import Latent, Pipeline
 from r2id.position import window_of
 from train.engine.loop import operations
+from train.engine.machine import median_seconds, peak_memory, reset_peak, square_rate
 from train.evaluation.metrics import frame_size, to_stride
-from train.profiling.machine import median_seconds, peak_memory, reset_peak, square_rate
 
 PAGE = 4096  # bytes, the least that memory is counted in
 

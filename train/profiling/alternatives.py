@@ -17,9 +17,9 @@ from r2id.pipeline import Latent, Pipeline
 from r2id.position import footprint, grid_positions, training_pitch, window_of
 from r2id.resampler import R2IR
 from train.engine.loop import operations
+from train.engine.machine import CPU, median_seconds, memory_of, square_rate
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 from train.evaluation.tables import Table
-from train.profiling.machine import CPU, median_seconds, memory_of, square_rate
 
 PIXELS = "weights/mnist-s2id"
 PIXEL_SIDES = (32, 64)  # what it can do at an affordable cost

@@ -22,11 +22,11 @@ from r2id.limits import MAX_CELLS, MAX_SIDE, brief
 from r2id.resampler import R2IR
 from train.data.buckets import Shape
 from train.engine.loop import generator, operations
+from train.engine.machine import memory_of
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 from train.evaluation.tables import Table
 from train.losses.denoiser import DenoiserLoss
 from train.losses.resampler import WHOLE, ResamplerLoss
-from train.profiling.machine import memory_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESAMPLER, DENOISER = CONFIGS / "cifar10_resampler.toml", CONFIGS / "cifar10_r2id.toml"
