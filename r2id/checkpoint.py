@@ -22,7 +22,7 @@ from huggingface_hub.utils import filter_repo_objects
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from r2id.limits import brief
+from r2id.limits import short_repr
 
 MAX_FILE_BYTES = 2**32  # a billion parameters in float32
 MAX_HEADER_BYTES = 2**22
@@ -304,7 +304,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         return float(value)
     if kind is Any or (type(value) is (origin or kind) and kind is not float):
         return value
-    raise _fault(key, f"must be {getattr(kind, '__name__', kind)}, not {brief(value)}")
+    raise _fault(key, f"must be {getattr(kind, '__name__', kind)}, not {short_repr(value)}")
 
 
 def _build(kind: type, values: dict[str, Any], key: str) -> Any:

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from r2id.limits import brief
+from r2id.limits import short_repr
 
 
 class LabelCondition(nn.Module):
     """Learned tokens per label, and one more set for the null condition; trained with the denoiser that holds it."""
 
-    def __init__(self, labels: int, *, tokens: int, width: int):
+    def __init__(self, num_classes: int, *, tokens: int, width: int):
         super().__init__()
-        self.table = nn.Parameter(torch.randn(labels + 1, tokens, width))  # the last row is the null condition
+        self.table = nn.Parameter(torch.randn(num_classes + 1, tokens, width))  # the last row is the null condition
 
     @property
-    def labels(self) -> int:
+    def num_classes(self) -> int:
         return len(self.table) - 1
 
     def forward(self, weights_BL: Tensor) -> Tensor:
@@ -55,11 +55,13 @@ def mixture(label, names: tuple[str, ...]) -> list[float]:
     for key, weight in label.items():
         number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
         if not number or not 0 <= weight <= sys.float_info.max:  # an int may be larger
-            raise ValueError(f"weight {brief(weight)} of label {brief(key)}: must be a finite number, 0 or more")
+            raise ValueError(
+                f"weight {short_repr(weight)} of label {short_repr(key)}: must be a finite number, 0 or more"
+            )
         weights[index_of(key, names)] += float(weight)
     total = sum(weights)
     if not 0 < total < float("inf"):
-        raise ValueError(f"mixture {brief(label)}: its weights sum to {total}, must be above 0 and finite")
+        raise ValueError(f"mixture {short_repr(label)}: its weights sum to {total}, must be above 0 and finite")
     return [weight / total for weight in weights]
 
 
@@ -69,4 +71,4 @@ def index_of(label, names: tuple[str, ...]) -> int:
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(names):
         return label
     known = f"an index 0…{len(names) - 1} or one of {', '.join(names)}" if names else "None, this model has no labels"
-    raise ValueError(f"label {brief(label)}: must be {known}")
+    raise ValueError(f"label {short_repr(label)}: must be {known}")

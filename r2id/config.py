@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from r2id.denoisers import SYSTEMS
+from r2id.denoisers import DENOISERS
 from r2id.limits import (
     MAX_ASPECT,
     MAX_CELLS,
@@ -14,9 +14,9 @@ from r2id.limits import (
     MAX_SIDE,
     MAX_STEPS,
     check_cells,
+    check_float,
+    check_int,
     check_interval,
-    number,
-    whole,
 )
 from r2id.position import FITS
 from r2id.resampler import R2IRConfig
@@ -37,8 +37,8 @@ class Defaults:
     latent_size: tuple[int, int] = (8, 8)
 
     def __post_init__(self):
-        whole(self.steps, "steps", 1, MAX_STEPS)
-        number(self.guidance, "guidance", -MAX_GUIDANCE, MAX_GUIDANCE)
+        check_int(self.steps, "steps", 1, MAX_STEPS)
+        check_float(self.guidance, "guidance", -MAX_GUIDANCE, MAX_GUIDANCE)
         check_interval(self.guidance_interval)
         check_cells(self.latent_size, 1, MAX_PICTURE_CELLS)
 
@@ -55,7 +55,7 @@ class Training:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            number(value, name, 0, 1e28)
+            check_float(value, name, 0, 1e28)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,43 +64,43 @@ class PipelineConfig:
     the system works in pixel space: its latent is the picture at `latent_size`."""
 
     format: int
-    system: str
+    architecture: str
     labels: tuple[str, ...]
     channels: int
     background: tuple[float, ...]
     training_size: int  # pixels on the short side of a training frame
     trained_cells: tuple[int, int]  # fewest and most on a side
     trained_aspects: tuple[float, float]  # narrowest and widest frame
-    stride: int  # latent sizes are multiples of it
+    size_multiple: int  # latent sizes are multiples of it
     fit: str  # default of `resample`
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     schedule: Schedule
     defaults: Defaults
     resampler: R2IRConfig | None = None
-    denoiser: Any  # the system's own configuration, as `SYSTEMS` names it
+    denoiser: Any  # the system's own configuration, as `DENOISERS` names it
     training: Training | None = None
 
     def __post_init__(self):
         if self.format != FORMAT:
             raise ValueError(f"format {self.format}: this version reads {FORMAT}; upgrade r2id or export again")
-        if self.system not in SYSTEMS:
-            raise ValueError(f"system {self.system!r}: must be one of {', '.join(SYSTEMS)}")
+        if self.architecture not in DENOISERS:
+            raise ValueError(f"architecture {self.architecture!r}: must be one of {', '.join(DENOISERS)}")
         if self.fit not in FITS:
             raise ValueError(f"fit {self.fit!r}: must be one of {', '.join(FITS)}")
         if self.defaults.sampler not in SAMPLERS:
             raise ValueError(f"defaults.sampler {self.defaults.sampler!r}: must be one of {', '.join(SAMPLERS)}")
-        ranges = {"training_size": (1, MAX_SIDE), "stride": (1, MAX_SIDE), "trained_cells": (1, MAX_CELLS)}
+        ranges = {"training_size": (1, MAX_SIDE), "size_multiple": (1, MAX_SIDE), "trained_cells": (1, MAX_CELLS)}
         ranges |= {"trained_aspects": (1 / MAX_ASPECT, MAX_ASPECT), "background": (0, 1)}
         ranges |= {"latent_mean": (-1, 1), "latent_std": (1e-6, 1)}  # latents lie within ±1
         for name, (low, high) in ranges.items():
             values = getattr(self, name)
             for value in values if isinstance(values, tuple) else (values,):
-                number(value, name, low, high)
+                check_float(value, name, low, high)
         for name in ("trained_cells", "trained_aspects"):
             if getattr(self, name)[0] > getattr(self, name)[1]:
                 raise ValueError(f"{name} {getattr(self, name)}: must be (low, high)")
-        check_cells(self.defaults.latent_size, self.stride, MAX_CELLS if self.resampler else MAX_PICTURE_CELLS)
+        check_cells(self.defaults.latent_size, self.size_multiple, MAX_CELLS if self.resampler else MAX_PICTURE_CELLS)
         channels = self.latent_channels
         if not len(self.latent_mean) == len(self.latent_std) == channels:
             raise ValueError(f"latent_mean and latent_std: each must hold {channels} values, the latent's channels")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r2id.checkpoint import load_tensors, save_tensors
-from r2id.limits import MAX_ASPECT, MAX_BATCH, MAX_PICTURE_CELLS, check_cells, number, row_seeds
+from r2id.limits import MAX_ASPECT, MAX_BATCH, MAX_PICTURE_CELLS, check_cells, check_float, row_seeds
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ def check_latent(latent: Latent, channels: int | None = None, most: int = MAX_PI
     if not 1 <= len(tensor) <= MAX_BATCH:
         raise ValueError(f"latent of {len(tensor)} rows: must be 1…{MAX_BATCH}")
     check_cells(latent.size, 1, most)
-    number(latent.aspect, "latent aspect", 1 / MAX_ASPECT, MAX_ASPECT)
+    check_float(latent.aspect, "latent aspect", 1 / MAX_ASPECT, MAX_ASPECT)
     if not tensor.abs().max() <= 1 + 1e-3:  # NaN is not
         raise ValueError("latent values: must be finite and in [-1, 1]")
     return latent

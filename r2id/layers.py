@@ -38,15 +38,15 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width}: must be a multiple of the {heads} heads")
         self.head_width, self.attention = width // heads, attention
-        self.bare = bare = heads == 1 and attention == "softmax"
-        self.query = nn.Identity() if bare else nn.Linear(width, width)
+        self.project_queries = project_queries = heads > 1 or attention == "linear"
+        self.query = nn.Linear(width, width) if project_queries else nn.Identity()
         self.key_value = nn.Linear(context_width or width, 2 * width)
-        self.query_norm = nn.Identity() if bare else nn.LayerNorm(self.head_width)
+        self.query_norm = nn.LayerNorm(self.head_width) if project_queries else nn.Identity()
         self.key_norm = nn.LayerNorm(self.head_width)
-        self.out = nn.Identity() if bare else nn.Linear(width, width)
+        self.out = nn.Linear(width, width) if project_queries else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
-    def memory(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
         """What the context gives, whatever the queries: keys and values, or their sums for linear attention."""
         key_BMD, value_BMD = self.key_value(context_BMD).chunk(2, dim=-1)
         key_BHME, value_BHME = self._heads(key_BMD, self.key_norm), self._heads(value_BMD, nn.Identity())
@@ -55,9 +55,9 @@ class Attention(nn.Module):
         key_BHME = F.elu(key_BHME) + 1
         return key_BHME.transpose(-1, -2) @ value_BHME, key_BHME.sum(dim=2, keepdim=True).transpose(-1, -2)
 
-    def forward(self, query_BND: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, query_BND: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         query_BHNE = self._heads(self.query(query_BND), self.query_norm)
-        first, second = memory
+        first, second = keys_values
         if self.attention == "softmax":
             mixed_BHNE = F.scaled_dot_product_attention(query_BHNE, first, second)
         else:
@@ -85,9 +85,9 @@ class CentredLinear(nn.Linear):
         return F.linear(tokens, *self.parts())
 
 
-class FeedForward(nn.Sequential):
-    def __init__(self, width: int, *, expansion: int, dropout: float = 0.0):
-        hidden = expansion * width
+class MLP(nn.Sequential):
+    def __init__(self, width: int, *, mlp_ratio: int, dropout: float = 0.0):
+        hidden = mlp_ratio * width
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width), nn.Dropout(dropout))
 
 
@@ -129,71 +129,75 @@ class Block(nn.Module):
         width: int,
         *,
         heads: int,
-        expansion: int,
-        crossing: bool,
-        selfing: bool,
+        mlp_ratio: int,
+        cross_attention: bool,
+        self_attention: bool,
         attention: str = "softmax",
         dropout: float = 0.0,
         context_width: int | None = None,
     ):
         super().__init__()
         options = {"heads": heads, "attention": attention, "dropout": dropout}
-        if crossing:
-            self.cross_norm = nn.LayerNorm(width)
-            self.cross = Attention(width, context_width=context_width, **options)
-        if selfing:
-            self.self_norm = nn.LayerNorm(width)
-            self.self_attention = Attention(width, **options)
-        self.feed_norm = nn.LayerNorm(width)
-        self.feed = FeedForward(width, expansion=expansion, dropout=dropout)
-        self.selfing = selfing
+        self.cross_norm = nn.LayerNorm(width) if cross_attention else None
+        self.cross_attention = Attention(width, context_width=context_width, **options) if cross_attention else None
+        self.self_norm = nn.LayerNorm(width) if self_attention else None
+        self.self_attention = Attention(width, **options) if self_attention else None
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_ratio=mlp_ratio, dropout=dropout)
 
-    def forward(self, tokens_BND: Tensor, memory: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """`memory`: what `self.cross.memory(context)` gave; required when the block has cross-attention."""
-        if memory is not None:
-            tokens_BND = tokens_BND + self.cross(self.cross_norm(tokens_BND), memory)
-        if self.selfing:
+    def forward(self, tokens_BND: Tensor, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """`keys_values`: of `self.cross_attention`; required when the block has cross-attention."""
+        if keys_values is not None:
+            tokens_BND = tokens_BND + self.cross_attention(self.cross_norm(tokens_BND), keys_values)
+        if self.self_attention:
             normed_BND = self.self_norm(tokens_BND)
-            tokens_BND = tokens_BND + self.self_attention(normed_BND, self.self_attention.memory(normed_BND))
-        return tokens_BND + self.feed(self.feed_norm(tokens_BND))
+            tokens_BND = tokens_BND + self.self_attention(normed_BND, self.self_attention.keys_values(normed_BND))
+        return tokens_BND + self.mlp(self.mlp_norm(tokens_BND))
 
 
 class Reader(Block):
     """A block of very many tokens that read a few: the same function of the same weights, for tokens that are centred,
-    as all norms would make them, and that stay so. `merged` is what a norm costs beside the product after it."""
+    as all norms would make them, and that stay so. `fold_layernorm` is what a norm costs beside the
+    product after it."""
 
-    def __init__(self, width: int, *, expansion: int, dropout: float = 0.0, **options):
-        super().__init__(width, expansion=expansion, dropout=dropout, crossing=True, selfing=False, **options)
-        self.feed[2] = CentredLinear(expansion * width, width)
-        if not self.cross.bare:
-            self.cross.out = CentredLinear(width, width)
+    def __init__(self, width: int, *, mlp_ratio: int, dropout: float = 0.0, **options):
+        super().__init__(
+            width, mlp_ratio=mlp_ratio, dropout=dropout, cross_attention=True, self_attention=False, **options
+        )
+        self.mlp[2] = CentredLinear(mlp_ratio * width, width)
+        if self.cross_attention.project_queries:
+            self.cross_attention.out = CentredLinear(width, width)
 
-    def memory(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward` needs of the context."""
-        first, second = self.cross.memory(context_BMD)
-        return (merged(self.cross_norm, first), centred(second)) if self.cross.bare else (first, second)
+        first, second = self.cross_attention.keys_values(context_BMD)
+        return (
+            (first, second)
+            if self.cross_attention.project_queries
+            else (fold_layernorm(self.cross_norm, first), centred(second))
+        )
 
-    def forward(self, tokens_BND: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
-        query_BND = normed(tokens_BND) if self.cross.bare else self.cross_norm(tokens_BND)
-        tokens_BND = added(tokens_BND, self.cross(query_BND, memory))
-        first, *others = self.feed
-        new_BND = F.linear(normed(tokens_BND), merged(self.feed_norm, first.weight, first.bias))
+    def forward(self, tokens_BND: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        query_BND = self.cross_norm(tokens_BND) if self.cross_attention.project_queries else normed(tokens_BND)
+        tokens_BND = residual_add(tokens_BND, self.cross_attention(query_BND, keys_values))
+        first, *others = self.mlp
+        new_BND = F.linear(normed(tokens_BND), fold_layernorm(self.mlp_norm, first.weight, first.bias))
         for layer in others:
             new_BND = layer(new_BND)
-        return added(tokens_BND, new_BND)
+        return residual_add(tokens_BND, new_BND)
 
 
-def to_unit(tokens: Tensor) -> Tensor:
+def inverse_rms(tokens: Tensor) -> Tensor:
     """What brings centred tokens (…, D) to variance 1, as a LayerNorm does: a factor (…, 1)."""
     return math.sqrt(tokens.shape[-1]) / torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
 
 
 def normed(tokens: Tensor) -> Tensor:
-    """Centred tokens with variance 1, and mean 1 for `merged`."""
-    return torch.addcmul(tokens.new_ones(tokens.shape[-1]), tokens, to_unit(tokens))
+    """Centred tokens with variance 1, and mean 1 for `fold_layernorm`."""
+    return torch.addcmul(tokens.new_ones(tokens.shape[-1]), tokens, inverse_rms(tokens))
 
 
-def merged(norm: nn.LayerNorm, weight_KD: Tensor, bias_K: Tensor | float = 0.0) -> Tensor:
+def fold_layernorm(norm: nn.LayerNorm, weight_KD: Tensor, bias_K: Tensor | float = 0.0) -> Tensor:
     """The weights (K, D), or any keys, that give of `normed(x)` what these give of `norm(x)`, bias included: the mean
     of 1 meets the sum of a row, which nothing else does, so that it can hold all that does not depend on x."""
     scaled_KD = weight_KD * norm.weight
@@ -201,7 +205,7 @@ def merged(norm: nn.LayerNorm, weight_KD: Tensor, bias_K: Tensor | float = 0.0) 
     return scaled_KD + (constant_K - scaled_KD.sum(dim=-1))[..., None] / norm.weight.numel()
 
 
-def added(tokens: Tensor, new: Tensor) -> Tensor:
+def residual_add(tokens: Tensor, new: Tensor) -> Tensor:
     """Their sum, in the memory of what is new where nothing else needs it."""
     in_place = not torch.is_grad_enabled() and new.dtype == torch.promote_types(tokens.dtype, new.dtype)
     return new.add_(tokens) if in_place else tokens + new

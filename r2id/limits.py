@@ -22,41 +22,41 @@ MAX_BLOCKS = 128
 MODEL_SIZES = {
     "channels": (1, 64),
     "latent_channels": (1, 4096),
-    "labels": (0, 2**17),
+    "num_classes": (0, 2**17),
     "label_tokens": (1, 4096),
-    "latents": (1, 2**14),
+    "num_latents": (1, 2**14),
     "patch": (1, 256),
     "patches": (1, 256),
     "kernel": (1, 63),
     **dict.fromkeys(("width", "widths", "interface_width", "latent_width", "noise_width", "pixel_width"), (1, 2**14)),
     **dict.fromkeys(("heads", "pixel_heads"), (1, 1024)),
-    **dict.fromkeys(("expansion", "gated_expansion", "cell_expansion", "pixel_expansion"), (1, 64)),
+    **dict.fromkeys(("mlp_ratio", "gated_mlp_ratio", "cell_mlp_ratio", "pixel_mlp_ratio"), (1, 64)),
     **dict.fromkeys(("encoder_blocks", "decoder_blocks", "blocks", "compute_layers"), (1, MAX_BLOCKS)),
     "cell_blocks": (0, MAX_BLOCKS),
     "harmonics": (1, 64),
     "octaves": (-32, 32),
 }
-MODEL_NUMBERS = {"dropout": (0.0, 0.99), "turn": (0.0, 16.0), "jitter": (0.0, 16.0), "footprint": (0.0, 16.0)}
+MODEL_NUMBERS = {"dropout": (0.0, 0.99), "base_frequency": (0.0, 16.0), "jitter": (0.0, 16.0), "ipe_sigma": (0.0, 16.0)}
 
 
-def brief(value) -> str:
+def short_repr(value) -> str:
     """A bad value for an error message: short and on one line, whatever it is."""
     return " ".join(reprlib.repr(value).split())
 
 
-def whole(value, name: str, low: int, high: int) -> int:
+def check_int(value, name: str, low: int, high: int) -> int:
     try:
         if not isinstance(value, bool) and low <= (integer := operator.index(value)) <= high:
             return integer
     except TypeError:
         pass
-    raise ValueError(f"{name} {brief(value)}: must be a whole number, {low}…{high}")
+    raise ValueError(f"{name} {short_repr(value)}: must be a whole number, {low}…{high}")
 
 
-def number(value, name: str, low: float, high: float) -> float:
+def check_float(value, name: str, low: float, high: float) -> float:
     real = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not real or not low <= value <= high:  # NaN is not
-        raise ValueError(f"{name} {brief(value)}: must be a number, {low:g}…{high:g}")
+        raise ValueError(f"{name} {short_repr(value)}: must be a number, {low:g}…{high:g}")
     return float(value)
 
 
@@ -65,9 +65,9 @@ def check_model(config) -> None:
     for name, (low, high) in MODEL_SIZES.items():
         sizes = getattr(config, name, None)
         for size in sizes if isinstance(sizes, tuple) else () if sizes is None else (sizes,):
-            whole(size, name, low, high)
+            check_int(size, name, low, high)
     for name, (low, high) in MODEL_NUMBERS.items():
-        number(getattr(config, name, low), name, low, high)
+        check_float(getattr(config, name, low), name, low, high)
     if config.octaves[0] > config.octaves[1]:
         raise ValueError(f"octaves {config.octaves}: must be (low, high)")
 
@@ -80,9 +80,9 @@ def check_heads(heads: int, **widths: int) -> None:
 
 def pair(value, name: str, high: int) -> tuple[int, int]:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError(f"{name} {brief(value)}: must be (height, width)")
+        raise ValueError(f"{name} {short_repr(value)}: must be (height, width)")
     sides = zip(("height", "width"), value, strict=True)
-    return tuple(whole(v, f"{name} {brief(tuple(value))}: {side}", 1, high) for side, v in sides)
+    return tuple(check_int(v, f"{name} {short_repr(tuple(value))}: {side}", 1, high) for side, v in sides)
 
 
 def check_size(size, *, images: int = 1) -> tuple[int, int]:
@@ -93,20 +93,20 @@ def check_size(size, *, images: int = 1) -> tuple[int, int]:
     return height, width
 
 
-def check_cells(size, stride: int, most: int = MAX_CELLS) -> tuple[int, int]:
+def check_cells(size, size_multiple: int, most: int = MAX_CELLS) -> tuple[int, int]:
     h, w = pair(size, "latent_size", MAX_CELLS)
     if h * w > most:
         raise ValueError(f"latent_size {h} x {w}: {h * w:,} cells, at most {most:,}")
-    if h % stride or w % stride:
-        raise ValueError(f"latent_size {h} x {w}: both must be multiples of {stride}")
+    if h % size_multiple or w % size_multiple:
+        raise ValueError(f"latent_size {h} x {w}: both must be multiples of {size_multiple}")
     return h, w
 
 
 def check_interval(interval) -> tuple[float, float]:
     """Times between which guidance acts."""
     if not isinstance(interval, (list, tuple)) or len(interval) != 2:
-        raise ValueError(f"guidance_interval {brief(interval)}: must be (low, high)")
-    low, high = (number(t, "guidance_interval", 0.0, 1.0) for t in interval)
+        raise ValueError(f"guidance_interval {short_repr(interval)}: must be (low, high)")
+    low, high = (check_float(t, "guidance_interval", 0.0, 1.0) for t in interval)
     if low > high:
         raise ValueError(f"guidance_interval {(low, high)}: low must not exceed high")
     return low, high
@@ -116,6 +116,6 @@ def row_seeds(seed, rows: int) -> tuple[int, ...]:
     if isinstance(seed, (list, tuple)):
         if len(seed) != rows:
             raise ValueError(f"{len(seed)} seeds for {rows} labels: give one seed, or one for each")
-        return tuple(whole(s, "seed", 0, SEEDS - 1) for s in seed)
-    first = secrets.randbelow(SEEDS) if seed is None else whole(seed, "seed", 0, SEEDS - 1)
+        return tuple(check_int(s, "seed", 0, SEEDS - 1) for s in seed)
+    first = secrets.randbelow(SEEDS) if seed is None else check_int(seed, "seed", 0, SEEDS - 1)
     return tuple((first + i) % SEEDS for i in range(rows))

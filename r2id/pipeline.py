@@ -23,8 +23,8 @@ from r2id.checkpoint import (
 )
 from r2id.condition import mixture
 from r2id.config import PipelineConfig
-from r2id.denoisers import SYSTEMS
-from r2id.denoisers.output import Denoised
+from r2id.denoisers import DENOISERS
+from r2id.denoisers.output import DenoiserOutput
 from r2id.image import as_images
 from r2id.interpolation import Box, interpolate_tiles, resize, tile_boxes
 from r2id.latent import Latent, check_latent
@@ -37,23 +37,22 @@ from r2id.limits import (
     MAX_PIXELS,
     MAX_STEPS,
     check_cells,
+    check_float,
+    check_int,
     check_size,
-    number,
     row_seeds,
-    whole,
 )
-from r2id.memory import keep_some_freed
 from r2id.position import (
     FULL,
     Positions,
     Window,
-    footprint,
     grid_positions,
+    ipe_sigma_of,
     oversampling,
     training_pitch,
     window_of,
 )
-from r2id.resampler import R2IR, Memory
+from r2id.resampler import R2IR, DecoderContext
 from r2id.sampler import sample
 
 TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory
@@ -83,18 +82,17 @@ class Pipeline:
         resampler_device=None,
     ):
         own, labels, channels = config.denoiser, len(config.labels), config.latent_channels
-        if (own.labels, own.latent_channels) != (labels, channels):
-            has = f"{own.labels} labels and {own.latent_channels} channels"
+        if (own.num_classes, own.latent_channels) != (labels, channels):
+            has = f"{own.num_classes} labels and {own.latent_channels} channels"
             raise ValueError(f"denoiser of {has}: the configuration names {labels} and its latents have {channels}")
         if (resampler is None) != (config.resampler is None):
             raise ValueError("resampler: must be given where the configuration has one, and be None in pixel space")
         self.config = config
         self.device = _device(device)
         self.resampler_device = self.device if resampler_device is None else _device(resampler_device)
-        keep_some_freed()
         self.resampler = resampler and resampler.eval().requires_grad_(False).to(self.resampler_device)
         self.denoiser = denoiser.eval().requires_grad_(False).to(self.device)
-        self._memories: list[tuple[weakref.ref, int, float, Memory]] = []
+        self._contexts: list[tuple[weakref.ref, int, float, DecoderContext]] = []
 
     @classmethod
     def from_pretrained(
@@ -105,7 +103,7 @@ class Pipeline:
         folder = fetch(path_or_id, revision)
         values = load_config(folder)
         config = from_dict(PipelineConfig, values, folder / "config.json")
-        config_type, model_type = SYSTEMS[config.system]
+        config_type, model_type = DENOISERS[config.architecture]
         config = replace(
             config, denoiser=from_dict(config_type, config.denoiser, f"{folder / 'config.json'}: denoiser")
         )
@@ -131,7 +129,7 @@ class Pipeline:
 
     def _cells(self, latent_size) -> tuple[int, int]:
         size = self.config.defaults.latent_size if latent_size is None else latent_size
-        return check_cells(size, self.config.stride, self._most_cells)
+        return check_cells(size, self.config.size_multiple, self._most_cells)
 
     # diffuse
 
@@ -166,15 +164,17 @@ class Pipeline:
             raise ValueError(f"{len(rows)} labels: must be 1…{MAX_BATCH}")
         weights = [mixture(label, config.labels) for label in rows]
         latent_size = self._cells(latent_size)
-        aspect = number(
+        aspect = check_float(
             latent_size[1] / latent_size[0] if aspect is None else aspect, "aspect", 1 / MAX_ASPECT, MAX_ASPECT
         )
-        steps = whole(defaults.steps if steps is None else steps, "steps", 1, MAX_STEPS)
-        guidance = number(defaults.guidance if guidance is None else guidance, "guidance", -MAX_GUIDANCE, MAX_GUIDANCE)
+        steps = check_int(defaults.steps if steps is None else steps, "steps", 1, MAX_STEPS)
+        guidance = check_float(
+            defaults.guidance if guidance is None else guidance, "guidance", -MAX_GUIDANCE, MAX_GUIDANCE
+        )
         if guidance_interval is None:
-            same = partial(config.schedule.same_noise, cells=defaults.latent_size, at=latent_size)
+            same = partial(config.schedule.time_at_equal_noise, cells=defaults.latent_size, at=latent_size)
             guidance_interval = tuple(map(same, defaults.guidance_interval))
-        eta = number(eta, "eta", 0.0, 10.0)
+        eta = check_float(eta, "eta", 0.0, 10.0)
         seeds = row_seeds(seed, len(rows))
         names = tuple(_named(row, config.labels) for row in weights)
 
@@ -199,7 +199,7 @@ class Pipeline:
             tokens=tokens,
             times=times,
             alpha_bars=config.schedule.alpha_bar(times, cells=latent_size),
-            objective=self.denoiser.config.objective,
+            prediction_type=self.denoiser.config.prediction_type,
             guidance=guidance,
             guidance_interval=guidance_interval,
             sampler=defaults.sampler if sampler is None else sampler,
@@ -217,14 +217,14 @@ class Pipeline:
 
         return steps_of()
 
-    def _denoise(self, *inputs) -> Denoised:
+    def _denoise(self, *inputs) -> DenoiserOutput:
         return self.denoiser(*inputs)
 
     def positions(self, latent_size: tuple[int, int], aspect: float) -> Positions:
         """The cells' centres, with the footprint that training's jitter gave them, in cells of its finest grid."""
         pitch = training_pitch(aspect, self.config.trained_cells[1])
-        spread = footprint(aspect, pitch, self.config.denoiser.jitter)
-        return replace(grid_positions(latent_size, aspect), spread=spread)
+        ipe_sigma = ipe_sigma_of(aspect, pitch, self.config.denoiser.jitter)
+        return replace(grid_positions(latent_size, aspect), ipe_sigma=ipe_sigma)
 
     # resample
 
@@ -249,21 +249,21 @@ class Pipeline:
         height, width = map(int, size)
         if self.resampler is None:
             return self._interpolated(latent, window, (height, width))
-        window = window.finer((across, down))
+        window = window.supersample((across, down))
         pitch = training_pitch(latent.aspect, self.config.training_size)
-        spread = footprint(latent.aspect, pitch, self.config.resampler.footprint)
+        ipe_sigma = ipe_sigma_of(latent.aspect, pitch, self.config.resampler.ipe_sigma)
         on = "cpu" if self.resampler_device.type == "cpu" else "other"
         budget = TILE_POINTS[on] // (len(latent) * across * down)
 
         @torch.no_grad()
         def tiles():
-            memory = self._memory(latent)
+            context = self._context(latent)
             grid = (range(1), range(width * across)), (range(height * down), range(1))
-            along = [window.positions(*part, spread=spread, device=self.resampler_device) for part in grid]
-            columns, rows = (self.resampler.lines(memory, pixels, axis) for axis, pixels in enumerate(along))
+            along = [window.positions(*part, ipe_sigma=ipe_sigma, device=self.resampler_device) for part in grid]
+            columns, rows = (self.resampler.axis_features(context, pixels, axis) for axis, pixels in enumerate(along))
             for left, top, right, bottom in tile_boxes((height, width), budget):
                 part = columns[left * across : right * across], rows[top * down : bottom * down]
-                colour_BNC = self.resampler.decode_grid(memory, *part).clamp(-1, 1)
+                colour_BNC = self.resampler.decode_grid(context, *part).clamp(-1, 1)
                 tile = colour_BNC.transpose(1, 2).unflatten(2, ((bottom - top) * down, (right - left) * across))
                 if (across, down) != (1, 1):
                     tile = F.avg_pool2d(tile, (down, across))
@@ -297,19 +297,19 @@ class Pipeline:
         tiles = interpolate_tiles(image_BChw, window, width=size[1], background_C=background_C, boxes=boxes)
         return ((box, (tile + 1) / 2) for box, tile in tiles)
 
-    def _memory(self, latent: Latent) -> Memory:
+    def _context(self, latent: Latent) -> DecoderContext:
         """What decoding shares between tiles, sizes and calls, kept for the last few latents."""
         tensor = latent.tensor
         version = None if tensor.is_inference() else tensor._version  # None: changes would go unseen, never reused
         key = (version, latent.aspect)
-        self._memories = [entry for entry in self._memories if entry[0]() is not None]
-        for reference, *known, memory in self._memories:
+        self._contexts = [entry for entry in self._contexts if entry[0]() is not None]
+        for reference, *known, context in self._contexts:
             if reference() is tensor and tuple(known) == key and version is not None:
-                return memory
+                return context
         cells = grid_positions(latent.size, latent.aspect).to(self.resampler_device)
-        memory = self.resampler.memory(tensor.to(self.resampler_device), cells)
-        self._memories = [(weakref.ref(tensor), *key, memory), *self._memories[: CACHED - 1]]
-        return memory
+        context = self.resampler.prepare(tensor.to(self.resampler_device), cells)
+        self._contexts = [(weakref.ref(tensor), *key, context), *self._contexts[: CACHED - 1]]
+        return context
 
     # encode
 
@@ -324,7 +324,7 @@ class Pipeline:
         latent_size = self._cells(latent_size)
         image_BCHW = as_images(image, config.channels, config.background)
         height, width = image_BCHW.shape[2:]
-        aspect = number(width / height, "image width / height", 1 / MAX_ASPECT, MAX_ASPECT)
+        aspect = check_float(width / height, "image width / height", 1 / MAX_ASPECT, MAX_ASPECT)
         if self.resampler is None:
             return Latent(resize(image_BCHW * 2 - 1, latent_size), aspect)
         reduce, colour_BCHW = min(height, width) / config.training_size, image_BCHW * 2 - 1
@@ -332,9 +332,9 @@ class Pipeline:
         if reduce > 1:
             colour_BCHW = F.interpolate(colour_BCHW, size=(height, width), mode="area")
         colour_BNC = resize(colour_BCHW, (height, width)).flatten(2).transpose(1, 2).to(self.resampler_device)
-        spread = footprint(aspect, training_pitch(aspect, config.training_size), config.resampler.footprint)
+        ipe_sigma = ipe_sigma_of(aspect, training_pitch(aspect, config.training_size), config.resampler.ipe_sigma)
         window = window_of((height, width), aspect=aspect, fit="stretch")
-        pixels = window.positions(range(height), range(width), spread=spread).to(self.resampler_device)
+        pixels = window.positions(range(height), range(width), ipe_sigma=ipe_sigma).to(self.resampler_device)
         cells = grid_positions(latent_size, aspect).to(self.resampler_device)
         return Latent(torch.tanh(self.resampler.encode(colour_BNC, pixels, cells)).cpu(), aspect)
 

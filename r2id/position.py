@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2id.limits import brief
+from r2id.limits import short_repr
 
 FITS = ("contain", "cover", "stretch", "published")
 FULL = (0.0, 0.0, 1.0, 1.0)
@@ -27,7 +27,7 @@ class Positions:
     """Points, (N, 2) or (B, N, 2) with x before y, in float32; `grid` is (rows, columns) where they form one. Of a
     batch of grids, which frames of different aspects have, cells may be made, not pixels.
 
-    `spread` holds the standard deviation of the footprint that features average over, ((x, y) absolute,
+    `ipe_sigma` holds the standard deviation of the footprint that features average over, ((x, y) absolute,
     (x, y) relative): given where jitter is off, None where the points themselves are jittered or exact.
     `framed` is False for the published coordinates of an output of another shape: such points have no one place
     in the frame, so nothing local can be read there.
@@ -36,7 +36,7 @@ class Positions:
     absolute: Tensor
     relative: Tensor
     grid: tuple[int, int] | None = None
-    spread: tuple[tuple[float, float], tuple[float, float]] | None = None
+    ipe_sigma: tuple[tuple[float, float], tuple[float, float]] | None = None
     framed: bool = True
 
     def axes(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -66,14 +66,14 @@ class Window:
     relative_scale: tuple[float, float]  # relative = absolute · this
     framed: bool = True
 
-    def finer(self, factors: tuple[int, int]) -> Window:
+    def supersample(self, factors: tuple[int, int]) -> Window:
         """The same window with every pixel cut into factors = (across, down)."""
         origin = tuple(o * k for o, k in zip(self.origin, factors, strict=True))
         pitch = tuple(p / k for p, k in zip(self.pitch, factors, strict=True))
         return Window(origin, pitch, self.relative_scale, self.framed)
 
     def positions(
-        self, rows: range, columns: range, *, spread: tuple | None = None, device: torch.device | str = "cpu"
+        self, rows: range, columns: range, *, ipe_sigma: tuple | None = None, device: torch.device | str = "cpu"
     ) -> Positions:
         """Positions of the pixels rows × columns, made on the device that they are for, as there are many. Float64 from
         integer indices, so a tile equals its part exactly."""
@@ -85,7 +85,7 @@ class Window:
         y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
         absolute = torch.stack((x_HW, y_HW), dim=-1).flatten(0, 1)
         relative = absolute * absolute.new_tensor(self.relative_scale)
-        positions = Positions(absolute.float(), relative.float(), (len(rows), len(columns)), spread, self.framed)
+        positions = Positions(absolute.float(), relative.float(), (len(rows), len(columns)), ipe_sigma, self.framed)
         return positions.to(device)
 
 
@@ -99,8 +99,8 @@ def training_pitch(aspect: float, training_size: int) -> tuple[float, float]:
     return 1.0 / (training_size * max(1.0, aspect)), 1.0 / (training_size * max(1.0, 1.0 / aspect))
 
 
-def footprint(aspect: float, pitch: tuple[float, float], sigma: float) -> tuple | None:
-    """The `Positions.spread` of pixels of this absolute pitch, sigma in pixels; None for sigma 0."""
+def ipe_sigma_of(aspect: float, pitch: tuple[float, float], sigma: float) -> tuple | None:
+    """The `Positions.ipe_sigma` of pixels of this absolute pitch, sigma in pixels; None for sigma 0."""
     if sigma == 0:
         return None
     absolute = tuple(p * sigma for p in pitch)
@@ -119,7 +119,7 @@ def window_of(
     region outside [0, 1] or narrower than 2⁻²⁰.
     """
     if fit not in FITS:
-        raise ValueError(f"fit {brief(fit)}: must be one of {', '.join(FITS)}")
+        raise ValueError(f"fit {short_repr(fit)}: must be one of {', '.join(FITS)}")
     left, top, right, bottom = check_region(region)
     width, height = size[1] / (right - left), size[0] / (bottom - top)
     frame_width, frame_height = width, height
@@ -139,7 +139,7 @@ def check_region(region) -> tuple[float, float, float, float]:
             raise TypeError
         left, top, right, bottom = map(float, sides)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"region {brief(region)}: give four numbers, left, top, right, bottom") from None
+        raise ValueError(f"region {short_repr(region)}: give four numbers, left, top, right, bottom") from None
     inside = 0 <= left < right <= 1 and 0 <= top < bottom <= 1  # False for NaN too
     if not inside or min(right - left, bottom - top) < MIN_REGION:
         raise ValueError(
@@ -158,7 +158,7 @@ def grid_positions(size: tuple[int, int], aspect: float, *, sigma: float = 0.0) 
     """The centres of size = (rows, columns) pixels or cells that fill the frame; sigma: footprint, in pixels."""
     rows, columns = size
     window = window_of(size, aspect=aspect, fit="stretch")
-    return window.positions(range(rows), range(columns), spread=footprint(aspect, window.pitch, sigma))
+    return window.positions(range(rows), range(columns), ipe_sigma=ipe_sigma_of(aspect, window.pitch, sigma))
 
 
 def points(absolute: Tensor, aspect: float) -> Positions:
@@ -187,8 +187,8 @@ def patch_centres(positions: Positions, size: tuple[int, int], patch: int) -> Po
         for points in (positions.absolute, positions.relative)
     )
     grid = (rows, columns) if positions.grid else None
-    spread = positions.spread and tuple(tuple(s / patch for s in system) for system in positions.spread)
-    return Positions(absolute, relative, grid, spread, positions.framed)
+    ipe_sigma = positions.ipe_sigma and tuple(tuple(s / patch for s in system) for system in positions.ipe_sigma)
+    return Positions(absolute, relative, grid, ipe_sigma, positions.framed)
 
 
 def jitter(absolute: Tensor, pitch: tuple[float, float], sigma: float, generator: torch.Generator | None) -> Tensor:
@@ -206,12 +206,12 @@ def read_colours(image_BCHW: Tensor, absolute_BN2: Tensor, background_C: Tensor)
     return torch.where(inside_BN[:, :, None], colours_BCN.transpose(1, 2), background_C)
 
 
-def fourier(values: Tensor, frequencies: Tensor, spread: float = 0.0) -> Tensor:
+def fourier(values: Tensor, frequencies: Tensor, ipe_sigma: float = 0.0) -> Tensor:
     """(…) → (…, 2K): sin and cos of value · frequency, times exp(-ω²σ²/2), their mean over a Gaussian footprint of
-    standard deviation `spread` (integrated positional encoding, Barron et al. 2021)."""
+    standard deviation `ipe_sigma` (integrated positional encoding, Barron et al. 2021)."""
     angles = values[..., None] * frequencies
     features = torch.cat((angles.sin(), angles.cos()), dim=-1)
-    return features * torch.exp(-0.5 * (frequencies * spread) ** 2).repeat(2) if spread else features
+    return features * torch.exp(-0.5 * (frequencies * ipe_sigma) ** 2).repeat(2) if ipe_sigma else features
 
 
 def flat(tokens: Tensor, positions: Positions) -> Tensor:
@@ -239,6 +239,6 @@ class PositionEmbedding(nn.Module):
 
     def term(self, positions: Positions, axis: int) -> Tensor:
         """What x (axis 0) or y (1) contributes: (…, 1, W, D) or (…, H, 1, D) on a grid, else (…, N, D)."""
-        systems = zip(positions.axes()[axis], positions.spread or ((0.0, 0.0), (0.0, 0.0)), strict=True)
-        features = [fourier(values, self.frequencies, spread[axis]) for values, spread in systems]
+        systems = zip(positions.axes()[axis], positions.ipe_sigma or ((0.0, 0.0), (0.0, 0.0)), strict=True)
+        features = [fourier(values, self.frequencies, ipe_sigma[axis]) for values, ipe_sigma in systems]
         return (self.x, self.y)[axis](torch.cat(features, dim=-1))

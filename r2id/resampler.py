@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2id.layers import ATTENTIONS, Block, CentredLinear, Reader, centred, to_unit
+from r2id.layers import ATTENTIONS, Block, CentredLinear, Reader, centred, inverse_rms
 from r2id.limits import check_heads, check_model
 from r2id.position import PositionEmbedding, Positions, flat, fourier
 
@@ -23,7 +23,7 @@ COLUMNS = 16  # cells of a row that pixels are decoded from at once
 GAIN_WIDTH = 16
 MIN_WEIGHT = 1e-3  # a cell that (almost) no pixel reached gets coefficients near zero, not noise
 
-Lapped = tuple[Tensor, Tensor]  # what `LocalBasis.lap` gives: index (…, 2) and basis (…, 2, F)
+Lapped = tuple[Tensor, Tensor]  # what `LocalBasis.evaluate` gives: index (…, 2) and basis (…, 2, F)
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class R2IRConfig:
     encoder_blocks: int = 2  # cells read the pixels
     decoder_blocks: int = 1  # pixels read the cells
     cell_blocks: int = 1  # self-attention among cells, in the last so many encoder blocks and before decoding
-    cell_expansion: int = 4  # feed-forward width of a cell, there are few
-    pixel_expansion: int = 2  # feed-forward width of a pixel, there are many
+    cell_mlp_ratio: int = 4  # feed-forward width of a cell, there are few
+    pixel_mlp_ratio: int = 2  # feed-forward width of a pixel, there are many
     attention: str = "softmax"
     local: bool = True  # lapped local Fourier coefficients beside attention
     harmonics: int = 4  # of the local basis
-    turn: float = 0.25  # of the first of them, full turns a cell
-    direct: bool = True  # the local path also leads straight from colours to latent and back, linearly
+    base_frequency: float = 0.25  # of the first of them, full turns a cell
+    linear_codec: bool = True  # the local path also leads straight from colours to latent and back, linearly
     octaves: tuple[int, int] = (-2, 5)  # of position features; half a wave of the last is a training pixel
-    footprint: float = 0.5  # sigma of what features average over where jitter is off, in training pixels; 0 is a point
+    ipe_sigma: float = 0.5  # sigma of what features average over where jitter is off, in training pixels; 0 is a point
     dropout: float = 0.0
 
     def __post_init__(self):
@@ -70,27 +70,27 @@ class R2IRConfig:
 
 
 @dataclass(frozen=True)
-class Memory:
+class DecoderContext:
     """What decoding needs of a latent, made once for every tile and output size."""
 
     attention: list[tuple[Tensor, Tensor]]  # one memory per decoder block
     local_BhwZ: Tensor | None  # each cell's Fourier coefficients, then its token for interpolation
-    direct_BhwCij: Tensor | None  # each cell's Fourier coefficients of the colours
+    coefficient_BhwCij: Tensor | None  # each cell's Fourier coefficients of the colours
 
 
 @dataclass(frozen=True)
-class Lines:
+class AxisFeatures:
     """The columns of a grid of points, or its rows: what each has by itself, whatever the latents and its length."""
 
     position_ND: Tensor
     lapped: Lapped | None  # None where nothing local is read
     dense_NKF: Tensor | None  # the same for all K cells
 
-    def __getitem__(self, part: slice) -> Lines:
+    def __getitem__(self, part: slice) -> AxisFeatures:
         if self.lapped is None:
-            return Lines(self.position_ND[part], None, None)
+            return AxisFeatures(self.position_ND[part], None, None)
         index, basis = self.lapped
-        return Lines(self.position_ND[part], (index[part], basis[part]), self.dense_NKF[part])
+        return AxisFeatures(self.position_ND[part], (index[part], basis[part]), self.dense_NKF[part])
 
 
 class R2IR(nn.Module):
@@ -99,8 +99,8 @@ class R2IR(nn.Module):
         self.config = config
         width, narrow = config.width, config.of_pixel
         shared = {"attention": config.attention, "dropout": config.dropout}
-        of_cells = {"heads": config.heads, "expansion": config.cell_expansion, **shared}
-        of_pixels = {"heads": config.heads_of_pixel, "expansion": config.pixel_expansion, **shared}
+        of_cells = {"heads": config.heads, "mlp_ratio": config.cell_mlp_ratio, **shared}
+        of_pixels = {"heads": config.heads_of_pixel, "mlp_ratio": config.pixel_mlp_ratio, **shared}
 
         # encode: pixels (colour ⊕ position) are read by cells (position, local coefficients)
         self.pixel_in = nn.Linear(config.channels, width)
@@ -112,7 +112,9 @@ class R2IR(nn.Module):
             basis = self.basis.size
             self.cell_local = nn.Linear(basis**2 * config.channels, width)
         self.encoder = nn.ModuleList(
-            Block(width, crossing=True, selfing=i >= config.encoder_blocks - config.cell_blocks, **of_cells)
+            Block(
+                width, cross_attention=True, self_attention=i >= config.encoder_blocks - config.cell_blocks, **of_cells
+            )
             for i in range(config.encoder_blocks)
         )
         self.latent_norm = nn.LayerNorm(width)
@@ -122,7 +124,7 @@ class R2IR(nn.Module):
         self.cell_in = nn.Linear(config.latent_channels, width)
         self.cell_position = PositionEmbedding(width, config.octaves)
         self.cell_blocks = nn.ModuleList(
-            Block(width, crossing=False, selfing=True, **of_cells) for _ in range(config.cell_blocks)
+            Block(width, cross_attention=False, self_attention=True, **of_cells) for _ in range(config.cell_blocks)
         )
         self.cell_norm = nn.LayerNorm(width)
         self.pixel_query_position = PositionEmbedding(narrow, config.octaves)
@@ -134,8 +136,8 @@ class R2IR(nn.Module):
         )
         self.image_norm = nn.LayerNorm(narrow)
         self.image_out = nn.Linear(narrow, config.channels)
-        self.direct = DirectPath(config) if config.local and config.direct else None
-        if self.direct:  # what the rest adds to it begins small
+        self.linear_codec = LinearCodec(config) if config.local and config.linear_codec else None
+        if self.linear_codec:  # what the rest adds to it begins small
             for last in (self.latent_out, self.image_out):
                 nn.init.normal_(last.weight, std=1e-2)
                 nn.init.zeros_(last.bias)
@@ -151,13 +153,13 @@ class R2IR(nn.Module):
             local_BMF = local_coefficients(colour_BNC, pixels, cells.grid, self.basis)
             cell_BMD = cell_BMD + self.cell_local(local_BMF)
         for block in self.encoder:
-            cell_BMD = block(cell_BMD, block.cross.memory(pixel_BND))
+            cell_BMD = block(cell_BMD, block.cross_attention.keys_values(pixel_BND))
         latent_BMc = self.latent_out(self.latent_norm(cell_BMD))
-        if self.direct:
-            latent_BMc = latent_BMc + self.direct.encode(local_BMF, cells)
+        if self.linear_codec:
+            latent_BMc = latent_BMc + self.linear_codec.encode(local_BMF, cells)
         return latent_BMc.transpose(1, 2).unflatten(2, cells.grid)
 
-    def memory(self, latent_BChw: Tensor, cells: Positions) -> Memory:
+    def prepare(self, latent_BChw: Tensor, cells: Positions) -> DecoderContext:
         """What every decoded point of these latents, (B, c, h, w) in [-1, 1], has in common."""
         latent_BMc = latent_BChw.flatten(2).transpose(1, 2)
         cell_BMD = self.cell_in(latent_BMc) + flat(self.cell_position(cells), cells)
@@ -169,50 +171,54 @@ class R2IR(nn.Module):
             local_BMZ, size = self.local_out(cell_BMD), self.basis.size**2
             local_BMZ = torch.cat((local_BMZ[..., :size], centred(local_BMZ[..., size:])), dim=-1)
             local_BhwZ = local_BMZ.unflatten(1, cells.grid)
-        direct_BhwCij = self.direct.memory(latent_BMc, cells) if self.direct else None
-        return Memory([block.memory(cell_BMD) for block in self.decoder], local_BhwZ, direct_BhwCij)
+        coefficient_BhwCij = self.linear_codec.prepare(latent_BMc, cells) if self.linear_codec else None
+        return DecoderContext([block.keys_values(cell_BMD) for block in self.decoder], local_BhwZ, coefficient_BhwCij)
 
-    def lines(self, memory: Memory, pixels: Positions, axis: int) -> Lines:
+    def axis_features(self, context: DecoderContext, pixels: Positions, axis: int) -> AxisFeatures:
         """The columns (axis 0) or the rows (1) of a grid, for `decode_grid`."""
         position_ND = centred(self.pixel_query_position.term(pixels, axis).flatten(0, 1))
         if not (self.config.local and pixels.framed):
-            return Lines(position_ND, None, None)
-        count = memory.local_BhwZ.shape[2 - axis]
-        lapped = self.basis.lap_lines(pixels, axis, count)
-        return Lines(position_ND, lapped, dense(*lapped, count))
+            return AxisFeatures(position_ND, None, None)
+        count = context.local_BhwZ.shape[2 - axis]
+        lapped = self.basis.evaluate_axis(pixels, axis, count)
+        return AxisFeatures(position_ND, lapped, dense(*lapped, count))
 
-    def decode(self, memory: Memory, pixels: Positions) -> Tensor:
+    def decode(self, context: DecoderContext, pixels: Positions) -> Tensor:
         """Colours (B, N, C), about [-1, 1], at `pixels`."""
         if pixels.grid:
-            return self.decode_grid(memory, *(self.lines(memory, pixels, axis) for axis in (0, 1)))
-        pixel_BND = centred(self.pixel_query_position(pixels)).expand(len(memory.attention[0][0]), -1, -1)
+            return self.decode_grid(context, *(self.axis_features(context, pixels, axis) for axis in (0, 1)))
+        pixel_BND = centred(self.pixel_query_position(pixels)).expand(len(context.attention[0][0]), -1, -1)
         if not (self.config.local and pixels.framed):
-            return self._decode(memory, pixel_BND)
-        local_BND = read_points(memory.local_BhwZ, pixels, self.basis, *self.pixel_local.parts())
-        colour_BNC = self._decode(memory, pixel_BND + local_BND)
-        return colour_BNC + read_direct(memory.direct_BhwCij, pixels, self.basis) if self.direct else colour_BNC
-
-    def decode_grid(self, memory: Memory, columns: Lines, rows: Lines) -> Tensor:
-        """The same where rows and columns cross, in reading order."""
-        if columns.lapped is None:
-            pixel_ND = (columns.position_ND + rows.position_ND[:, None]).flatten(0, 1)
-            return self._decode(memory, pixel_ND.expand(len(memory.attention[0][0]), -1, -1))
-        colour_BNC = self._decode(memory, read_grid(memory.local_BhwZ, columns, rows, *self.pixel_local.parts()))
+            return self._decode(context, pixel_BND)
+        local_BND = read_points(context.local_BhwZ, pixels, self.basis, *self.pixel_local.parts())
+        colour_BNC = self._decode(context, pixel_BND + local_BND)
         return (
-            colour_BNC + read_direct_grid(memory.direct_BhwCij, columns.dense_NKF, rows.dense_NKF)
-            if self.direct
+            colour_BNC + decode_coefficients(context.coefficient_BhwCij, pixels, self.basis)
+            if self.linear_codec
             else colour_BNC
         )
 
-    def _decode(self, memory: Memory, pixel_BND: Tensor) -> Tensor:
-        for block, attended in zip(self.decoder, memory.attention, strict=True):
+    def decode_grid(self, context: DecoderContext, columns: AxisFeatures, rows: AxisFeatures) -> Tensor:
+        """The same where rows and columns cross, in reading order."""
+        if columns.lapped is None:
+            pixel_ND = (columns.position_ND + rows.position_ND[:, None]).flatten(0, 1)
+            return self._decode(context, pixel_ND.expand(len(context.attention[0][0]), -1, -1))
+        colour_BNC = self._decode(context, read_grid(context.local_BhwZ, columns, rows, *self.pixel_local.parts()))
+        return (
+            colour_BNC + decode_coefficients_grid(context.coefficient_BhwCij, columns.dense_NKF, rows.dense_NKF)
+            if self.linear_codec
+            else colour_BNC
+        )
+
+    def _decode(self, context: DecoderContext, pixel_BND: Tensor) -> Tensor:
+        for block, attended in zip(self.decoder, context.attention, strict=True):
             pixel_BND = block(pixel_BND, attended)
         norm, out = self.image_norm, self.image_out  # merged, too; what is normed are the few colours
         constant_C = out.bias + out.weight @ norm.bias
-        return torch.addcmul(constant_C, F.linear(pixel_BND, out.weight * norm.weight), to_unit(pixel_BND))
+        return torch.addcmul(constant_C, F.linear(pixel_BND, out.weight * norm.weight), inverse_rms(pixel_BND))
 
 
-class DirectPath(nn.Module):
+class LinearCodec(nn.Module):
     """A linear codec beside all else: local coefficients → latent → local coefficients. What is linear in the task is
     learned here, soon and exactly; attention adds the rest. How much each harmonic counts depends on how large a cell
     is, since those of small cells are finer than the pixels."""
@@ -239,8 +245,8 @@ class DirectPath(nn.Module):
         local_BMijC = local_BMF.unflatten(-1, (self.basis, self.basis, self.channels))
         return self.latent((local_BMijC * self.gains(self.gain_in, cells)[..., None]).flatten(2))
 
-    def memory(self, latent_BMc: Tensor, cells: Positions) -> Tensor:
-        """Coefficients of the colours, (B, h, w, C, F, F), for `read_direct`."""
+    def prepare(self, latent_BMc: Tensor, cells: Positions) -> Tensor:
+        """Coefficients of the colours, (B, h, w, C, F, F), for `decode_coefficients`."""
         colour_BMCij = self.colour(latent_BMc).unflatten(-1, (self.channels, self.basis, self.basis))
         return (colour_BMCij * self.gains(self.gain_out, cells)[..., None, :, :]).unflatten(1, cells.grid)
 
@@ -260,10 +266,10 @@ class LocalBasis(nn.Module):
     def __init__(self, config: R2IRConfig):
         super().__init__()
         self.size = 2 * config.harmonics + 1
-        frequencies = 2 * math.pi * config.turn * torch.arange(1, config.harmonics + 1)
+        frequencies = 2 * math.pi * config.base_frequency * torch.arange(1, config.harmonics + 1)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def lap(self, values: Tensor, count: int) -> Lapped:
+    def evaluate(self, values: Tensor, count: int) -> Lapped:
         """Absolute coordinates (…) along `count` cells → index (…, 2) of the two nearest cells and their basis
         (…, 2, F): the bilinear weight times {1, sin and cos of frequency·offset}, offset in cells.
 
@@ -277,18 +283,18 @@ class LocalBasis(nn.Module):
         waves = fourier(cell[..., None] - index, self.frequencies)
         return index.long(), weight[..., None] * torch.cat((torch.ones_like(waves[..., :1]), waves), dim=-1)
 
-    def lap_lines(self, pixels: Positions, axis: int, count: int) -> Lapped:
-        """`lap` of the columns (axis 0) or the rows (1) of a grid."""
+    def evaluate_axis(self, pixels: Positions, axis: int, count: int) -> Lapped:
+        """`evaluate` of the columns (axis 0) or the rows (1) of a grid."""
         absolute, _ = pixels.axes()[axis]
-        return self.lap(absolute.flatten(), count)
+        return self.evaluate(absolute.flatten(), count)
 
     def dense(self, values: Tensor, count: int) -> Tensor:
-        """`lap` as (…, count, F), zero for all but the two nearest cells."""
-        return dense(*self.lap(values, count), count)
+        """`evaluate` as (…, count, F), zero for all but the two nearest cells."""
+        return dense(*self.evaluate(values, count), count)
 
 
 def dense(index: Tensor, basis: Tensor, count: int) -> Tensor:
-    """What `lap` gives, as (…, count, F)."""
+    """What `evaluate` gives, as (…, count, F)."""
     zeros = basis.new_zeros(*index.shape[:-1], count, basis.shape[-1])
     return zeros.scatter_add(-2, index[..., None].expand_as(basis), basis)
 
@@ -310,7 +316,7 @@ def local_coefficients(colour_BNC: Tensor, pixels: Positions, cells: tuple[int, 
     return (sums / weights.clamp(min=MIN_WEIGHT)[..., None]).flatten(1, 2)
 
 
-def read_direct(local_BhwCij: Tensor, pixels: Positions, basis: LocalBasis) -> Tensor:
+def decode_coefficients(local_BhwCij: Tensor, pixels: Positions, basis: LocalBasis) -> Tensor:
     """Σ over cells and basis of b·coefficient, colours (B, N, C): the inverse of `local_coefficients`, near enough."""
     height, width = local_BhwCij.shape[1:3]
     if pixels.grid is None:
@@ -318,11 +324,11 @@ def read_direct(local_BhwCij: Tensor, pixels: Positions, basis: LocalBasis) -> T
         across_BNwj, down_BNhi = basis.dense(x, width), basis.dense(y, height)
         line_BNwjC = torch.einsum("bnhi,bhwcij->bnwjc", down_BNhi.expand(len(local_BhwCij), -1, -1, -1), local_BhwCij)
         return torch.einsum("bnwj,bnwjc->bnc", across_BNwj.expand(len(local_BhwCij), -1, -1, -1), line_BNwjC)
-    lines = (dense(*basis.lap_lines(pixels, axis, n), n) for axis, n in enumerate((width, height)))
-    return read_direct_grid(local_BhwCij, *lines)
+    lines = (dense(*basis.evaluate_axis(pixels, axis, n), n) for axis, n in enumerate((width, height)))
+    return decode_coefficients_grid(local_BhwCij, *lines)
 
 
-def read_direct_grid(local_BhwCij: Tensor, across_WwF: Tensor, down_HhF: Tensor) -> Tensor:
+def decode_coefficients_grid(local_BhwCij: Tensor, across_WwF: Tensor, down_HhF: Tensor) -> Tensor:
     """The same where rows and columns cross."""
     across_WX, down_HX = across_WwF.flatten(1), down_HhF.flatten(1)
     line_BHwCj = torch.einsum("yr,brwcj->bywcj", down_HX, local_BhwCij.permute(0, 1, 4, 2, 3, 5).flatten(1, 2))
@@ -333,7 +339,7 @@ def read_points(local_BhwZ: Tensor, pixels: Positions, basis: LocalBasis, weight
     """linear(Σ over a point's four cells of w·b·coefficients (F²)) + Σ w·token, (B, N, D), for scattered points."""
     (x, _), (y, _) = pixels.axes()
     height, width = local_BhwZ.shape[1:3]
-    (row, row_basis), (column, column_basis) = basis.lap(y, height), basis.lap(x, width)
+    (row, row_basis), (column, column_basis) = basis.evaluate(y, height), basis.evaluate(x, width)
     size = basis.size
     tokens = local_BhwZ.shape[-1] - size**2
 
@@ -353,7 +359,9 @@ def read_points(local_BhwZ: Tensor, pixels: Positions, basis: LocalBasis, weight
     return F.linear(total[..., : size**2], weight_DF, bias_D) + total[..., size**2 :]
 
 
-def read_grid(local_BhwZ: Tensor, columns: Lines, rows: Lines, weight_DF: Tensor, bias_D: Tensor) -> Tensor:
+def read_grid(
+    local_BhwZ: Tensor, columns: AxisFeatures, rows: AxisFeatures, weight_DF: Tensor, bias_D: Tensor
+) -> Tensor:
     """`read_points` + the positions where rows and columns cross, (B, H·W, D). All of it separates: the linear map
     meets the coefficients once a row and cell, and what is left for a pixel is one product over its row's cells."""
     (row, row_basis), (column, _) = rows.lapped, columns.lapped

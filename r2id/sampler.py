@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .limits import brief, check_interval
-from .schedule import check_objective, noise_from, x0_from
+from .limits import check_interval, short_repr
+from .schedule import check_prediction_type, noise_from, x0_from
 
 SAMPLERS = ("ddim", "dpm++")
 
@@ -78,7 +78,7 @@ def sample(
     tokens: Tensor | None,
     times: Tensor,
     alpha_bars: Tensor,
-    objective: str,
+    prediction_type: str,
     guidance: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     sampler: str = "dpm++",
@@ -88,8 +88,8 @@ def sample(
 ) -> Iterator[SampleStep]:
     """Noise (B, C, h, w) → the steps to a clean latent, in the noise's dtype, without gradients.
 
-    denoiser: `denoiser(noisy, alpha_bar_B, positions, conditions, carry)` → `.prediction` (K, B, C, h, w), `.carry`;
-        alpha_bar_B is float32. The carry goes to the next step, unless guidance begins or ends in between.
+    denoiser: `denoiser(noisy, alpha_bar_B, positions, conditions, recurrent_state)` → `DenoiserOutput`; alpha_bar_B is
+        float32. The recurrent state goes to the next step, unless guidance begins or ends in between.
     tokens: the condition (B, N, D), or None for the null condition alone, whatever the guidance.
     times, alpha_bars: (steps + 1,) float64, t falling from noise to clean, ᾱ rising to exactly 1.
     guidance: g of null + g·(cond − null) where t is in guidance_interval, 1 elsewhere; 1 asks the denoiser for the
@@ -98,9 +98,9 @@ def sample(
 
     Raises ValueError at once, before the first step, for a bad argument.
     """
-    check_objective(objective)
+    check_prediction_type(prediction_type)
     if sampler not in SAMPLERS:
-        raise ValueError(f"sampler {brief(sampler)} is unknown: choose one of {', '.join(SAMPLERS)}")
+        raise ValueError(f"sampler {short_repr(sampler)} is unknown: choose one of {', '.join(SAMPLERS)}")
     if eta != 0 and sampler == "dpm++":
         raise ValueError(f"eta {eta:g} with dpm++: it adds no noise; set eta to 0 or use the ddim sampler")
     _check_eta(eta, row_noise)
@@ -118,16 +118,16 @@ def sample(
 
     @torch.no_grad()
     def run() -> Iterator[SampleStep]:
-        x_BChw, x0_BChw, carry = noise_BChw, None, None
+        x_BChw, x0_BChw, recurrent_state = noise_BChw, None, None
         for i in range(steps):
             conditions = _conditions(tokens, weights[i])
             if i > 0 and weights[i] != weights[i - 1]:
-                carry = None  # it belongs to the conditions of the step before
+                recurrent_state = None  # it belongs to the conditions of the step before
             alpha_bar_B = x_BChw.new_full((len(x_BChw),), path[i], dtype=torch.float32)
-            output = denoiser(x_BChw, alpha_bar_B, positions, conditions, carry)
-            carry = output.carry
+            output = denoiser(x_BChw, alpha_bar_B, positions, conditions, recurrent_state)
+            recurrent_state = output.recurrent_state
             prediction_BChw = _guide(output.prediction.to(x_BChw.dtype), weights[i])
-            x0_previous_BChw, x0_BChw = x0_BChw, x0_from(objective, prediction_BChw, x_BChw, alpha_bars[i])
+            x0_previous_BChw, x0_BChw = x0_BChw, x0_from(prediction_type, prediction_BChw, x_BChw, alpha_bars[i])
             if clip is not None:
                 x0_BChw = clip(x0_BChw)
             yield SampleStep(index=i + 1, steps=steps, x0=x0_BChw)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from r2id.limits import number
+from r2id.limits import check_float
 
-OBJECTIVES = ("v", "epsilon", "x0")
+PREDICTION_TYPES = ("v", "epsilon", "x0")
 LOG_SNR_LIMIT = 20.0
 # Below the last ᾱ of the linear β schedule (4e-5), so that no published schedule without ᾱ = 0 is altered.
 MIN_SIGNAL = 1e-5
@@ -83,9 +83,9 @@ class Schedule:
     def __post_init__(self):
         if self.name not in ALPHA_BARS:
             raise ValueError(f"schedule {self.name!r} is unknown: choose one of {', '.join(ALPHA_BARS)}")
-        number(self.shift_base, "shift_base", 1e-3, 1e6)  # with the other two, exp(shift) stays finite
-        number(self.shift_power, "shift_power", 0.0, 16.0)
-        number(self.input_scale, "input_scale", 1e-3, 1e3)
+        check_float(self.shift_base, "shift_base", 1e-3, 1e6)  # with the other two, exp(shift) stays finite
+        check_float(self.shift_power, "shift_power", 0.0, 16.0)
+        check_float(self.input_scale, "input_scale", 1e-3, 1e3)
 
     def alpha_bar(self, t_B: Tensor, *, cells: tuple[int, int]) -> Tensor:
         """t in [0, 1] → ᾱ in [0, 1] for a latent of `cells` (h, w). Raises ValueError for cells below 1."""
@@ -95,7 +95,7 @@ class Schedule:
         shift = 2 * math.log(self.input_scale) - self.shift_power * math.log(math.sqrt(h * w) / self.shift_base)
         return shift_log_snr(ALPHA_BARS[self.name](t_B), shift=shift)
 
-    def same_noise(self, t: float, *, cells: tuple[int, int], at: tuple[int, int]) -> float:
+    def time_at_equal_noise(self, t: float, *, cells: tuple[int, int], at: tuple[int, int]) -> float:
         """t in [0, 1] at `cells` → the t at `at` whose ᾱ is the same, to 2⁻¹⁶ and within [0, 1]."""
         if cells == at:
             return t
@@ -109,27 +109,27 @@ def noisy(x0_BChw: Tensor, noise_BChw: Tensor, alpha_bar_B: Tensor) -> Tensor:
     return _root(alpha_bar_B, x0_BChw) * x0_BChw + _root(1 - alpha_bar_B, x0_BChw) * noise_BChw
 
 
-def target(objective: str, x0_BChw: Tensor, noise_BChw: Tensor, alpha_bar_B: Tensor) -> Tensor:
+def target(prediction_type: str, x0_BChw: Tensor, noise_BChw: Tensor, alpha_bar_B: Tensor) -> Tensor:
     """What a model of this objective is to predict; v = √ᾱ·noise − √(1 − ᾱ)·x0 (Salimans & Ho 2022)."""
-    check_objective(objective)
-    if objective == "epsilon":
+    check_prediction_type(prediction_type)
+    if prediction_type == "epsilon":
         return noise_BChw
-    if objective == "x0":
+    if prediction_type == "x0":
         return x0_BChw
     return _root(alpha_bar_B, x0_BChw) * noise_BChw - _root(1 - alpha_bar_B, x0_BChw) * x0_BChw
 
 
-def x0_from(objective: str, prediction_BChw: Tensor, noisy_BChw: Tensor, alpha_bar_B: Tensor) -> Tensor:
+def x0_from(prediction_type: str, prediction_BChw: Tensor, noisy_BChw: Tensor, alpha_bar_B: Tensor) -> Tensor:
     """Prediction of a model of this objective and its input (B, C, h, w) → its estimate of x0, finite at every ᾱ.
 
     Only epsilon divides by √ᾱ: there ᾱ is held at 1e-5 or more in the divisor, so at ᾱ = 0 the estimate is a guess that
     the sampler's clipping must bound.
     """
-    check_objective(objective)
-    if objective == "x0":
+    check_prediction_type(prediction_type)
+    if prediction_type == "x0":
         return prediction_BChw
     noise_part_BChw = _root(1 - alpha_bar_B, noisy_BChw) * prediction_BChw
-    if objective == "epsilon":
+    if prediction_type == "epsilon":
         return (noisy_BChw - noise_part_BChw) / _root(alpha_bar_B.clamp(min=MIN_SIGNAL), noisy_BChw)
     return _root(alpha_bar_B, noisy_BChw) * noisy_BChw - noise_part_BChw
 
@@ -140,10 +140,10 @@ def noise_from(x0_BChw: Tensor, noisy_BChw: Tensor, alpha_bar_B: Tensor) -> Tens
     return (noisy_BChw - signal_BChw) / _root((1 - alpha_bar_B).clamp(min=MIN_NOISE), noisy_BChw)
 
 
-def check_objective(objective: str) -> None:
-    """Raises ValueError for an objective that is not one of OBJECTIVES."""
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective {objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
+def check_prediction_type(prediction_type: str) -> None:
+    """Raises ValueError for an objective that is not one of PREDICTION_TYPES."""
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type {prediction_type!r} is unknown: choose one of {', '.join(PREDICTION_TYPES)}")
 
 
 def _root(variance_B: Tensor, like_BChw: Tensor) -> Tensor:

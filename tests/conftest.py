@@ -18,7 +18,7 @@ def tiny() -> Pipeline:
     denoiser = R2IDConfig(latent_channels=3, width=16, heads=2, encoder_blocks=1, decoder_blocks=1, noise_width=8)
     config = PipelineConfig(
         format=1,
-        system="r2id",
+        architecture="r2id",
         labels=tuple("0123456789"),
         channels=1,
         background=(0.0,),
@@ -47,7 +47,7 @@ def tiny_pixels() -> Pipeline:
     denoiser = R2IDConfig(latent_channels=3, width=16, heads=2, encoder_blocks=1, decoder_blocks=1, noise_width=8)
     config = PipelineConfig(
         format=1,
-        system="r2id",
+        architecture="r2id",
         labels=tuple("0123456789"),
         channels=3,
         background=(0.25, 0.5, 1.0),

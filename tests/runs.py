@@ -8,13 +8,13 @@ from pathlib import Path
 from PIL import Image
 
 from r2id import Pipeline
-from train.data.buckets import Law
+from train.data.buckets import ShapeSampler
 from train.engine.loop import Optimisation, Phase
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe
 from train.engine.state import State, save_state
 
 STEPS = 30
-SPENT = {"images": 1234, "steps": STEPS, "operations": 5e12, "seconds": 90.0}
+COST = {"images": 1234, "steps": STEPS, "operations": 5e12, "seconds": 90.0}
 
 
 def finished_run(folder: Path, pipe: Pipeline, *, step: int = STEPS, data: str = "owner/pictures") -> Path:
@@ -22,27 +22,27 @@ def finished_run(folder: Path, pipe: Pipeline, *, step: int = STEPS, data: str =
     config, pixels = pipe.config, pipe.resampler is None
     phases = (Phase(10, (2e-3, 1e-3)), Phase(STEPS - 10, (1e-3, 1e-5)))
     shared = {"name": "small", "optimisation": Optimisation(phases=phases, batch=6), "data": data}
-    law = Law(cells=config.trained_cells, square=1.0 if pixels else 0.5)
+    shape_sampler = ShapeSampler(cells=config.trained_cells, p_square=1.0 if pixels else 0.5)
     recipes = {}
     if not pixels:
         recipes["resampler"] = ResamplerRecipe(
-            **shared, training_size=config.training_size, law=law, model=config.resampler
+            **shared, training_size=config.training_size, shape_sampler=shape_sampler, model=config.resampler
         )
     recipes["denoiser"] = DenoiserRecipe(
         **shared,
-        system=config.system,
+        architecture=config.architecture,
         pixels=pixels,
         training_size=config.training_size if pixels else None,
-        law=law,
+        shape_sampler=shape_sampler,
         schedule=config.schedule,
         model=config.denoiser,
         defaults=config.defaults,
     )
     for stage, recipe in recipes.items():
         model = getattr(pipe, stage)
-        about = {
+        metadata = {
             "step": step,
-            "spent": SPENT,
+            "cost": COST,
             "recipe": asdict(recipe),
             "model": asdict(model.config),
             "labels": config.labels,
@@ -52,7 +52,7 @@ def finished_run(folder: Path, pipe: Pipeline, *, step: int = STEPS, data: str =
             "images": 64,
             "resampler_step": None if pixels else step,
         }
-        save_state(folder / stage, State({f"ema.{key}": value for key, value in model.state_dict().items()}, about))
+        save_state(folder / stage, State({f"ema.{key}": value for key, value in model.state_dict().items()}, metadata))
     for drawn in (10, 20, STEPS):
         Image.new("L", (drawn, 1)).save(folder / "denoiser" / f"samples-{drawn:06d}.png")
     return folder

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from r2id import Pipeline
-from r2id.denoisers import SYSTEMS
-from r2id.memory import keep_freed
+from r2id.allocator import raise_mmap_threshold
+from r2id.denoisers import DENOISERS
 from train import train_denoiser, train_resampler
 from train.data.images import load_images
 from train.engine.cli import script
-from train.engine.loop import operations
+from train.engine.loop import count_flops
 from train.engine.recipe import DenoiserRecipe, read_recipe
 from train.engine.state import load_state
 from train.evaluate import CLASSIFIER
@@ -36,16 +36,20 @@ RESAMPLER = {  # what is changed → settings of mnist_resampler.toml
     "as shipped": [],
     "as shipped, another seed": ["optimisation.seed=1"],
     "linear attention": ['model.attention="linear"'],
-    "no linear codec beside attention": ["model.direct=false"],
+    "no linear codec beside attention": ["model.linear_codec=false"],
     "no local path: attention alone": ["model.local=false"],
-    "no footprint": ["model.footprint=0.0"],
-    "jitter keeps the old colour": ['jitter="published"', "margin=0.0"],
+    "no footprint": ["model.ipe_sigma=0.0"],
+    "jitter keeps the old colour": ['jitter="published"', "outside_fraction=0.0"],
     "no jitter": ['jitter="none"'],
-    "one latent size, 8 x 8": ["law.cells=[8, 8]", "law.skewed=0.0", "law.square=1.0"],
-    "square frames only": ["law.square=1.0"],
+    "one latent size, 8 x 8": [
+        "shape_sampler.cells=[8, 8]",
+        "shape_sampler.p_anisotropic=0.0",
+        "shape_sampler.p_square=1.0",
+    ],
+    "square frames only": ["shape_sampler.p_square=1.0"],
     "pixels as wide as cells": ["model.pixel_width=96"],
     "four heads of a pixel": ["model.pixel_heads=4"],
-    "wider feed-forward of a pixel": ["model.pixel_expansion=4"],
+    "wider feed-forward of a pixel": ["model.pixel_mlp_ratio=4"],
     "two decoder blocks": ["model.decoder_blocks=2"],
     "a penalty on disagreement": ["optimisation.phases.0.consistency=2.0"],
 }
@@ -53,9 +57,13 @@ DENOISER = {  # … of mnist_r2id.toml
     "as shipped": [],
     "as shipped, another seed": ["optimisation.seed=1"],
     "linear attention": ['model.attention="linear"'],
-    "noise predicted, not v": ['model.objective="epsilon"'],
-    "one latent size, 8 x 8": ["law.cells=[8, 8]", "law.skewed=0.0", "law.square=1.0"],
-    "square frames only": ["law.square=1.0"],
+    "noise predicted, not v": ['model.prediction_type="epsilon"'],
+    "one latent size, 8 x 8": [
+        "shape_sampler.cells=[8, 8]",
+        "shape_sampler.p_anisotropic=0.0",
+        "shape_sampler.p_square=1.0",
+    ],
+    "square frames only": ["shape_sampler.p_square=1.0"],
     "a deviation for every channel": ['deviation="channel"'],
     "as much noise for every size": ["schedule.shift_power=0.0", "schedule.input_scale=0.5"],
 }
@@ -113,7 +121,7 @@ def agreement(pipe: Pipeline, images_NCHW: Tensor, *, edges: bool = False) -> fl
 def cost(pipe: Pipeline) -> float:
     """Floating-point operations of a pixel."""
     latent = pipe.encode(torch.zeros(1, pipe.config.channels, 8, 8), latent_size=(8, 8))
-    with operations() as counter:
+    with count_flops() as counter:
         pipe.resample(latent, size=(COUNTED, COUNTED))
     return counter.get_total_flops() / COUNTED**2
 
@@ -145,11 +153,11 @@ def untrained(folder: Path) -> Pipeline:
     """A run's resampler beside a denoiser that was never trained."""
     stage_1 = load_state(folder / "resampler")
     recipe = read_recipe(DenoiserRecipe, CONFIGS / "mnist_r2id.toml")
-    channels = stage_1.about["model"]["latent_channels"]
-    config = replace(recipe.model, latent_channels=channels, labels=len(stage_1.about["labels"]))
+    channels = stage_1.metadata["model"]["latent_channels"]
+    config = replace(recipe.model, latent_channels=channels, num_classes=len(stage_1.metadata["labels"]))
     moments = {"latent_mean": [0.0] * channels, "latent_std": [1.0] * channels}
-    about = stage_1.about | moments | {"recipe": asdict(recipe), "model": asdict(config)}
-    return build_pipeline(stage_1, about, SYSTEMS[recipe.system][1](config).state_dict())
+    metadata = stage_1.metadata | moments | {"recipe": asdict(recipe), "model": asdict(config)}
+    return build_pipeline(stage_1, metadata, DENOISERS[recipe.architecture][1](config).state_dict())
 
 
 def denoisers(root: Path, data: str, steps: int, count: int, run: Path, lines: list[str]) -> Iterator[Table]:
@@ -167,7 +175,7 @@ def denoisers(root: Path, data: str, steps: int, count: int, run: Path, lines: l
             (folder / "resampler").symlink_to((run / "resampler").resolve())
         train(train_denoiser.main, "mnist_r2id.toml", folder, data, phase(steps) + lines + changed)
         state = load_state(folder / "denoiser")
-        pipe = build_pipeline(load_state(folder / "resampler"), state.about, state.part("ema"))
+        pipe = build_pipeline(load_state(folder / "resampler"), state.metadata, state.part("ema"))
         figures = []
         for cells in CELLS:
             parts = [
@@ -194,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.set and not args.only:
         raise ValueError("--set: goes with --only, the two recipes have settings of their own")
-    keep_freed()
+    raise_mmap_threshold()
     run, small = args.run or place(args.out, "resampler", "as shipped"), {k: v + args.set for k, v in SMALL.items()}
     tables = {
         "resampler": lambda: resamplers(args.out, args.data, args.steps, small["resampler"]),

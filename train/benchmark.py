@@ -1,9 +1,9 @@
 """Measures weights on this machine: python -m train.benchmark weights/mnist [--alternatives] [--page] [--out FOLDER]
 
 Prints tables; with --out also writes them as benchmark.md and benchmark.json, and their curves as benchmark.png. Each
-time stands beside the rate of matrix products of the same minute (see train/engine/machine.py), since a shared machine is not
-equally fast at all times: shares and ratios hold, milliseconds are of the day. Operations are those of products and
-attention, counted, not estimated. `--plan SIZE` measures a recipe instead and says what to change to train at SIZE.
+time stands beside the rate of matrix products of the same minute (see train/engine/machine.py), since a shared machine
+is not equally fast at all times: shares and ratios hold, milliseconds are of the day. Operations are those of products
+and attention, counted, not estimated. `--plan SIZE` measures a recipe instead and says what to change to train at SIZE.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 import torch
 from matplotlib.figure import Figure
 
+from r2id.allocator import raise_mmap_threshold
 from r2id.layers import ATTENTIONS, Attention
-from r2id.limits import MAX_BATCH, check_cells, check_size, whole
-from r2id.memory import keep_freed
+from r2id.limits import MAX_BATCH, check_cells, check_int, check_size
 from r2id.pipeline import Latent, Pipeline
 from train.engine.machine import (
     ENOUGH,
@@ -145,7 +145,7 @@ def diffusing(pipe: Pipeline, cells: tuple[int, ...], batches: tuple[int, ...]) 
     rows, two = [], guided(pipe)
     for side in cells:
         for batch in batches:
-            if side % pipe.config.stride or batch * side**2 > MOST:
+            if side % pipe.config.size_multiple or batch * side**2 > MOST:
                 continue
 
             def run(guidance=two, side=side, batch=batch):  # the second step and all later ones are alike
@@ -173,7 +173,7 @@ def attentions(pipe: Pipeline, cells: tuple[int, ...]) -> Table:
         for kind, layer in layers.items():
             with torch.no_grad():
                 seconds = median_seconds(
-                    lambda layer=layer, x=tokens_BMD: layer(x, layer.memory(x)),
+                    lambda layer=layer, x=tokens_BMD: layer(x, layer.keys_values(x)),
                     pipe.device,
                 )
             curves[kind][side**2] = 1e3 * seconds
@@ -283,7 +283,7 @@ def check(args: argparse.Namespace) -> None:
     for side in args.cells:
         check_cells((side, side), 1)
     for batch in args.batches:
-        whole(batch, "batch", 1, MAX_BATCH)
+        check_int(batch, "batch", 1, MAX_BATCH)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--budget-memory", type=float, metavar="GB", help=f"with --plan: of one device (default: {BUDGET:g})")
     args = parser.parse_args(argv)
     check(args)
-    keep_freed()
+    raise_mmap_threshold()
     if args.plan is not None:
         pipe, device = None, torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu")
         device = device if args.device == "auto" else torch.device(args.device)

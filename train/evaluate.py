@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from r2id.memory import keep_freed
+from r2id.allocator import raise_mmap_threshold
 from r2id.pipeline import Pipeline
 from train.data.images import load_images
 from train.evaluation import sections
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
     if len(args.weights) > 1:
         raise ValueError(f"{len(args.weights)} weights: one report is of one; add --compare to put them side by side")
     (weights,) = args.weights
-    keep_freed()
+    raise_mmap_threshold()
     pipe = Pipeline.from_pretrained(weights, device=args.device)
     load = partial(load_images, args.data, size=pipe.config.training_size, channels=pipe.config.channels)
     real = load(args.split, limit=args.count)

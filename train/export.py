@@ -20,7 +20,7 @@ from torch import Tensor
 
 from r2id.checkpoint import HUB_ID, HUB_TIMEOUT_SECONDS, CheckpointError, from_dict
 from r2id.config import FORMAT, Defaults, PipelineConfig, Training
-from r2id.denoisers import SYSTEMS
+from r2id.denoisers import DENOISERS
 from r2id.pipeline import Pipeline
 from r2id.resampler import R2IR, R2IRConfig
 from r2id.schedule import Schedule
@@ -35,37 +35,37 @@ REFUSED = {
 }
 
 
-def build_pipeline(stage_1: State | None, about: dict, denoiser_tensors: dict[str, Tensor]) -> Pipeline:
-    """The resampler's state (None: pixel space), the denoiser's `about` and its weights → a pipeline on the CPU."""
-    recipe, law = about["recipe"], about["recipe"]["law"]
-    config_type, model_type = SYSTEMS[recipe["system"]]
-    denoiser_config = from_dict(config_type, about["model"], "denoiser state")
-    resampler_config = stage_1 and from_dict(R2IRConfig, stage_1.about["model"], "resampler state")
+def build_pipeline(stage_1: State | None, metadata: dict, denoiser_tensors: dict[str, Tensor]) -> Pipeline:
+    """The resampler's state (None: pixel space), the denoiser's `metadata` and its weights → a pipeline on the CPU."""
+    recipe, shape_sampler = metadata["recipe"], metadata["recipe"]["shape_sampler"]
+    config_type, model_type = DENOISERS[recipe["architecture"]]
+    denoiser_config = from_dict(config_type, metadata["model"], "denoiser state")
+    resampler_config = stage_1 and from_dict(R2IRConfig, stage_1.metadata["model"], "resampler state")
     channels = resampler_config.channels if stage_1 else denoiser_config.latent_channels
-    stages = [stage_1.about, about] if stage_1 else [about]
+    stages = [stage_1.metadata, metadata] if stage_1 else [metadata]
     first = stages[0]  # it saw the pictures
-    spent = [stage.get("spent") for stage in stages]
-    beyond = first["recipe"].get("margin", first["background"])  # whether there is anything beyond the frame
-    own = first["recipe"].get("frames") == "own"
-    widest = law["widest"] if own or law["square"] < 1 else 1.0
+    cost = [stage.get("cost") for stage in stages]
+    beyond = first["recipe"].get("outside_fraction", first["background"])  # whether there is anything beyond the frame
+    own = first["recipe"].get("native_aspect", False)
+    max_aspect = shape_sampler["max_aspect"] if own or shape_sampler["p_square"] < 1 else 1.0
     config = PipelineConfig(
         format=FORMAT,
-        system=recipe["system"],
-        labels=tuple(about["labels"]),
+        architecture=recipe["architecture"],
+        labels=tuple(metadata["labels"]),
         channels=channels,
         background=tuple(first["background"] or (0.0,) * channels),
         training_size=first["recipe"]["training_size"],
-        trained_cells=tuple(law["cells"]),
-        trained_aspects=(1 / widest, widest),
-        stride=denoiser_config.stride,
+        trained_cells=tuple(shape_sampler["cells"]),
+        trained_aspects=(1 / max_aspect, max_aspect),
+        size_multiple=denoiser_config.size_multiple,
         fit="contain" if beyond else "cover",
-        latent_mean=tuple(about["latent_mean"]),
-        latent_std=tuple(about["latent_std"]),
+        latent_mean=tuple(metadata["latent_mean"]),
+        latent_std=tuple(metadata["latent_std"]),
         schedule=from_dict(Schedule, recipe["schedule"], "denoiser state: schedule"),
         defaults=from_dict(Defaults, recipe.get("defaults", {}), "denoiser state: defaults"),
         resampler=resampler_config,
         denoiser=denoiser_config,
-        training=Training(**{key: sum(part[key] for part in spent) for key in spent[0]}) if all(spent) else None,
+        training=Training(**{key: sum(part[key] for part in cost) for key in cost[0]}) if all(cost) else None,
     )
     resampler, denoiser = resampler_config and R2IR(resampler_config), model_type(denoiser_config)
     if resampler:
@@ -91,30 +91,30 @@ def main(argv: list[str] | None = None) -> None:
     if args.private and not args.push:
         raise ValueError("--private: goes with --push only")
     denoiser = newest_state(args.run, "denoiser")
-    about = denoiser.about
+    metadata = denoiser.metadata
     resampler = None
-    if (trained_on := about["resampler_step"]) is not None:
+    if (trained_on := metadata["resampler_step"]) is not None:
         resampler = newest_state(args.run, "resampler")
-        step, phases = resampler.about["step"], resampler.about["recipe"]["optimisation"]["phases"]
+        step, phases = resampler.metadata["step"], resampler.metadata["recipe"]["optimisation"]["phases"]
         ends = accumulate(phase["steps"] for phase in phases)
         since = [p for p, end in zip(phases, ends, strict=True) if end > trained_on and end - p["steps"] < step]
         if trained_on != step and not (since and all(phase.get("decoder_only") for phase in since)):
             seen = f"the denoiser was trained on the resampler of step {trained_on}, the newest is {step}"
             raise ValueError(f"{args.run}: {seen}; train the denoiser again")
     if args.config:
-        about["recipe"]["defaults"] = asdict(read_recipe(DenoiserRecipe, args.config).defaults)
-    pipe, folder = build_pipeline(resampler, about, denoiser.part("ema")), Path(args.weights)
+        metadata["recipe"]["defaults"] = asdict(read_recipe(DenoiserRecipe, args.config).defaults)
+    pipe, folder = build_pipeline(resampler, metadata, denoiser.part("ema")), Path(args.weights)
     before = fingerprints(folder)
     pipe.save(folder)
-    print(f"{folder}: resampler step {resampler and resampler.about['step']}, denoiser {about['step']}")
+    print(f"{folder}: resampler step {resampler and resampler.metadata['step']}, denoiser {metadata['step']}")
     card, report = folder / "README.md", folder / "report.json"
     same = fingerprints(folder) == before
     if report.exists() and not same:
         print(f"{report}: is of other weights, so left out; measure again and export again with --card")
     if args.card or not card.exists():
-        stages = ({"resampler": resampler.about} if resampler else {}) | {"denoiser": about}
+        stages = ({"resampler": resampler.metadata} if resampler else {}) | {"denoiser": metadata}
         figures = read_report(report) if same and report.exists() else None
-        samples = copy_samples(Path(args.run) / "denoiser", folder, about["step"])
+        samples = copy_samples(Path(args.run) / "denoiser", folder, metadata["step"])
         origin = Origin(folder, args.push, stages, args.license, samples, figures)
         partial = card.with_suffix(".partial")
         partial.write_text(model_card(pipe, origin), encoding="utf-8")

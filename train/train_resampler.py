@@ -15,9 +15,9 @@ from r2id.image import contact_sheet
 from r2id.position import grid_positions
 from r2id.resampler import R2IR
 from train.data.images import load_images, stream_images
-from train.engine.cli import carry_out, draw, run_of, script, start_from
-from train.engine.recipe import ResamplerRecipe, arguments, law_of, read_recipe
-from train.losses.linear_codec import DirectAlone, fit_direct
+from train.engine.cli import arguments, draw, run, run_of, script, start_from
+from train.engine.recipe import ResamplerRecipe, read_recipe, shape_sampler_of
+from train.losses.linear_codec import LinearCodecAlone, fit_linear_codec
 from train.losses.resampler import ResamplerLoss, encode
 
 CHECKED = 500  # validation images that are reconstructed at every evaluation
@@ -31,12 +31,12 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(args.out or f"runs/{recipe.name}") / "resampler"
     data = args.data or recipe.data
     load = partial(stream_images, seed=recipe.optimisation.seed) if args.stream else load_images
-    own = recipe.frames == "own"
-    train = load(data, "train", size=recipe.training_size, widest=recipe.law.widest if own else None)
+    own = recipe.native_aspect
+    train = load(data, "train", size=recipe.training_size, max_aspect=recipe.shape_sampler.max_aspect if own else None)
     held = load(data, "validation", size=recipe.training_size, limit=CHECKED)
     recipe = replace(recipe, model=replace(recipe.model, channels=train.images.shape[1]))
-    if train.background is None and (recipe.margin or (recipe.law.square < 1 and not own)):
-        remedy = 'set margin = 0, law.square = 1 (or frames = "own")'
+    if train.background is None and (recipe.outside_fraction or (recipe.shape_sampler.p_square < 1 and not own)):
+        remedy = "set outside_fraction = 0, shape_sampler.p_square = 1 (or native_aspect = true)"
         raise ValueError(f"{data}: no known background, so frames cannot be padded; {remedy}")
 
     torch.manual_seed(recipe.optimisation.seed)
@@ -44,36 +44,43 @@ def main(argv: list[str] | None = None) -> None:
         ResamplerLoss,
         background=train.background or (0.0,) * recipe.model.channels,
         jitter=recipe.jitter,
-        penalty=recipe.penalty,
-        margin=recipe.margin,
+        pre_tanh_l2=recipe.pre_tanh_l2,
+        outside_fraction=recipe.outside_fraction,
     )
     loss = loss_of(R2IR(recipe.model))
     frame = None if own else recipe.training_size
-    run = run_of(args, recipe, loss, train, folder, model=asdict(recipe.model), data=data)
+    training = run_of(args, recipe, loss, train, folder, model=asdict(recipe.model), data=data)
 
-    seed, device = recipe.optimisation.seed, run.accelerator.device
+    seed, device = recipe.optimisation.seed, training.accelerator.device
     train = train.to(device)
 
     def compute(loss, indices, phase, step, part):
-        shape, rng = draw(law_of(recipe, phase), seed, step, part, size=frame, device=device)
+        shape, rng = draw(shape_sampler_of(recipe, phase), seed, step, part, size=frame, device=device)
         images = train.images[indices]
         how = {"consistency": phase.consistency, "decoder_only": phase.decoder_only}
         return loss(images, shape, phase.pixels_in, phase.pixels_out, rng, **how)
 
-    if run.step == 0 and args.start:
-        start_from(run, args.start, "resampler")
-    elif run.step == 0 and loss.model.direct and recipe.direct_steps and not args.dry_run:
-        fit_direct(run, loss_of(DirectAlone(loss.model)), train, recipe.law, size=frame, steps=recipe.direct_steps)
+    if training.step == 0 and args.start:
+        start_from(training, args.start, "resampler")
+    elif training.step == 0 and loss.model.linear_codec and recipe.linear_codec_steps and not args.dry_run:
+        fit_linear_codec(
+            training,
+            loss_of(LinearCodecAlone(loss.model)),
+            train,
+            recipe.shape_sampler,
+            size=frame,
+            steps=recipe.linear_codec_steps,
+        )
     averaged = R2IR(recipe.model).eval().to(device)
 
     def evaluated(progress):
-        averaged.load_state_dict(run.ema)
+        averaged.load_state_dict(training.ema)
         figures, sheet = evaluate(averaged, held.images)
-        run.log(figures)
+        training.log(figures)
         sheet.save(folder / f"samples-{progress.step:06d}.png")
         return ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
 
-    carry_out(run, compute, evaluated, dry=args.dry_run)
+    run(training, compute, evaluated, dry=args.dry_run)
 
 
 @torch.no_grad()
@@ -81,13 +88,13 @@ def evaluate(model: R2IR, images: Tensor):
     """Mean square error on [-1, 1] at every latent size, latent statistics, and a sheet of reconstructions."""
     device = next(model.parameters()).device
     figures, rows = {}, [*images[:10]]
-    pixels = grid_positions(tuple(images.shape[2:]), 1.0, sigma=model.config.footprint).to(device)
+    pixels = grid_positions(tuple(images.shape[2:]), 1.0, sigma=model.config.ipe_sigma).to(device)
     for n in SIZES:
         cells = grid_positions((n, n), 1.0).to(device)
         latents, decoded = [], []
         for chunk in images.to(device).split(CHUNK):
             latents.append(encode(model, chunk, (n, n)))
-            colour_BNC = model.decode(model.memory(latents[-1], cells), pixels)
+            colour_BNC = model.decode(model.prepare(latents[-1], cells), pixels)
             decoded.append(colour_BNC.transpose(1, 2).reshape_as(chunk).clamp(-1, 1).cpu())
         decoded = torch.cat(decoded)
         figures[f"mse {n}x{n}"] = F.mse_loss(decoded, images).item()

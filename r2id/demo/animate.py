@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from r2id.demo.illustrations import INK, decoded, font, shown
 from r2id.demo.request import ViewRequest
 from r2id.latent import Latent
-from r2id.limits import whole
+from r2id.limits import check_int
 from r2id.pipeline import Pipeline
 
 SWEEPS = ("size", "ratio", "zoom")
@@ -36,8 +36,8 @@ def sweep(
     """
     if kind not in SWEEPS:
         raise ValueError(f"sweep {kind!r}: must be one of {', '.join(SWEEPS)}")
-    whole(side, "side", 64, 1024)
-    if whole(frames, "frames", 4, MAX_FRAMES) % 2:
+    check_int(side, "side", 64, 1024)
+    if check_int(frames, "frames", 4, MAX_FRAMES) % 2:
         raise ValueError(f"frames {frames}: must be even, as they go there and back")
     # Slow at the ends, where it turns.
     shots = [_shot(kind, view, side, (1 - math.cos(2 * math.pi * i / frames)) / 2) for i in range(frames // 2 + 1)]

@@ -19,7 +19,7 @@ from r2id.demo.serving.worker import SMALL
 from r2id.demo.session import png, whole_size
 from r2id.image import MAX_IMAGE_PIXELS
 from r2id.latent import Latent
-from r2id.limits import check_size, number
+from r2id.limits import check_float, check_size
 from r2id.pipeline import Pipeline
 from r2id.position import FULL
 
@@ -72,7 +72,7 @@ def endpoints(service: GenerationService) -> None:
         """
         with gradio_errors(), service.queue.turn(http.session_hash):
             name, pipe = chosen(model)
-            blend, mixed = number(blend, "blend", 0.0, 1.0), None if label == "" else label
+            blend, mixed = check_float(blend, "blend", 0.0, 1.0), None if label == "" else label
             if other_label not in (None, "", label):
                 for part in (label, other_label):
                     index_of(part, pipe.config.labels)  # in a mixture there is no other mixture
@@ -145,7 +145,7 @@ def endpoints(service: GenerationService) -> None:
 
     def models() -> list[dict[str, Any]]:
         """The installed models: name, labels, trained latent sizes (cells) and shapes (width / height), defaults."""
-        known = ("labels", "channels", "training_size", "trained_cells", "trained_aspects", "stride", "fit")
+        known = ("labels", "channels", "training_size", "trained_cells", "trained_aspects", "size_multiple", "fit")
         configs = {name: service.models.get(name).config for name in service.models.names}
         return [
             {"name": name, **{key: getattr(config, key) for key in known}, "defaults": asdict(config.defaults)}

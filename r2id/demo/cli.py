@@ -11,6 +11,7 @@ import gradio as gr
 import torch
 from gradio.utils import get_upload_folder
 
+from r2id.allocator import raise_mmap_threshold
 from r2id.checkpoint import HUB_ID
 from r2id.demo.api import endpoints
 from r2id.demo.models import Models
@@ -18,7 +19,6 @@ from r2id.demo.page import HERE, build
 from r2id.demo.serving.fair_queue import MAX_WAITING
 from r2id.demo.serving.worker import worker
 from r2id.demo.tabs import TABS
-from r2id.memory import keep_freed
 
 THEME = gr.themes.Default(primary_hue="indigo", spacing_size="sm", font=["system-ui", "sans-serif"])
 
@@ -44,7 +44,7 @@ def main(weights: Path = Path("weights")) -> None:
     if args.port is not None and not 0 < args.port < 2**16:
         parser.error(f"--port {args.port}: must be 1…65535")
     os.makedirs(get_upload_folder(), exist_ok=True)
-    keep_freed()
+    raise_mmap_threshold()
     worker()
     zero_gpu = "SPACES_ZERO_GPU" in os.environ  # lends its GPU for diffusing only, and to another process
     server = dict(server_name=args.host, server_port=args.port, share=args.share, max_file_size="16mb")
@@ -56,7 +56,7 @@ def main(weights: Path = Path("weights")) -> None:
         devices = dict(device=args.device, resampler_device="cpu" if zero_gpu else None)
         models = Models(folder, **devices, hub=hub_id or os.environ.get("R2ID_MODEL"))
         if hub_id in models.faults:
-            parser.error(f"--weights {models.faults[hub_id]}")
+            parser.error(f"--weights {hub_id}: {models.faults[hub_id]}")
         page = build(models, TABS, endpoints).queue(max_size=1000)  # events, of all users
         page.launch(**server, **look, run_history=False, enable_monitoring=False, state_session_capacity=500)
     except (AssertionError, OSError, OverflowError, RuntimeError, ValueError) as error:

@@ -125,15 +125,19 @@ def generate_request_of(
 
 def generate_values(request: GenerateRequest, lock: bool, pipe: Pipeline, models: list[str]) -> list[Any]:
     """The controls at this request, with the choices and ranges of its model."""
-    (low, high), stride, (narrow, wide) = pipe.config.trained_cells, pipe.config.stride, pipe.config.trained_aspects
+    (low, high), size_multiple, (narrow, wide) = (
+        pipe.config.trained_cells,
+        pipe.config.size_multiple,
+        pipe.config.trained_aspects,
+    )
     trained = f"trained from {narrow:.2f} to {wide:.2f}" if narrow < wide else f"trained at {wide:.3g} only"
-    ends = min(low, request.cells), max(high, low + stride, request.cells)  # a slider needs two positions
+    ends = min(low, request.cells), max(high, low + size_multiple, request.cells)  # a slider needs two positions
     special = dict(
         model=gr.Dropdown(models, value=request.model),
         label=gr.Dropdown([*pipe.labels, ("any", "")], value=request.label),
         other=gr.Dropdown([("none", ""), *pipe.labels], value=request.other),
         blend=100 * request.blend if request.other else 50,
-        cells=gr.Slider(*ends, step=stride, value=request.cells),
+        cells=gr.Slider(*ends, step=size_multiple, value=request.cells),
         shape=gr.Dropdown(RATIOS, value=request.shape, allow_custom_value=True, info=trained),
     )
     return [*(asdict(request) | special).values(), lock]

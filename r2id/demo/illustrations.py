@@ -22,7 +22,7 @@ from torch import Tensor
 from r2id.demo.request import ViewRequest
 from r2id.image import to_pil
 from r2id.latent import Latent
-from r2id.limits import brief
+from r2id.limits import short_repr
 from r2id.pipeline import Pipeline
 from r2id.position import FULL, Window, training_pitch, window_of
 
@@ -288,7 +288,9 @@ def zip_of(files: Sequence[tuple[str, bytes]]) -> bytes:
     """A zip file of (name, content). ValueError for a name that occurs twice."""
     names = [name for name, _ in files]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{brief(twice[0])}: occurs {names.count(twice[0])} times, give every file a name of its own")
+        raise ValueError(
+            f"{short_repr(twice[0])}: occurs {names.count(twice[0])} times, give every file a name of its own"
+        )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # not compressed: PNG files already are
         for name, content in files:

@@ -12,7 +12,7 @@ from typing import Any
 
 from r2id.checkpoint import HUB_ID, fetch
 from r2id.demo.serving.worker import QueuedPipeline, QuotaPipeline
-from r2id.limits import brief
+from r2id.limits import short_repr
 from r2id.pipeline import Pipeline
 
 FIRST = "mnist"  # the model that the page begins with, where it is there; the others follow by name
@@ -77,14 +77,16 @@ class Models:
         reason = f"cannot be used ({model.fault}), " if model else ""
         known = ", ".join(self.names)
         remedy = f"must be one of {known}" if known else "there is none to use, put a folder of weights into weights/"
-        raise ValueError(f"model {brief(name)}: {reason}{remedy}")
+        raise ValueError(f"model {short_repr(name)}: {reason}{remedy}")
 
     def add(self, hub_id: str) -> str:
         """Downloads a model of the Hub, or the changes since, and lists it; MAX_HUB are kept, the last ones added.
         Returns its name. Raises ValueError, one line, for anything that stands in the way."""
         name = hub_id.strip() if isinstance(hub_id, str) else ""
         if not HUB_ID.fullmatch(name) or os.path.isdir(name):  # folders of this machine are not for users to open
-            raise ValueError(f"Hub id {brief(hub_id)}: must be owner/name, as in the address of a model on the Hub")
+            raise ValueError(
+                f"Hub id {short_repr(hub_id)}: must be owner/name, as in the address of a model on the Hub"
+            )
         with self._adding:
             try:
                 folder = fetch(name)

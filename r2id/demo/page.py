@@ -24,7 +24,7 @@ from r2id.demo.request import GenerateRequest, ViewRequest, from_query, to_dict
 from r2id.demo.serving.generation import GenerationService
 from r2id.demo.session import Session
 from r2id.latent import Latent
-from r2id.limits import SEEDS, brief
+from r2id.limits import SEEDS, short_repr
 
 HERE = Path(__file__).parent / "web"
 INLINE = 2**18  # bytes; larger images travel as files
@@ -107,7 +107,7 @@ class Page:
         pipe = self.models.get(request.model)
         for name in (request.label, request.other):
             if name not in ("", *pipe.labels):
-                raise ValueError(f"label {brief(name)}: {request.model} has {', '.join(pipe.labels) or 'none'}")
+                raise ValueError(f"label {short_repr(name)}: {request.model} has {', '.join(pipe.labels) or 'none'}")
         if latent is not None:
             session.take(pipe, request, latent, origin=origin, done=done)
         return [session, *generate_values(request, lock, pipe, self.models.names), *view_values(view)]
@@ -290,7 +290,7 @@ class Events:
                 count=True,
                 seed=True,
                 label=asked.label in ("", *pipe.labels),
-                cells=low <= asked.cells <= high and asked.cells % pipe.config.stride == 0,
+                cells=low <= asked.cells <= high and asked.cells % pipe.config.size_multiple == 0,
                 shape=narrow <= asked.aspect <= wide,
             )
             kept = {name: getattr(asked, name) for name, fit in fits.items() if fit}
@@ -302,7 +302,7 @@ class Events:
             return gr.skip(), gr.skip()
         with gradio_errors():
             asked, made = generate_request_of(*values), session.coming
-            h, w = size = asked.latent_size(self.models.get(asked.model).config.stride)
+            h, w = size = asked.latent_size(self.models.get(asked.model).config.size_multiple)
             grid = img(draw_cells(size, asked.aspect), f"the latent's {w} × {h} cells") + f"{w} × {h} cells"
         if made is None or session.origin:
             return grid, ""

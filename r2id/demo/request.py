@@ -1,19 +1,19 @@
-"""What made an image and how it is looked at, as plain data: in a PNG, in a link and as lines of Python."""
+"""How an image is generated and viewed, as plain data: in a PNG file, in a link and as lines of Python."""
 
-# Annotations are not postponed in this file: the checks below read the fields' types.
+# Annotations are not postponed here: the checks below read the types of the fields.
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from r2id.limits import MAX_CELLS, MAX_GUIDANCE, MAX_SIDE, MAX_STEPS, SEEDS, brief, number, whole
+from r2id.limits import MAX_CELLS, MAX_GUIDANCE, MAX_SIDE, MAX_STEPS, SEEDS, check_float, check_int, short_repr
 from r2id.position import FITS
 from r2id.sampler import SAMPLERS
 
 MAX_RATIO = 4  # of width to height, and its inverse
 MAX_TEXT = 255  # characters of a name
-LIMITS = {  # lowest and highest value of every number
+LIMITS = {  # lowest and highest value of every numeric field
     "blend": (0.0, 1.0),
     "count": (1, 16),
     "cells": (1, round(MAX_CELLS**0.5)),
@@ -30,11 +30,12 @@ LIMITS = {  # lowest and highest value of every number
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What makes the latents. Raises ValueError, one line, for a value of another type or range; whether the model
-    exists and knows the labels is for others to say. Links leave the defaults out, so these stay as they are.
+    """Determines `count` latents. Links leave defaults out, so never change a default.
 
-    label: "" is unconditional. other, blend: a second label and its weight, "" and 0…1. count: images, of seeds
-    seed … seed + count - 1. cells: long side of the latent. shape: ratio w:h of the frame, "16:9" or "1.78".
+    label: "" is unconditional. other, blend: a second label ("" for none) and its weight, 0…1. count: images, with
+    seeds seed … seed + count - 1. cells: long side of the latent. shape: aspect ratio w:h of the frame, "16:9" or
+    "1.78". eta: see `Pipeline.diffuse_steps`. Raises ValueError, one line, for a wrong type or a value out of range;
+    whether the model exists and has the labels is checked elsewhere.
     """
 
     model: str
@@ -57,38 +58,39 @@ class GenerateRequest:
         if not self.model:
             raise ValueError("model: must be named")
         if self.other and not self.label and 0 < self.blend < 1:
-            raise ValueError(f"blend {self.blend:g} of {brief(self.other)}: needs a first label to blend it with")
+            raise ValueError(f"blend {self.blend:g} of {short_repr(self.other)}: needs a first label to blend it with")
 
     @property
     def labels(self) -> list[str | None | dict[str, float]]:
-        """What `Pipeline.diffuse` takes: a name, None or {name: weight}, `count` times."""
+        """Labels for `Pipeline.diffuse`: a name, None or {name: weight}, `count` times."""
         label = self.other if self.other and self.blend == 1 else self.label
         if self.other not in ("", self.label) and 0 < self.blend < 1:
             label = {self.label: 1 - self.blend, self.other: self.blend}
         return [label or None] * self.count
 
-    def latent_size(self, stride: int = 1) -> tuple[int, int]:
-        """(h, w), multiples of stride, one at least: the long side the last up to `cells`, the short one nearest."""
-        (h, w), _ = sides(self.cells // stride, self.shape)
-        return h * stride, w * stride
+    def latent_size(self, size_multiple: int = 1) -> tuple[int, int]:
+        """(h, w), multiples of size_multiple: the long side rounded down from `cells`, the short one to the nearest."""
+        (h, w), _ = sides(self.cells // size_multiple, self.shape)
+        return h * size_multiple, w * size_multiple
 
     @property
     def aspect(self) -> float:
-        """Width / height of the frame, which whole cells may only come near."""
+        """Width / height of the frame; the ratio of whole cells may differ a little."""
         return sides(1, self.shape)[1]
 
     def row(self, i: int) -> "GenerateRequest":
-        """The i-th image alone."""
-        seed = self.seed + whole(i, "image", 0, self.count - 1)
+        """The request that gives the i-th image alone."""
+        seed = self.seed + check_int(i, "image", 0, self.count - 1)
         return replace(self, count=1, seed=seed % SEEDS)
 
 
 @dataclass(frozen=True)
 class ViewRequest:
-    """How a latent is looked at. Raises ValueError, one line, for a value of another type or range.
+    """Determines an image of a latent.
 
-    side: long side in pixels. ratio: w:h of the image, "640:360" with side 640 for an exact size. x, y: what is
-    in the middle, in fractions of the whole image's width and height. zoom: magnification.
+    side: long side in pixels. ratio: w:h of the image, "640:360" with side 640 for an exact size. fit: see
+    `Pipeline.resample`. x, y: the centre of the view, in fractions of the whole image. zoom: magnification, 1 shows
+    the whole image. Raises ValueError, one line, for a wrong type or a value out of range.
     """
 
     side: int = 256
@@ -110,14 +112,17 @@ class ViewRequest:
 
     @property
     def region(self) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) in fractions of the whole image: at the edges it stops and keeps its size."""
+        """(left, top, right, bottom) in fractions of the whole image, moved inside it where it would cross an edge."""
         extent = 1 / self.zoom
         left, top = (min(max(centre - extent / 2, 0.0), 1 - extent) for centre in (self.x, self.y))
         return left, top, left + extent, top + extent
 
 
 def sides(long: int, ratio: str) -> tuple[tuple[int, int], float]:
-    """A long side and '16:9' or '1.78' → (height, width), and the exact ratio. Raises ValueError outside 1:4…4:1."""
+    """The long side in pixels and a ratio w:h, "16:9" or "1.78" → (height, width) and the exact width / height.
+
+    Raises ValueError for a ratio beyond 1:4 … 4:1.
+    """
     width, _, height = str(ratio).partition(":")
     aspect = 0.0
     with suppress(ValueError, ZeroDivisionError):
@@ -129,12 +134,12 @@ def sides(long: int, ratio: str) -> tuple[tuple[int, int], float]:
 
 
 def to_dict(request: GenerateRequest, view: ViewRequest) -> dict[str, Any]:
-    """Every value by its name, as JSON can hold it."""
+    """All fields by name, ready for JSON."""
     return asdict(request) | asdict(view)
 
 
 def from_dict(values: dict[str, Any]) -> tuple[GenerateRequest, ViewRequest]:
-    """What `to_dict` made. Raises ValueError, one line, for anything else."""
+    """The inverse of `to_dict`. Raises ValueError, one line, for anything else."""
     if not isinstance(values, dict):
         raise ValueError(f"parameters: must be an object of names and values, not {type(values).__name__}")
     known = _names(GenerateRequest) | _names(ViewRequest)
@@ -145,31 +150,31 @@ def from_dict(values: dict[str, Any]) -> tuple[GenerateRequest, ViewRequest]:
 
 
 def to_query(request: GenerateRequest, view: ViewRequest) -> str:
-    """The query of a link, without '?': the model, the seed, and what differs from the defaults."""
+    """The query of a link, without "?": the model, the seed, and all fields that differ from their defaults."""
     usual = to_dict(GenerateRequest(request.model), ViewRequest()) | {"model": None, "seed": None}
     return urlencode({name: value for name, value in to_dict(request, view).items() if value != usual[name]})
 
 
 def from_query(params: Mapping[str, str]) -> tuple[GenerateRequest, ViewRequest]:
-    """What `to_query` made, decoded; other names are left alone, as a link collects them on its way.
+    """The inverse of `to_query`, from decoded parameters. Ignores unknown names, which links collect on their way.
 
-    Raises ValueError, one line, for a value out of range or where no model is named.
+    Raises ValueError, one line, for a value out of range or if no model is named.
     """
     known = _names(GenerateRequest) | _names(ViewRequest)
     values = {"model": ""} | {name: params[name] for name in known if name in params}
     for field in (*fields(GenerateRequest), *fields(ViewRequest)):
         if field.name in values:
-            with suppress(ValueError, TypeError):  # what stays text is refused where the range is known
+            with suppress(ValueError, TypeError):  # text that is no number is rejected below
                 values[field.name] = field.type(values[field.name])
     return _build(values)
 
 
-def to_python(request: GenerateRequest, view: ViewRequest, weights: str, *, stride: int = 1) -> str:
-    """Lines that make this image, or these, with the package; weights: what `Pipeline.from_pretrained` takes.
+def to_python(request: GenerateRequest, view: ViewRequest, weights: str, *, size_multiple: int = 1) -> str:
+    """Python code that makes the same images. weights: the argument of `Pipeline.from_pretrained`.
 
-    stride: `config.stride` of the model. The text is safe to run whatever the names hold.
+    size_multiple: `config.size_multiple` of the model. The code is safe to run whatever the labels and names contain.
     """
-    h, w = size = request.latent_size(stride)
+    h, w = size = request.latent_size(size_multiple)
     labels = f"[{request.labels[0]!r}]"
     how = dict(latent_size=size, aspect=request.aspect, steps=request.steps, guidance=request.guidance)
     how |= dict(sampler=request.sampler, eta=request.eta, seed=request.seed)
@@ -194,19 +199,19 @@ images = pipe.resample(latent, {look})
 
 
 def _check(record: GenerateRequest | ViewRequest) -> None:
-    """Every field at its own type, or a ValueError that names it."""
+    """Converts every field to its type and checks its range; raises a ValueError that names the field."""
     for field in fields(record):
         value = getattr(record, field.name)
         if field.type is not str:
-            value = (whole if field.type is int else number)(value, field.name, *LIMITS[field.name])
+            value = (check_int if field.type is int else check_float)(value, field.name, *LIMITS[field.name])
         elif not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable():
-            raise ValueError(f"{field.name} {brief(value)}: must be text, at most {MAX_TEXT} printable characters")
+            raise ValueError(f"{field.name} {short_repr(value)}: must be text, at most {MAX_TEXT} printable characters")
         object.__setattr__(record, field.name, value)
 
 
 def _one_of(value: str, name: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{name} {brief(value)}: must be one of {', '.join(known)}")
+        raise ValueError(f"{name} {short_repr(value)}: must be one of {', '.join(known)}")
 
 
 def _build(values: Mapping[str, Any]) -> tuple[GenerateRequest, ViewRequest]:
@@ -222,4 +227,4 @@ def _names(kind: type) -> set[str]:
 
 
 def _listed(names: Iterable) -> str:
-    return ", ".join(brief(name) for name in sorted(names, key=str)[:4])
+    return ", ".join(short_repr(name) for name in sorted(names, key=str)[:4])

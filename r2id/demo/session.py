@@ -1,7 +1,7 @@
-"""What one user has on the page, and which of the requests under way still counts.
+"""The state of one user's page, and which of the pending jobs are still current.
 
-Nothing here knows Gradio. What the page shows is a *frame*, a dict that `Session` makes; a later frame has a larger
-`order`, so that a page which gets two of them in the wrong order can tell.
+Nothing here knows Gradio. What the page shows is a *frame*, a dict that `Session` makes. Later frames have a larger
+`order`, so the browser can drop one that arrives late.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ from typing import Any
 from torch import Tensor
 
 from r2id.demo.request import GenerateRequest, ViewRequest, to_python, to_query
-from r2id.demo.serving.worker import SMALL
+from r2id.demo.serving.worker import SMALL_PIXELS
 from r2id.image import save_png
 from r2id.latent import Latent
 from r2id.pipeline import DiffusionStep, Pipeline
 
-THUMB = 48  # long side in pixels of an image in the grid
+THUMB_SIDE = 48  # long side in pixels of a thumbnail
 MAX_HISTORY = 24  # entries
-MAX_KEPT = 2**21  # numbers in the trajectory, and in the history, of one session
-STILL, PATIENCE = 0.7, 5.0  # seconds
-ORDER = itertools.count(int(time.time() * 1000))  # never the same twice, and larger when the server is started again
+MAX_KEPT = 2**21  # latent values in the steps, and in the history, of one session
+STILL_SECONDS = 0.7  # a view that has not changed for so long is at rest
+MAX_STILL_WAIT = 5.0  # seconds
+ORDER = itertools.count(int(time.time() * 1000))  # increases across restarts of the server too
+NO_LATENT = "there is no latent (one is dropped after an hour without use): press Generate"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One diffusion, or one latent from elsewhere, of a session. done: steps taken; thumbs: PNG bytes, one a row."""
+    """A latent in the history. done: steps taken. thumbs: PNG bytes, one per row. origin: where a latent that was not
+    generated here comes from, else "". The same goes for `Session`."""
 
     request: GenerateRequest
     latent: Latent
@@ -42,7 +45,7 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One image to be resampled. number: its own."""
+    """A view to be decoded. number: unique. version: that of the session when it was asked for."""
 
     number: int
     pipe: Pipeline
@@ -55,21 +58,21 @@ class Job:
     @property
     def large(self) -> bool:
         height, width = self.view.size
-        return height * width > SMALL  # it takes long enough to show progress, and to give way to the next one
+        return height * width > SMALL_PIXELS  # slow enough to show progress and to be superseded
 
 
 class Session:
-    """What one user has on the page.
+    """The state of one user's page. Thread-safe.
 
-    made, pipe, latent: the request, its model and its rows so far; None before the first. selected: the row that the
-    big image shows. done: steps taken. origin: where a latent that was not diffused comes from, else "". frames:
-    x0 estimates of the trajectory, some left out where they are many. history: newest first. view: last asked for.
-    version: changes with the latent and with the selection. tab: title of the open tab, "" before one was chosen.
-    stopped: names of the tabs' Stop buttons that were pressed.
+    request, pipe, latent: what was asked for, the model, and the result so far, one row per image; None at first.
+    selected: index of the row that is shown large. done: steps taken. origin: see `Entry`. frames: x0 estimates of
+    the steps, thinned if they are many. history: newest first. view: the last one asked for. version: changes with
+    the latent and with the selection. tab: title of the open tab, "" at first. stopped: names of the Stop buttons of
+    tabs that were pressed.
     """
 
     def __init__(self):
-        self.made: GenerateRequest | None = None
+        self.request: GenerateRequest | None = None
         self.pipe: Pipeline | None = None
         self.latent: Latent | None = None
         self.view, self._viewed = ViewRequest(), 0.0
@@ -79,17 +82,17 @@ class Session:
         self.frames: list[Latent] = []
         self.history: list[Entry] = []
         self._lock = threading.RLock()
-        self._rows: list[Latent] = []  # kept, because a pipeline remembers what it knows of a latent by its tensor
-        self._wanted: GenerateRequest | None = None
-        self._wish = self._settled = 0  # Diffuse was pressed so often; presses up to this one are done with
-        self._running = False  # a diffusion
-        self._job: Job | None = None  # being resampled, or waiting for its turn
+        self._rows: list[Latent] = []  # kept: a pipeline caches its work by the identity of a tensor
+        self._submitted: GenerateRequest | None = None
+        self._ticket = self._finished = 0  # number of the last submission, and of the last one that has ended
+        self._running = False  # whether a generation runs
+        self._job: Job | None = None  # decoding, or waiting for its turn
         self._claimed: Job | None = None
-        self._answered: tuple[int, ViewRequest] | None = None  # version and view of the image on the page
+        self._decoded: tuple[int, ViewRequest] | None = None  # version and view of the image on the page
         self._shown: dict[str, Any] = {}
 
     def __deepcopy__(self, memo) -> Session:
-        return Session()  # every user gets an own one
+        return Session()  # Gradio copies the initial state for every user
 
     @property
     def row(self) -> Latent | None:
@@ -98,38 +101,40 @@ class Session:
             return None if self.latent is None else self._rows[self.selected]
 
     @property
-    def request(self) -> GenerateRequest | None:
-        """What made the selected latent."""
+    def row_request(self) -> GenerateRequest | None:
+        """The request that gives the selected row alone."""
         with self._lock:
-            return None if self.made is None else self.made.row(self.selected)
+            return None if self.request is None else self.request.row(self.selected)
 
     @property
-    def coming(self) -> GenerateRequest | None:
-        """What Diffuse was pressed for where that is still to come, else what is there."""
+    def latest_request(self) -> GenerateRequest | None:
+        """The submitted request while it is pending, else the one that is shown."""
         with self._lock:
-            return self._wanted if self._settled < self._wish else self.made
+            return self._submitted if self._finished < self._ticket else self.request
 
-    def want(self, request: GenerateRequest) -> dict[str, Any]:
-        """Diffuse was pressed: earlier presses give way. The frame until its turn comes."""
+    def submit(self, request: GenerateRequest) -> dict[str, Any]:
+        """Generate was pressed: supersedes earlier requests. Returns the frame to show until its turn comes."""
         with self._lock:
-            self._wish, self._wanted = self._wish + 1, request
+            self._ticket, self._submitted = self._ticket + 1, request
             return self._frame(busy={"text": "Waiting for its turn", "share": None})
 
     def stop(self) -> dict[str, Any]:
-        """Whatever is under way ends within one step or tile; what is there stays."""
+        """Ends whatever runs within one step or tile. The latent so far stays."""
         with self._lock:
-            self._settled, self._job = self._wish, None
+            self._finished, self._job = self._ticket, None
             return self._frame(busy=None)
 
-    def take(
+    def load(
         self, pipe: Pipeline, request: GenerateRequest, latent: Latent, *, origin: str = "", done: int | None = None
     ):
-        """A latent from elsewhere (history, file, encoder) in place of the present one. Raises ValueError where it is
-        none of this model's."""
+        """Replaces the latent by one from the history, a file or the encoder.
+
+        Raises ValueError for a latent that does not fit the model.
+        """
         small = thumbs(pipe, latent)
         with self._lock:
-            self._wish += 1
-            self._settled = self._wish
+            self._ticket += 1
+            self._finished = self._ticket
             self._put(pipe, request, latent, request.steps if done is None else done, origin)
             self.selected, self.frames, self.version = 0, [], next(ORDER)
             self._frame(busy=None, thumbs=small)
@@ -137,162 +142,163 @@ class Session:
                 self._remember()
 
     def select(self, index: int) -> None:
-        """Another row becomes the big image."""
+        """Shows another row large. Ignores an index that does not exist."""
         with self._lock:
             if 0 <= index < len(self._rows) and index != self.selected:
                 self.selected, self._job, self.version = index, None, next(ORDER)
 
     def idle(self, fault: str = "") -> dict[str, Any]:
-        """The frame where what was under way has failed, and why."""
+        """The frame after a failure; fault: its message, one line."""
         with self._lock:
             self._job = None
             return {**self._frame(busy=None), "fault": fault}
 
-    # a diffusion
+    # generating
 
     def begin(self) -> tuple[int, GenerateRequest] | None:
-        """The wish whose turn has come, and its request; None where it was stopped or served."""
+        """The ticket and the request whose turn has come; None if it was stopped or has been served."""
         with self._lock:
-            if self._settled >= self._wish:
+            if self._finished >= self._ticket:
                 return None
             self._running, self._job = True, None
-            return self._wish, self._wanted
+            return self._ticket, self._submitted
 
-    def advance(self, wish: int, pipe: Pipeline, request: GenerateRequest, step: DiffusionStep, row: int, **frame):
-        """One more step is on the page: its frame, None where the diffusion is to end."""
+    def advance(self, ticket: int, pipe: Pipeline, request: GenerateRequest, step: DiffusionStep, row: int, **frame):
+        """Takes over one more step and returns its frame; None if the generation has to end."""
         with self._lock:
-            if self._wish != wish or self._settled >= wish:
+            if self._ticket != ticket or self._finished >= ticket:
                 return None
             self._put(pipe, request, step.latent, step.index, "")
             self.selected, self.frames = row, thinned([*self.frames, step.latent] if step.index > 1 else [step.latent])
             return self._frame(**frame)
 
-    def end(self, wish: int, request: GenerateRequest) -> None:
-        """No more steps of this wish come."""
+    def end(self, ticket: int, request: GenerateRequest) -> None:
+        """No more steps of this ticket will come."""
         with self._lock:
-            drawn = (self.pipe, self.latent) if self.made is request else None
-        small = drawn and thumbs(*drawn)
+            shown = (self.pipe, self.latent) if self.request is request else None
+        small = shown and thumbs(*shown)
         with self._lock:
             self._running = False
-            if self._wish == wish:
-                self._settled, self.version = wish, next(ORDER)
+            if self._ticket == ticket:
+                self._finished, self.version = ticket, next(ORDER)
                 if small:
                     self._frame(thumbs=small)
                     self._remember()
 
-    # a resampling
+    # decoding a view
 
-    def ask(self, view: ViewRequest) -> Job | None:
-        """What there is to do for this view of the selected row; None where it is done, or a diffusion will do it."""
+    def request_view(self, view: ViewRequest) -> Job | None:
+        """A job to decode this view of the selected row; None if it is shown already or a generation will show it."""
         with self._lock:
             self.view, self._viewed = view, time.monotonic()
-            if not self._wish:
-                raise ValueError("there is no latent (one is dropped after an hour without use): press Generate")
+            if not self._ticket:
+                raise ValueError(NO_LATENT)
             under_way = self._job and (self._job.version, self._job.view)
-            if self.latent is None or self._running or (self.version, view) in (under_way, self._answered):
+            if self.latent is None or self._running or (self.version, view) in (under_way, self._decoded):
                 return None
             self._job = Job(next(ORDER), self.pipe, self.row, self.request, self.origin, self.version, view)
             return self._job
 
-    def settle(self) -> None:
-        """Waits until the view has been the same for STILL, at most PATIENCE: for what nobody asked for by itself."""
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < min(until, self._viewed + STILL):
-            time.sleep(STILL / 10)
+    def wait_until_still(self) -> None:
+        """Waits until the view has not changed for STILL_SECONDS, MAX_STILL_WAIT at most: for background work."""
+        until = time.monotonic() + MAX_STILL_WAIT
+        while time.monotonic() < min(until, self._viewed + STILL_SECONDS):
+            time.sleep(STILL_SECONDS / 10)
 
-    def claim(self) -> Job | None:
-        """The large image that nobody works on yet."""
+    def claim_large(self) -> Job | None:
+        """The job of a large image, if nobody works on it yet."""
         with self._lock:
             if not self._job or not self._job.large or self._job is self._claimed:
                 return None
             self._claimed = self._job
             return self._job
 
-    def asked(self, job: Job) -> bool:
+    def is_current(self, job: Job) -> bool:
         return self._job is job
 
     def progress(self, job: Job, **frame) -> dict[str, Any] | None:
-        """A frame under way; None where the job no longer counts."""
+        """A frame while the job runs; None if the job has been superseded."""
         with self._lock:
             if self._job is not job:
                 return None
-            self._answered = None
+            self._decoded = None
             return self._frame(**frame)
 
-    def answer(self, job: Job, **frame) -> dict[str, Any] | None:
-        """The job's result as a frame; None where it no longer counts."""
+    def finish(self, job: Job, **frame) -> dict[str, Any] | None:
+        """The frame with the job's result; None if the job has been superseded."""
         with self._lock:
             if self._job is not job:
                 return None
-            self._job, self._answered = None, (job.version, job.view)
+            self._job, self._decoded = None, (job.version, job.view)
             return self._frame(busy=None, **frame)
 
-    # under the lock
+    # called with the lock held
 
     def _frame(self, **changes) -> dict[str, Any]:
-        """Everything the page shows from now on, after these changes."""
+        """Applies changes to what the page shows, and returns all of it."""
         self._shown = {**self._shown, **changes, "selected": self.selected, "order": next(ORDER)}
         return self._shown
 
     def _put(self, pipe: Pipeline, request: GenerateRequest, latent: Latent, done: int, origin: str) -> None:
-        self.pipe, self.made, self.latent, self.done, self.origin = pipe, request, latent, done, origin
+        self.pipe, self.request, self.latent, self.done, self.origin = pipe, request, latent, done, origin
         self._rows = [latent[i] for i in range(len(latent))]
         self._job = None
 
     def _remember(self) -> None:
-        entry = Entry(self.made, self.latent, self.done, tuple(self._shown["thumbs"]), self.origin)
+        entry = Entry(self.request, self.latent, self.done, tuple(self._shown["thumbs"]), self.origin)
         self.history = [entry, *self.history[: MAX_HISTORY - 1]]
         while len(self.history) > 1 and sum(entry.latent.tensor.numel() for entry in self.history) > MAX_KEPT:
             self.history.pop()
 
 
 def render(pipe: Pipeline, row: Latent, view: ViewRequest) -> Tensor:
-    """One latent → (C, H, W) as `view` says."""
+    """Decodes a view of one latent: (C, H, W) in [0, 1]."""
     return pipe.resample(row, size=view.size, fit=view.fit, region=view.region)[0]
 
 
-def thumbs(pipe: Pipeline, latent: Latent, side: int = THUMB) -> list[bytes]:
-    """Every row as a small PNG, whole."""
-    return [png(image_CHW) for image_CHW in pipe.resample(latent, size=whole_size(latent, side), fit="contain")]
+def thumbs(pipe: Pipeline, latent: Latent, side: int = THUMB_SIDE) -> list[bytes]:
+    """Every row as a PNG of the whole frame with this long side."""
+    return [png(image_CHW) for image_CHW in pipe.resample(latent, size=frame_size(latent, side), fit="contain")]
 
 
-def whole_size(latent: Latent, side: int) -> tuple[int, int]:
-    """(height, width) of the whole frame with this long side."""
+def frame_size(latent: Latent, side: int) -> tuple[int, int]:
+    """(height, width) in pixels of the latent's frame with this long side."""
     return max(1, round(side / max(1, latent.aspect))), max(1, round(side * min(1, latent.aspect)))
 
 
 def png(image_CHW: Tensor, parameters: dict[str, Any] | None = None) -> bytes:
-    """(C, H, W) in [0, 1] → a PNG file that carries its parameters."""
+    """Encodes an image (C, H, W) in [0, 1] as a PNG file that carries its parameters."""
     file = io.BytesIO()
     save_png(image_CHW, file, parameters or {})
     return file.getvalue()
 
 
-def about(
+def describe(
     pipe: Pipeline, row: Latent, request: GenerateRequest, view: ViewRequest, text: str, *, state: str, origin: str = ""
 ):
-    """The words and links of a frame. text: how the image was made; state: how far the diffusion came."""
-    (height, width), (h, w), named = view.size, row.size, named_label(request)
+    """The caption, alternative text, file name and links of a frame. text: how the image was decoded; state: how far
+    the generation has come; origin: see `Entry`."""
+    (height, width), (h, w), name = view.size, row.size, label_text(request)
     zoomed = f" at {view.zoom:.3g} ×" if view.zoom > 1 else ""
     weights = request.model if "/" in request.model else f"weights/{request.model}"
     return dict(
         caption=[
             f"{width} × {height} pixels{zoomed}",
             f"{text} from {w} × {h} cells",
-            origin or f"{named}, seed {request.seed}",
+            origin or f"{name}, seed {request.seed}",
             state,
             f"{request.model} on {pipe.device}",
         ],
         ratio=width / height,
-        alt=f"{origin or named}, {width} by {height} pixels",
-        name="-".join(re.findall(r"[\w.]+", f"r2id {origin or named} seed{request.seed} {width}x{height}")) + ".png",
+        alt=f"{origin or name}, {width} by {height} pixels",
+        name="-".join(re.findall(r"[\w.]+", f"r2id {origin or name} seed{request.seed} {width}x{height}")) + ".png",
         view=[view.x, view.y, view.zoom],
         query="" if origin else to_query(request, view),
-        python="" if origin else to_python(request, view, weights, stride=pipe.config.stride),
+        python="" if origin else to_python(request, view, weights, size_multiple=pipe.config.size_multiple),
     )
 
 
-def named_label(request: GenerateRequest) -> str:
+def label_text(request: GenerateRequest) -> str:
     """ "label 3", "60 % label 3 and 40 % label 8", "any label"."""
     label = request.labels[0]
     if isinstance(label, dict):
@@ -301,7 +307,7 @@ def named_label(request: GenerateRequest) -> str:
 
 
 def thinned(frames: list[Latent]) -> list[Latent]:
-    """Every other frame of a trajectory that has grown too large; the last one stays."""
+    """Drops every other frame until MAX_KEPT is met; the last one stays."""
     while len(frames) > 2 and sum(frame.tensor.numel() for frame in frames) > MAX_KEPT:
         frames = frames[-1::-2][::-1]
     return frames

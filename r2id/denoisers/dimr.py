@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2id.condition import LabelCondition
-from r2id.denoisers.output import Denoised
-from r2id.layers import Attention, FeedForward
-from r2id.limits import MAX_BLOCKS, check_heads, check_model, whole
+from r2id.denoisers.output import DenoiserOutput
+from r2id.layers import MLP, Attention
+from r2id.limits import MAX_BLOCKS, check_heads, check_int, check_model
 from r2id.position import PositionEmbedding, Positions, flat, patch_centres
 from r2id.schedule import log_snr
 
@@ -29,17 +29,17 @@ class DiMRConfig:
     """Sizes of a DiMR. Of `patches`, `widths` and `blocks`, one value a branch, the coarsest first."""
 
     latent_channels: int = 1
-    labels: int = 10
+    num_classes: int = 10
     label_tokens: int = 4
     patches: tuple[int, ...] = (4, 2)  # side of a branch's tokens, in pixels of the input
     widths: tuple[int, ...] = (128, 64)
     blocks: tuple[int, ...] = (6, 4)
     heads: int = 4  # of the transformer
-    expansion: int = 4  # of the transformer's feed-forward
-    gated_expansion: int = 2  # of the ConvNeXt blocks' feed-forward
+    mlp_ratio: int = 4  # of the transformer's feed-forward
+    gated_mlp_ratio: int = 2  # of the ConvNeXt blocks' feed-forward
     kernel: int = 7  # of the ConvNeXt blocks' depthwise convolution
     octaves: tuple[int, int] = (-2, 4)
-    objective: str = "v"  # what every branch predicts: v, epsilon or x0
+    prediction_type: str = "v"  # what every branch predicts: v, epsilon or x0
     jitter: float = 0.0  # σ in pixels by which training moves the positions
 
     def __post_init__(self):
@@ -48,15 +48,15 @@ class DiMRConfig:
             raise ValueError(f"patches {self.patches}, widths and blocks: must have one value a branch, all three")
         if any(coarse <= fine or coarse % fine for coarse, fine in pairwise(self.patches)):
             raise ValueError(f"patches {self.patches}: each must be a larger multiple of the next")
-        whole(sum(self.blocks), "blocks together", 1, MAX_BLOCKS)
+        check_int(sum(self.blocks), "blocks together", 1, MAX_BLOCKS)
         check_heads(self.heads, widths=self.widths[0])
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel}: must be odd, so that a token is in the middle")
-        if self.objective not in ("v", "epsilon", "x0"):
-            raise ValueError(f"objective {self.objective!r}: must be v, epsilon or x0")
+        if self.prediction_type not in ("v", "epsilon", "x0"):
+            raise ValueError(f"prediction_type {self.prediction_type!r}: must be v, epsilon or x0")
 
     @property
-    def stride(self) -> int:
+    def size_multiple(self) -> int:
         """Heights and widths are multiples of it."""
         return self.patches[0]
 
@@ -90,25 +90,25 @@ class TransformerBlock(nn.Module):
         width = config.widths[0]
         self.self_norm = TimeDependentNorm(width)
         self.self_attention = Attention(width, heads=config.heads)
-        self.feed_norm = TimeDependentNorm(width)
-        self.feed = FeedForward(width, expansion=config.expansion)
+        self.mlp_norm = TimeDependentNorm(width)
+        self.mlp = MLP(width, mlp_ratio=config.mlp_ratio)
 
     def forward(self, tokens_RND: Tensor, time_R: Tensor) -> Tensor:
         normed_RND = self.self_norm(tokens_RND, time_R)
-        tokens_RND = tokens_RND + self.self_attention(normed_RND, self.self_attention.memory(normed_RND))
-        return tokens_RND + self.feed(self.feed_norm(tokens_RND, time_R))
+        tokens_RND = tokens_RND + self.self_attention(normed_RND, self.self_attention.keys_values(normed_RND))
+        return tokens_RND + self.mlp(self.mlp_norm(tokens_RND, time_R))
 
 
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution, then a feed-forward gated by GELU; channels last."""
 
-    def __init__(self, width: int, *, kernel: int, expansion: int):
+    def __init__(self, width: int, *, kernel: int, mlp_ratio: int):
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
         self.norm = TimeDependentNorm(width)
-        self.value = nn.Linear(width, expansion * width)
-        self.gate = nn.Linear(width, expansion * width)
-        self.down = nn.Linear(expansion * width, width)
+        self.value = nn.Linear(width, mlp_ratio * width)
+        self.gate = nn.Linear(width, mlp_ratio * width)
+        self.down = nn.Linear(mlp_ratio * width, width)
 
     def forward(self, tokens_RhwD: Tensor, time_R: Tensor) -> Tensor:
         mixed_RhwD = self.depthwise(tokens_RhwD.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -195,7 +195,7 @@ class ConvNeXt(nn.Module):
         patch, width = config.patches[branch], config.widths[branch]
         self.stem = nn.Conv2d(config.latent_channels, width, patch, stride=patch)
         self.cascade = Cascade(config.widths[branch - 1], width, factor=config.patches[branch - 1] // patch)
-        options = {"kernel": config.kernel, "expansion": config.gated_expansion}
+        options = {"kernel": config.kernel, "mlp_ratio": config.gated_mlp_ratio}
         self.blocks = LongSkips([ConvNeXtBlock(width, **options) for _ in range(config.blocks[branch])], width)
 
     def forward(self, noisy_BCHW: Tensor, coarse_RhwD: Tensor, time_R: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class DiMR(nn.Module):
     def __init__(self, config: DiMRConfig):
         super().__init__()
         self.config = config
-        self.condition = LabelCondition(config.labels, tokens=config.label_tokens, width=config.widths[0])
+        self.condition = LabelCondition(config.num_classes, tokens=config.label_tokens, width=config.widths[0])
         self.transformer = Transformer(config)
         self.finer = nn.ModuleList(ConvNeXt(config, branch) for branch in range(1, len(config.patches)))
         head = {"channels": config.latent_channels, "patch": config.patches[-1]}
@@ -220,14 +220,14 @@ class DiMR(nn.Module):
         alpha_bar_B: Tensor,
         positions: Positions,
         conditions: Sequence[Tensor | None],
-        carry: None = None,
-    ) -> Denoised:
-        """Noisy pictures (B, C, H, W) of unit variance at ᾱ (B,) → `config.objective`, (K, B, C, H, W), and the same at
-        the coarser scales. Raises ValueError unless H and W are multiples of the stride."""
+        recurrent_state: None = None,
+    ) -> DenoiserOutput:
+        """Noisy pictures (B, C, H, W) of unit variance at ᾱ (B,) → prediction (K, B, C, H, W), and the same at the
+        coarser scales. Raises ValueError unless H and W are multiples of `size_multiple`."""
         batch, _, height, width = noisy_BCHW.shape
-        stride = self.config.stride
-        if height % stride or width % stride:
-            multiples = f"multiples of {stride}, the side of the coarsest tokens"
+        size_multiple = self.config.size_multiple
+        if height % size_multiple or width % size_multiple:
+            multiples = f"multiples of {size_multiple}, the side of the coarsest tokens"
             raise ValueError(f"size ({height}, {width}): height and width must be {multiples}")
         time_R = (LOG_SNR_SCALE * log_snr(alpha_bar_B)).to(noisy_BCHW.dtype).repeat(len(conditions))
         features = [self.transformer(noisy_BCHW, positions, self.condition.rows(conditions, batch), time_R)]
@@ -237,4 +237,4 @@ class DiMR(nn.Module):
             head(feature_RhwD, time_R).unflatten(0, (len(conditions), batch))
             for head, feature_RhwD in zip(self.heads, features, strict=True)
         ]
-        return Denoised(predictions[-1], pyramid=tuple(predictions[:-1]))
+        return DenoiserOutput(predictions[-1], pyramid=tuple(predictions[:-1]))

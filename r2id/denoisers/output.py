@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Denoised:
-    """`prediction` (K, B, C, H, W); `carry` goes into the next step's call; `pyramid` holds predictions
+class DenoiserOutput:
+    """`prediction` (K, B, C, H, W); `recurrent_state` goes into the next step's call; `pyramid` holds predictions
     (K, B, C, H / k, W / k) of coarser scales, coarsest first, for a loss at every scale."""
 
     prediction: Tensor
-    carry: Any = None
+    recurrent_state: Any = None
     pyramid: tuple[Tensor, ...] = ()

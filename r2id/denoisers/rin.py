@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2id.condition import LabelCondition
-from r2id.denoisers.output import Denoised
-from r2id.layers import Block, FeedForward, NoiseEmbedding
-from r2id.limits import MAX_BLOCKS, check_heads, check_model, whole
+from r2id.denoisers.output import DenoiserOutput
+from r2id.layers import MLP, Block, NoiseEmbedding
+from r2id.limits import MAX_BLOCKS, check_heads, check_int, check_model
 from r2id.position import PositionEmbedding, Positions, flat, patch_centres
-from r2id.schedule import OBJECTIVES, x0_from
+from r2id.schedule import PREDICTION_TYPES, x0_from
 
 MIN_DEVIATION = 1e-4  # a picture of one colour is not divided by 0
 ESTIMATE_LIMIT = 3.0  # noise prediction gives any estimate of x0 near ᾱ = 0; pictures lie within ±1, latents near ±1
@@ -30,34 +30,34 @@ class RINConfig:
     """Sizes of a RIN. The small one is in `train/configs/mnist_rin.toml`."""
 
     latent_channels: int = 1  # of the input: the picture's, in pixel space
-    labels: int = 10
+    num_classes: int = 10
     label_tokens: int = 1
     patch: int = 4  # pixels a side of an interface token
     interface_width: int = 96
-    latents: int = 32  # how many Z has, whatever the picture's size
+    num_latents: int = 32  # how many Z has, whatever the picture's size
     latent_width: int = 128
     blocks: int = 3
     compute_layers: int = 2  # self-attention layers on the latents, in each block
     heads: int = 4
-    expansion: int = 4
+    mlp_ratio: int = 4
     octaves: tuple[int, int] = (-2, 3)
     normalise: bool = True  # the input divided by its own deviation, picture by picture (Chen 2023)
     interface_attention: bool = False  # linear self-attention on the interface, before each write
     pixel_conditioning: bool = False  # the step before's estimate of x0 as more channels of the input
     dual_norm: bool = False  # LayerNorm before and after the patch embedding (Kumar et al. 2023)
-    objective: str = "v"  # what the network predicts: v, epsilon or x0
+    prediction_type: str = "v"  # what the network predicts: v, epsilon or x0
     jitter: float = 0.0  # by which training moves the positions: standard deviation, in pixels
     dropout: float = 0.0
 
     def __post_init__(self):
         check_model(self)
-        whole(self.blocks * self.compute_layers, "blocks x compute_layers", 1, MAX_BLOCKS)
+        check_int(self.blocks * self.compute_layers, "blocks x compute_layers", 1, MAX_BLOCKS)
         check_heads(self.heads, interface_width=self.interface_width, latent_width=self.latent_width)
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective {self.objective!r}: must be v, epsilon or x0")
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type {self.prediction_type!r}: must be v, epsilon or x0")
 
     @property
-    def stride(self) -> int:
+    def size_multiple(self) -> int:
         """Sides of pictures are multiples of this."""
         return self.patch
 
@@ -67,36 +67,41 @@ class RINBlock(nn.Module):
 
     def __init__(self, config: RINConfig):
         super().__init__()
-        options = {"heads": config.heads, "expansion": config.expansion, "dropout": config.dropout}
+        options = {"heads": config.heads, "mlp_ratio": config.mlp_ratio, "dropout": config.dropout}
         latent, interface = config.latent_width, config.interface_width
         self.read_norm = nn.LayerNorm(interface)
-        self.read = Block(latent, crossing=True, selfing=False, context_width=interface, **options)
+        self.read = Block(latent, cross_attention=True, self_attention=False, context_width=interface, **options)
         self.compute = nn.Sequential(
-            *(Block(latent, crossing=False, selfing=True, **options) for _ in range(config.compute_layers))
+            *(
+                Block(latent, cross_attention=False, self_attention=True, **options)
+                for _ in range(config.compute_layers)
+            )
         )
         self.mix = nn.Identity()
         if config.interface_attention:
-            self.mix = Block(interface, crossing=False, selfing=True, attention="linear", **options)
+            self.mix = Block(interface, cross_attention=False, self_attention=True, attention="linear", **options)
         self.write_norm = nn.LayerNorm(latent)
-        self.write = Block(interface, crossing=True, selfing=False, context_width=latent, **options)
+        self.write = Block(interface, cross_attention=True, self_attention=False, context_width=latent, **options)
 
     def forward(self, interface_BMD: Tensor, latent_BND: Tensor) -> tuple[Tensor, Tensor]:
-        latent_BND = self.read(latent_BND, self.read.cross.memory(self.read_norm(interface_BMD)))
+        latent_BND = self.read(latent_BND, self.read.cross_attention.keys_values(self.read_norm(interface_BMD)))
         latent_BND = self.compute(latent_BND)
         interface_BMD = self.mix(interface_BMD)
-        return self.write(interface_BMD, self.write.cross.memory(self.write_norm(latent_BND))), latent_BND
+        return self.write(
+            interface_BMD, self.write.cross_attention.keys_values(self.write_norm(latent_BND))
+        ), latent_BND
 
 
 @dataclass(frozen=True)
-class Carry:
+class RecurrentState:
     """What a step hands to the next: the latents (K, B, N, D) and, with `pixel_conditioning`, its estimate of x0
     (K, B, C, H, W)."""
 
     latents: Tensor
     estimate: Tensor | None = None
 
-    def detach(self) -> Carry:
-        return Carry(self.latents.detach(), None if self.estimate is None else self.estimate.detach())
+    def detach(self) -> RecurrentState:
+        return RecurrentState(self.latents.detach(), None if self.estimate is None else self.estimate.detach())
 
 
 class RIN(nn.Module):
@@ -110,12 +115,12 @@ class RIN(nn.Module):
             embedding = [nn.LayerNorm(values_in), *embedding, nn.LayerNorm(config.interface_width)]
         self.patch_in = nn.Sequential(*embedding)
         self.patch_position = PositionEmbedding(config.interface_width, config.octaves)
-        self.latents = nn.Parameter(torch.randn(config.latents, config.latent_width))
-        self.warm = FeedForward(config.latent_width, expansion=config.expansion)
+        self.latents = nn.Parameter(torch.randn(config.num_latents, config.latent_width))
+        self.warm = MLP(config.latent_width, mlp_ratio=config.mlp_ratio)
         self.warm_norm = nn.LayerNorm(config.latent_width)
         nn.init.zeros_(self.warm_norm.weight)  # the bias is 0 already: a warm start begins as a cold one
         self.noise_embedding = NoiseEmbedding(config.latent_width)
-        self.condition = LabelCondition(config.labels, tokens=config.label_tokens, width=config.latent_width)
+        self.condition = LabelCondition(config.num_classes, tokens=config.label_tokens, width=config.latent_width)
         self.blocks = nn.ModuleList(RINBlock(config) for _ in range(config.blocks))
         self.out_norm = nn.LayerNorm(config.interface_width)
         self.out = nn.Linear(config.interface_width, values)
@@ -128,19 +133,19 @@ class RIN(nn.Module):
         alpha_bar_B: Tensor,
         positions: Positions,
         conditions: Sequence[Tensor | None],
-        carry: Carry | None = None,
-    ) -> Denoised:
-        """Noisy pictures (B, C, H, W) at ᾱ (B,), and the pixels' positions → `config.objective`, (K, B, C, H, W).
+        recurrent_state: RecurrentState | None = None,
+    ) -> DenoiserOutput:
+        """Noisy pictures (B, C, H, W) at ᾱ (B,), and the pixels' positions → `config.prediction_type`, (K, B, C, H, W).
 
-        `carry` comes from a call with the same conditions. Raises ValueError unless both sides are multiples of the
-        patch.
+        `recurrent_state` comes from a call with the same conditions. Raises ValueError unless both sides
+        are multiples of the patch.
         """
         batch, _, height, width = noisy_BCHW.shape
         patch, rows = self.config.patch, (len(conditions), batch)
         if height % patch or width % patch:
             raise ValueError(f"picture {height} x {width}: both sides must be multiples of the patch, {patch}")
-        interface_RMD = self.interface(noisy_BCHW, positions, rows, carry)  # R = K·B rows from here on
-        latent_RND = self.latent_tokens(alpha_bar_B, conditions, carry)
+        interface_RMD = self.interface(noisy_BCHW, positions, rows, recurrent_state)  # R = K·B rows from here on
+        latent_RND = self.latent_tokens(alpha_bar_B, conditions, recurrent_state)
         for block in self.blocks:
             interface_RMD, latent_RND = block(interface_RMD, latent_RND)
         out_RMC = self.out(self.out_norm(interface_RMD))
@@ -149,13 +154,15 @@ class RIN(nn.Module):
         estimate_KBCHW = None
         if self.config.pixel_conditioning:
             estimate_BKCHW = x0_from(  # ᾱ belongs to the first axis
-                self.config.objective, prediction_KBCHW.transpose(0, 1), noisy_BCHW[:, None], alpha_bar_B
+                self.config.prediction_type, prediction_KBCHW.transpose(0, 1), noisy_BCHW[:, None], alpha_bar_B
             )
             estimate_KBCHW = estimate_BKCHW.transpose(0, 1).clamp(-ESTIMATE_LIMIT, ESTIMATE_LIMIT)
-        latent_KBND = latent_RND[:, : self.config.latents].unflatten(0, rows)
-        return Denoised(prediction_KBCHW, carry=Carry(latent_KBND, estimate_KBCHW))
+        latent_KBND = latent_RND[:, : self.config.num_latents].unflatten(0, rows)
+        return DenoiserOutput(prediction_KBCHW, recurrent_state=RecurrentState(latent_KBND, estimate_KBCHW))
 
-    def interface(self, noisy_BCHW: Tensor, positions: Positions, rows: tuple[int, int], carry: Carry | None) -> Tensor:
+    def interface(
+        self, noisy_BCHW: Tensor, positions: Positions, rows: tuple[int, int], recurrent_state: RecurrentState | None
+    ) -> Tensor:
         """A token a patch, (K·B, M, D); embedded once for all conditions where they share the input."""
         (count, batch), (height, width) = rows, noisy_BCHW.shape[2:]
         input_RCHW = noisy_BCHW
@@ -164,17 +171,23 @@ class RIN(nn.Module):
             input_RCHW = noisy_BCHW / deviation_B.view(-1, 1, 1, 1)
         if self.config.pixel_conditioning:
             input_RCHW = input_RCHW.repeat(count, 1, 1, 1)
-            estimate_RCHW = torch.zeros_like(input_RCHW) if carry is None else carry.estimate.flatten(0, 1)
+            estimate_RCHW = (
+                torch.zeros_like(input_RCHW) if recurrent_state is None else recurrent_state.estimate.flatten(0, 1)
+            )
             input_RCHW = torch.cat((input_RCHW, estimate_RCHW), dim=1)
         patch_RMC = F.pixel_unshuffle(input_RCHW, self.config.patch).flatten(2).transpose(1, 2)
         position_MD = flat(self.patch_position(patch_centres(positions, (height, width), self.config.patch)), positions)
         token_KBMD = self.patch_in(patch_RMC).unflatten(0, (-1, batch)) + position_MD
         return token_KBMD.expand(count, -1, -1, -1).flatten(0, 1)
 
-    def latent_tokens(self, alpha_bar_B: Tensor, conditions: Sequence[Tensor | None], carry: Carry | None) -> Tensor:
+    def latent_tokens(
+        self, alpha_bar_B: Tensor, conditions: Sequence[Tensor | None], recurrent_state: RecurrentState | None
+    ) -> Tensor:
         """The latents at the start, the time and the condition, side by side: (K·B, N + 1 + label_tokens, D)."""
         count, batch = len(conditions), len(alpha_bar_B)
-        before_RND = torch.zeros_like(self.latents[None]) if carry is None else carry.latents.flatten(0, 1)
+        before_RND = (
+            torch.zeros_like(self.latents[None]) if recurrent_state is None else recurrent_state.latents.flatten(0, 1)
+        )
         latent_RND = (self.latents + self.warm_norm(self.warm(before_RND))).expand(count * batch, -1, -1)
         time_R1D = self.noise_embedding(alpha_bar_B)[:, None].repeat(count, 1, 1)
         condition_RND = self.condition.rows(conditions, batch)

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2id.condition import LabelCondition
-from r2id.denoisers.output import Denoised
-from r2id.layers import AdaLN, Attention, FeedForward, NoiseEmbedding
+from r2id.denoisers.output import DenoiserOutput
+from r2id.layers import MLP, AdaLN, Attention, NoiseEmbedding
 from r2id.limits import check_heads, check_model
 from r2id.position import PositionEmbedding, Positions, flat
-from r2id.schedule import check_objective
+from r2id.schedule import check_prediction_type
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,24 @@ class S2IDConfig:
     """Sizes of an S2ID. The small one is `train/configs/mnist_s2id.toml`."""
 
     latent_channels: int = 1  # of the noisy picture
-    labels: int = 10
+    num_classes: int = 10
     label_tokens: int = 4
     width: int = 48
     heads: int = 2  # along rows, and as many along columns
     encoder_blocks: int = 2
     decoder_blocks: int = 2
-    expansion: int = 2
+    mlp_ratio: int = 2
     noise_width: int = 48  # of the vector that modulates every block
     gated: bool = True  # adaLN-Zero; False: shift and scale only, FiLM
     octaves: tuple[int, int] = (0, 4)
-    objective: str = "v"  # what the network predicts: v, epsilon or x0
+    prediction_type: str = "v"  # what the network predicts: v, epsilon or x0
     jitter: float = 0.0  # standard deviation, in pixels, by which training moves the positions
-    stride: ClassVar[int] = 1  # pictures of any size
+    size_multiple: ClassVar[int] = 1  # pictures of any size
 
     def __post_init__(self):
         check_model(self)
         check_heads(self.heads, width=self.width)
-        check_objective(self.objective)
+        check_prediction_type(self.prediction_type)
 
 
 class AxialAttention(nn.Module):
@@ -75,44 +75,44 @@ class AxialAttention(nn.Module):
 
 
 class S2IDBlock(nn.Module):
-    """Axial attention, cross-attention to the condition where `crossing`, feed-forward; each modulated by AdaLN."""
+    """Axial attention, optional cross-attention to the condition, MLP; each modulated by AdaLN."""
 
-    def __init__(self, config: S2IDConfig, *, crossing: bool):
+    def __init__(self, config: S2IDConfig, *, cross_attention: bool):
         super().__init__()
         modulation = (config.width, config.noise_width)
         self.axial_norm = AdaLN(*modulation, gated=config.gated)
         self.axial = AxialAttention(config.width, heads=config.heads)
-        self.crossing = crossing
-        if crossing:
-            self.cross_norm = AdaLN(*modulation, gated=config.gated)
-            self.cross = Attention(config.width, heads=config.heads)
-        self.feed_norm = AdaLN(*modulation, gated=config.gated)
-        self.feed = FeedForward(config.width, expansion=config.expansion)
+        self.cross_norm = AdaLN(*modulation, gated=config.gated) if cross_attention else None
+        self.cross_attention = Attention(config.width, heads=config.heads) if cross_attention else None
+        self.mlp_norm = AdaLN(*modulation, gated=config.gated)
+        self.mlp = MLP(config.width, mlp_ratio=config.mlp_ratio)
 
     def forward(
         self, pixel_BMD: Tensor, size: tuple[int, int], vector_BF: Tensor, condition_BND: Tensor | None = None
     ) -> Tensor:
         normed_BMD, gate = self.axial_norm(pixel_BMD, vector_BF)
         pixel_BMD = pixel_BMD + gate * self.axial(normed_BMD, size)
-        if self.crossing:
+        if self.cross_attention:
             normed_BMD, gate = self.cross_norm(pixel_BMD, vector_BF)
-            pixel_BMD = pixel_BMD + gate * self.cross(normed_BMD, self.cross.memory(condition_BND))
-        normed_BMD, gate = self.feed_norm(pixel_BMD, vector_BF)
-        return pixel_BMD + gate * self.feed(normed_BMD)
+            pixel_BMD = pixel_BMD + gate * self.cross_attention(
+                normed_BMD, self.cross_attention.keys_values(condition_BND)
+            )
+        normed_BMD, gate = self.mlp_norm(pixel_BMD, vector_BF)
+        return pixel_BMD + gate * self.mlp(normed_BMD)
 
 
 class S2ID(nn.Module):
     def __init__(self, config: S2IDConfig):
         super().__init__()
         self.config = config
-        self.condition = LabelCondition(config.labels, tokens=config.label_tokens, width=config.width)
+        self.condition = LabelCondition(config.num_classes, tokens=config.label_tokens, width=config.width)
         self.condition_norm = nn.LayerNorm(config.width)
         self.noise_embedding = NoiseEmbedding(config.noise_width)
         # Their sum is the 1×1 projection of colour and Fourier features concatenated: its matrix, split by columns.
         self.pixel_in = nn.Linear(config.latent_channels, config.width, bias=False)
         self.pixel_position = PositionEmbedding(config.width, config.octaves)
-        self.encoder = nn.ModuleList(S2IDBlock(config, crossing=False) for _ in range(config.encoder_blocks))
-        self.decoder = nn.ModuleList(S2IDBlock(config, crossing=True) for _ in range(config.decoder_blocks))
+        self.encoder = nn.ModuleList(S2IDBlock(config, cross_attention=False) for _ in range(config.encoder_blocks))
+        self.decoder = nn.ModuleList(S2IDBlock(config, cross_attention=True) for _ in range(config.decoder_blocks))
         self.out_norm = AdaLN(config.width, config.noise_width, gated=False)
         self.out = nn.Linear(config.width, config.latent_channels)
         nn.init.zeros_(self.out.weight)
@@ -124,9 +124,9 @@ class S2ID(nn.Module):
         alpha_bar_B: Tensor,
         positions: Positions,
         conditions: Sequence[Tensor | None],
-        carry: None = None,
-    ) -> Denoised:
-        """Noisy pictures (B, C, H, W) at ᾱ (B,), positions in reading order → `config.objective`, (K, B, C, H, W)."""
+        recurrent_state: None = None,
+    ) -> DenoiserOutput:
+        """Noisy pictures (B, C, H, W) at ᾱ (B,), positions in reading order → prediction (K, B, C, H, W)."""
         batch, _, *size = noisy_BCHW.shape
         vector_BF = self.noise_embedding(alpha_bar_B)
         position_MD = flat(self.pixel_position(positions), positions)
@@ -138,4 +138,4 @@ class S2ID(nn.Module):
         for block in self.decoder:
             pixel_BMD = block(pixel_BMD, size, vector_BF, condition_BND)
         out_BMC = self.out(self.out_norm(pixel_BMD, vector_BF)[0])
-        return Denoised(out_BMC.transpose(1, 2).unflatten(2, size).unflatten(0, (len(conditions), batch)))
+        return DenoiserOutput(out_BMC.transpose(1, 2).unflatten(2, size).unflatten(0, (len(conditions), batch)))

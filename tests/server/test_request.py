@@ -173,17 +173,21 @@ def test_a_blend_needs_a_first_label():
     one_line(lambda: GenerateRequest("m", "", "7", 0.4), "blend")
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 4, 7, 8])
-def test_the_latent_has_whole_strides_and_at_most_the_cells_asked_for(stride):
+@pytest.mark.parametrize("size_multiple", [1, 2, 3, 4, 7, 8])
+def test_the_latent_has_whole_strides_and_at_most_the_cells_asked_for(size_multiple):
     for cells in range(1, 65):
         for shape in ("1:1", "16:9", "9:16", "4:1", "0.6"):
             request = GenerateRequest("m", cells=cells, shape=shape)
-            h, w = request.latent_size(stride)
-            assert h % stride == w % stride == 0 and min(h, w) >= stride and h * w <= max(4096, stride**2)
-            assert max(h, w) == max(cells // stride, 1) * stride
+            h, w = request.latent_size(size_multiple)
             assert (
-                abs(min(h, w) - max(h, w) * min(request.aspect, 1 / request.aspect)) <= stride / 2
-                or min(h, w) == stride
+                h % size_multiple == w % size_multiple == 0
+                and min(h, w) >= size_multiple
+                and h * w <= max(4096, size_multiple**2)
+            )
+            assert max(h, w) == max(cells // size_multiple, 1) * size_multiple
+            assert (
+                abs(min(h, w) - max(h, w) * min(request.aspect, 1 / request.aspect)) <= size_multiple / 2
+                or min(h, w) == size_multiple
             )
 
 
@@ -227,7 +231,7 @@ def test_the_lines_of_python_make_the_same_images(index, tiny, tiny_weights, tmp
         (GenerateRequest("tiny", "1", count=2, cells=7, steps=1, seed=2**32 - 1), ViewRequest(16, zoom=2.0)),
     ][index]
     monkeypatch.chdir(tmp_path)
-    exec(to_python(request, view, str(tiny_weights), stride=2), {})
+    exec(to_python(request, view, str(tiny_weights), size_multiple=2), {})
     how = dict(steps=request.steps, guidance=request.guidance, sampler=request.sampler, eta=request.eta)
     how |= dict(latent_size=request.latent_size(2), aspect=request.aspect, seed=request.seed)
     images = tiny.resample(tiny.diffuse(request.labels, **how), size=view.size, fit=view.fit, region=view.region)
@@ -246,7 +250,7 @@ def test_the_lines_of_python_leave_out_what_makes_no_difference():
 
 def test_the_lines_of_python_run_no_name(tmp_path, monkeypatch):
     bad = """x"); open('made', 'w'); ("' + \\"""
-    text = to_python(GenerateRequest(bad, bad, bad + "2", 0.5), ViewRequest(), bad + "\n", stride=1)
+    text = to_python(GenerateRequest(bad, bad, bad + "2", 0.5), ViewRequest(), bad + "\n", size_multiple=1)
     assert compile(text, "lines", "exec")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):

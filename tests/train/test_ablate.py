@@ -42,9 +42,11 @@ def test_tables_are_kept_and_so_is_what_was_trained(tmp_path, monkeypatch):
             (tmp_path / "data" / "train" / str(number % 10)).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / "data" / "train" / str(number % 10) / f"{number:02}.png")
         small = ["model.width=24", "model.heads=2", "optimisation.batch=4"]
-        first = [*small, "direct_steps=3"]
+        first = [*small, "linear_codec_steps=3"]
         monkeypatch.setattr(ablate, "RESAMPLER", {"as shipped": first, "half": [*first, "model.harmonics=2"]})
-        monkeypatch.setattr(ablate, "DENOISER", {"as shipped": small, "epsilon": [*small, 'model.objective="epsilon"']})
+        monkeypatch.setattr(
+            ablate, "DENOISER", {"as shipped": small, "epsilon": [*small, 'model.prediction_type="epsilon"']}
+        )
         monkeypatch.setattr(ablate, "CELLS", ((4, 4),))
         command = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
         command += ["--steps", "2", "--denoiser-steps", "2", "--generated", "20"]

@@ -107,7 +107,7 @@ def test_operations_of_a_pixel_equal_a_hand_count(tiny):
     config, side = tiny.config.resampler, 64
     width, cells = config.width, 4
     basis = 2 * config.harmonics + 1
-    block = 2 * width * width * 2 + 2 * 2 * cells**2 * width + 2 * 2 * config.pixel_expansion * width**2
+    block = 2 * width * width * 2 + 2 * 2 * cells**2 * width + 2 * 2 * config.pixel_mlp_ratio * width**2
     colours = 2 * width + 2 * cells * basis
     pixel = 2 * cells * basis * width + block + colours
     _, counted = products_of_pixels(tiny, benchmark.latent_of(tiny, cells), side)
@@ -128,8 +128,8 @@ def test_memory_is_above_the_output(tiny):
 
 
 def test_the_second_picture_of_a_latent_makes_nothing_anew(tiny, monkeypatch):
-    made, memory = [], tiny.resampler.memory
-    monkeypatch.setattr(tiny.resampler, "memory", lambda *inputs: made.append(1) or memory(*inputs))
+    made, prepare = [], tiny.resampler.prepare
+    monkeypatch.setattr(tiny.resampler, "prepare", lambda *inputs: made.append(1) or prepare(*inputs))
     resampling_twice(tiny, (4,))
     assert len(made) == 3  # first: to warm up and measured; second: once for all its calls
 
@@ -143,7 +143,7 @@ def test_a_system_without_a_resampler(tiny_pixels, tmp_path, capsys):
 
 
 def test_cells_that_the_stride_excludes_are_left_out(tiny):
-    wide = Pipeline(replace(tiny.config, stride=4), tiny.resampler, tiny.denoiser, device="cpu")
+    wide = Pipeline(replace(tiny.config, size_multiple=4), tiny.resampler, tiny.denoiser, device="cpu")
     rows = benchmark.diffusing(wide, (2, 4), (1,)).rows
     assert [row[0] for row in rows] == [4]
 
@@ -196,7 +196,7 @@ def test_a_call_stands_beside_its_own_products():
     layer, x = Attention(16, heads=2), torch.randn(3, 64, 16)
 
     def run():
-        return layer(x, layer.memory(x))
+        return layer(x, layer.keys_values(x))
 
     shapes, count = products_of(run)
     heads = (3 * 2, 64, 8)  # of all rows

@@ -22,8 +22,7 @@ from r2id.config import Training
 from train import evaluate
 from train.data.images import ImageSet
 from train.engine import machine as measure
-from train.evaluation import comparison
-from train.evaluation import methods as ways
+from train.evaluation import comparison, methods
 from train.evaluation.classifier import load_classifier
 from train.evaluation.comparison import Protocol, System, compare, fingerprint
 from train.evaluation.comparison_tables import Results, cost_plot, crossing, crossings, verdict
@@ -82,7 +81,7 @@ def measured(monkeypatch):
         cells.append((self.name, cell))
         if len(cells) == 4:
             raise KeyboardInterrupt
-        if (self.name, cell.way, cell.column.side) == ("pixels", "native", 16):
+        if (self.name, cell.method, cell.column.side) == ("pixels", "native", 16):
             return {"refused": "too large"}, None
         figures = {"ms": 1.0, "product_gflops": 1.0, "memory_mb": 1.0, "gflop": 1.0}
         return figures | {"accuracy": 0.5, "parts": 1.0, "spread": [0.2, 0.2]}, Image.new("L", cell.size[::-1])
@@ -96,15 +95,15 @@ def test_every_system_and_size_with_its_count(made):
     tables = {re.split("[,.:]", table["title"])[0]: table["rows"] for table in report["tables"]}
     read = tables["Read as their label by the judge"]
     counts = [f"{column}, n {n}" for column, n in zip(COLUMNS, (10, 12, 10, 10), strict=True)]
-    assert list(read[0]) == ["weights", "way", *counts]
+    assert list(read[0]) == ["weights", "method", *counts]
     rows = [("tiny", "native"), ("tiny", "shaped"), ("tiny", "resized"), ("pixels", "native"), ("pixels", "resized")]
-    assert [(row["weights"], row["way"]) for row in read] == [("real images", ""), *rows]
+    assert [(row["weights"], row["method"]) for row in read] == [("real images", ""), *rows]
     for title in ("Milliseconds of one picture", "GFLOP of one picture", "Peak memory of one picture above the loaded"):
         (table,) = (rows for name, rows in tables.items() if name.startswith(title))
-        missing = [(row["weights"], row["way"], column) for row in table for column in COLUMNS if row[column] == "—"]
+        missing = [(row["weights"], row["method"], column) for row in table for column in COLUMNS if row[column] == "—"]
         assert missing == [("tiny", "shaped", column) for column in COLUMNS[:3]]
     distances = tables["Fréchet distance in the judge's features"]
-    assert list(distances[0]) == ["weights", "way", "8×8, n 12"]  # the others have too few pictures
+    assert list(distances[0]) == ["weights", "method", "8×8, n 12"]  # the others have too few pictures
 
     trained = {row["weights"]: row for row in tables["Training"]}
     assert trained["pixels"]["images shown"] == "60,000" and trained["pixels"]["TFLOP"] == "75.0"
@@ -148,7 +147,7 @@ def test_what_was_done_before_a_stop_is_kept(folders, measured, tmp_path):
     assert "| pixels | native | 16×16 | too large |" in written
     run(folders, tmp_path / "out", protocol=PROTOCOL)
     (again,) = measured[16:]  # what was refused is tried once more
-    assert (again[0], again[1].way, again[1].column.side) == ("pixels", "native", 16)
+    assert (again[0], again[1].method, again[1].column.side) == ("pixels", "native", 16)
 
 
 def test_a_size_that_the_system_refuses_is_a_reason(folders, grey_pixels):
@@ -159,15 +158,18 @@ def test_a_size_that_the_system_refuses_is_a_reason(folders, grey_pixels):
 
 def test_ways_of_a_size(tiny, grey_pixels):
     wide, trained = Column("16:9", 16 / 9, 8, 4), Column("8×8", 1.0, 8, 4)
-    native, shaped, resized = ways.ways(tiny.config, wide)
+    native, shaped, resized = methods.methods_of(tiny.config, wide)
     assert (native.size, native.latent, native.aspect) == ((8, 16), (4, 4), 1)
     assert (shaped.size, shaped.latent, shaped.aspect) == ((8, 16), (4, 7), 16 / 9)
     assert (resized.size, resized.latent, resized.aspect) == ((8, 16), (4, 4), 1)
-    coarse = replace(grey_pixels.config, stride=4)
-    native, resized = ways.ways(coarse, Column("3:2", 1.5, 10, 4))
+    coarse = replace(grey_pixels.config, size_multiple=4)
+    native, resized = methods.methods_of(coarse, Column("3:2", 1.5, 10, 4))
     assert (native.size, native.latent, native.aspect) == ((8, 16), (8, 16), 2)
     assert (resized.size, resized.latent) == ((10, 16), (8, 8))
-    assert [cell.way for config in (tiny.config, coarse) for cell in ways.ways(config, trained)] == ["native", "native"]
+    assert [cell.method for config in (tiny.config, coarse) for cell in methods.methods_of(config, trained)] == [
+        "native",
+        "native",
+    ]
 
 
 def test_resized_is_the_training_picture_on_the_background(tiny, grey_pixels):

@@ -77,7 +77,7 @@ def test_whole_report(tiny_weights, folder, tmp_path, capsys):
     assert given[1]["interpolated (dB)"] > given[0]["interpolated (dB)"] > 10
     assert [row["latent"] for row in first["accuracy"]] == ["4×4", "5×5", "32 real images"]
     assert first["accuracy"][2]["output 8"] > 0.5 > first["accuracy"][0]["output 8"]
-    ways = [(row["ratio"], row["way"], row["latent"], round(row["frame"], 2)) for row in first["aspects"]]
+    ways = [(row["ratio"], row["method"], row["latent"], round(row["frame"], 2)) for row in first["aspects"]]
     tall = [("9:16", way, cells, frame) for way, cells, frame in WAYS_TALL]
     wide = [("16:9", way, cells[::-1], {1: 1, 0.56: 1.78}[frame]) for way, cells, frame in WAYS_TALL]
     assert ways == tall + wide
@@ -131,7 +131,7 @@ def test_only_some_sections_on_the_validation_split(tiny_weights, folder, tmp_pa
 
 
 def test_pixel_space_is_measured_at_its_own_sizes(tiny_pixels, folder, tmp_path):
-    in_grey(tiny_pixels, stride=2).save(tmp_path / "pixels")
+    in_grey(tiny_pixels, size_multiple=2).save(tmp_path / "pixels")
     main([str(tmp_path / "pixels"), "--data", folder, "--out", str(tmp_path / "out")], PROTOCOL)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     rows = {name: report[name][0].get("rows") for name in evaluate.SECTIONS}

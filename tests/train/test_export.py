@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from runs import SPENT, STEPS, finished_run
+from runs import COST, STEPS, finished_run
 
 from r2id import R2ID, Pipeline
 from r2id.config import Training
@@ -43,10 +43,10 @@ def write_report(folder: Path, **sections) -> None:
 
 
 def test_the_front_matter_is_the_hubs(run, tmp_path):
-    about = ModelCard(export(run, tmp_path / "small", "--license", "cc-by-4.0")).data
-    assert (about.license, about.library_name, about.datasets) == ("cc-by-4.0", "r2id", ["owner/pictures"])
-    assert about.pipeline_tag == "unconditional-image-generation"
-    assert {"diffusion", "r2id", "resolution-invariant"} <= set(about.tags)
+    metadata = ModelCard(export(run, tmp_path / "small", "--license", "cc-by-4.0")).data
+    assert (metadata.license, metadata.library_name, metadata.datasets) == ("cc-by-4.0", "r2id", ["owner/pictures"])
+    assert metadata.pipeline_tag == "unconditional-image-generation"
+    assert {"diffusion", "r2id", "resolution-invariant"} <= set(metadata.tags)
     assert ModelCard(export(run, tmp_path / "other")).data.license is None
 
 
@@ -62,7 +62,7 @@ def test_the_card_says_what_the_run_says(run, tiny, tmp_path):
         "| latents | 3 channels, 4 to 16 cells a side |",
         "| labels | 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 |",
         "| sampling | 4 steps of dpm++, guidance 1.5, latent 4 × 4 |",
-        f"| training | {2 * SPENT['images']:,} pictures in 60 steps, 10 TFLOP forward and backward, 3.0 minutes |",
+        f"| training | {2 * COST['images']:,} pictures in 60 steps, 10 TFLOP forward and backward, 3.0 minutes |",
         "`owner/pictures`: 64 training pictures at 8 × 8",
         "1. R2IR: 30 steps of up to 6 pictures, in 2 phases; AdamW, learning rate 0.002 to 1e-05",
         "2. R2ID: 30 steps of up to 6 pictures",
@@ -86,7 +86,7 @@ def test_the_samples_are_the_runs_last_before_the_export(tiny, run, tmp_path):
 
 @pytest.mark.parametrize("names", [tuple("0123456789"), ('"quoted" | piped\nlined', *"bcdefghij"), ()])
 def test_the_python_of_the_card_runs(tiny, tmp_path, monkeypatch, names):
-    denoiser = R2ID(replace(tiny.config.denoiser, labels=len(names)))
+    denoiser = R2ID(replace(tiny.config.denoiser, num_classes=len(names)))
     config = replace(tiny.config, labels=names, denoiser=denoiser.config)
     run = finished_run(tmp_path / "run", Pipeline(config, tiny.resampler, denoiser, device="cpu"))
     text = export(run, tmp_path / "weights" / "small")
@@ -113,7 +113,7 @@ def test_a_recipe_of_ones_own_is_in_the_card(run, tmp_path):
         (toml,) = re.findall(f"## {stage}.toml\n\n```toml\n(.*?)```", text, re.DOTALL)
         (tmp_path / f"{stage}.toml").write_text(toml)
         recipe = json.loads(json.dumps(asdict(read_recipe(kind, tmp_path / f"{stage}.toml"))))
-        assert recipe == load_state(run / stage).about["recipe"]
+        assert recipe == load_state(run / stage).metadata["recipe"]
 
 
 def test_a_shipped_recipe_is_named_instead(run, tmp_path):
@@ -121,7 +121,7 @@ def test_a_shipped_recipe_is_named_instead(run, tmp_path):
         state = load_state(run / stage)
         recipe = read_recipe(kind, CONFIGS / f"mnist_{'r2id' if stage == 'denoiser' else stage}.toml")
         recipe = replace(recipe, data="owner/pictures" if stage == "denoiser" else recipe.data)
-        save_state(tmp_path / "run" / stage, State(state.tensors, state.about | {"recipe": asdict(recipe)}))
+        save_state(tmp_path / "run" / stage, State(state.tensors, state.metadata | {"recipe": asdict(recipe)}))
     text = export(tmp_path / "run", tmp_path / "small")
     assert "python -m train.train_resampler --config train/configs/mnist_resampler.toml\n" in text
     assert "--config train/configs/mnist_r2id.toml --data owner/pictures\n" in text
@@ -194,14 +194,14 @@ def test_pixel_space_has_one_stage_and_a_card_too(tiny_pixels, tmp_path):
     assert "| pictures | colour, 8 pixels on the short side |" in text
     assert "resampler" not in text and "arbitrary-scale" not in ModelCard(text).data.tags
     pipe = Pipeline.from_pretrained(tmp_path / "small", device="cpu")
-    assert pipe.config.training == Training(**SPENT)
+    assert pipe.config.training == Training(**COST)
     assert torch.equal(pipe.denoiser.out.weight, tiny_pixels.denoiser.out.weight)
 
 
 def test_a_cost_that_was_not_counted_is_not_made_up(tiny, tmp_path):
     run = finished_run(tmp_path / "run", tiny)
     state = load_state(run / "denoiser")
-    save_state(run / "denoiser", State(state.tensors, state.about | {"spent": None}))
+    save_state(run / "denoiser", State(state.tensors, state.metadata | {"cost": None}))
     text = export(run, tmp_path / "small")
     assert "| training | its cost was not counted |" in text and text.count("TFLOP") == 1
 

@@ -17,13 +17,13 @@ from torch import nn
 
 from r2id import R2ID, R2IR, Pipeline, R2IDConfig, R2IRConfig
 from r2id.condition import LabelCondition
-from r2id.denoisers.output import Denoised
+from r2id.denoisers.output import DenoiserOutput
 from r2id.image import from_pil
 from r2id.position import batched, grid_positions
 from r2id.schedule import Schedule
 from train import export, train_denoiser, train_resampler
 from train.data import images as data
-from train.data.buckets import Law, OwnFrames, Shape
+from train.data.buckets import NativeAspect, Shape, ShapeSampler
 from train.data.decode import own_frame, square
 from train.data.images import load_images, stream_images
 from train.losses.denoiser import DenoiserLoss
@@ -32,7 +32,7 @@ from train.losses.resampler import ResamplerLoss, encode
 WIDEST = 16 / 9
 TINY = R2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 SIZES = ((8, 8), (8, 12), (12, 8), (6, 9), (8, 8), (5, 9), (8, 11))  # 8 × 12, 6 × 9 and 8 × 11 have the same cells
-OWN = OwnFrames(side=3.4, longest=6.9)
+OWN = NativeAspect(side=3.4, longest=6.9)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -48,7 +48,9 @@ def resampler_loss(jitter: str = "none", **settings) -> ResamplerLoss:
     model = R2IR(TINY)
     for parameter in model.parameters():  # zero-initialised layers would say nothing of positions
         nn.init.normal_(parameter, std=0.2)
-    return ResamplerLoss(model, background=(0.0,), jitter=jitter, penalty=0.1, **{"margin": 0.0, **settings})
+    return ResamplerLoss(
+        model, background=(0.0,), jitter=jitter, pre_tanh_l2=0.1, **{"outside_fraction": 0.0, **settings}
+    )
 
 
 # the images
@@ -115,7 +117,7 @@ def mixed(tmp_path_factory) -> Path:
 
 
 def test_a_folder_of_mixed_images_gives_lists_in_memory_on_demand_and_streamed(mixed, tmp_path, monkeypatch):
-    stored = load_images(str(mixed), "train", size=16, widest=WIDEST)
+    stored = load_images(str(mixed), "train", size=16, max_aspect=WIDEST)
     assert stored.images.shape[1] == 1 and len(stored) == 27 and stored.background == (0.0,)
     sizes = [tuple(image.shape[1:]) for image in stored.images[:]]
     assert set(sizes) == {(16, 16), (16, 24), (26, 16), (14, 12), (16, 28), (18, 16)}
@@ -125,7 +127,7 @@ def test_a_folder_of_mixed_images_gives_lists_in_memory_on_demand_and_streamed(m
 
     with monkeypatch.context() as patch:
         patch.setattr(data, "IN_MEMORY", 0)
-        asked = load_images(str(mixed), "train", size=16, widest=WIDEST)
+        asked = load_images(str(mixed), "train", size=16, max_aspect=WIDEST)
     assert asked.images.shape == (27, 1, None, None) and asked.background == stored.background
     assert all(map(torch.equal, asked.images[torch.arange(27)], stored.images[:]))
     assert torch.equal(asked.labels[:27], stored.labels)
@@ -135,43 +137,43 @@ def test_a_folder_of_mixed_images_gives_lists_in_memory_on_demand_and_streamed(m
     )
     with monkeypatch.context() as patch:
         patch.setattr(data, "VALIDATION", 2)
-        streamed = stream_images(str(tmp_path / "shards"), "train", size=16, widest=WIDEST)
+        streamed = stream_images(str(tmp_path / "shards"), "train", size=16, max_aspect=WIDEST)
     sizes = {tuple(image.shape) for image in streamed.images[:99]}  # epochs are mixed
     assert sizes == {(1, 26, 16), (1, 14, 12), (1, 16, 28), (1, 18, 16), (1, 16, 16), (1, 16, 24)}
     held = load_images(str(mixed), "validation", size=16)
     assert held.images.shape == (3, 1, 16, 16)  # what is evaluated stays square
-    with pytest.raises(ValueError, match=r"widest 0.5: must be 1 or more"):
-        load_images(str(mixed), "train", widest=0.5)
+    with pytest.raises(ValueError, match=r"max_aspect 0.5: must be 1 or more"):
+        load_images(str(mixed), "train", max_aspect=0.5)
 
 
 # the law and its groups
 
 
 def test_pictures_of_any_size_get_the_cells_of_a_padded_frame():
-    for seed, stride in itertools.product(range(200), (1, 4)):
-        law = Law(cells=(4, 16))
-        shape, own = (law.draw(size, generator=rng(seed), stride=stride) for size in (32, None))
+    for seed, size_multiple in itertools.product(range(200), (1, 4)):
+        shape_sampler = ShapeSampler(cells=(4, 16))
+        shape, own = (shape_sampler.draw(size, generator=rng(seed), size_multiple=size_multiple) for size in (32, None))
         assert own.cells(shape.aspect) == shape.cells
         for aspect in (1 / WIDEST, 0.8, 1.0, 1.5, WIDEST):
             height, width = own.cells(aspect)
-            assert height % stride == width % stride == 0 and max(height, width) <= 16 + stride - 1
-            assert stride > 1 or 1 / 2.3 < width / height / aspect < 2.3
+            assert height % size_multiple == width % size_multiple == 0 and max(height, width) <= 16 + size_multiple - 1
+            assert size_multiple > 1 or 1 / 2.3 < width / height / aspect < 2.3
         assert own.area == own.cells(1.0)[0] * own.cells(1.0)[1]
 
 
 def test_groups_hold_every_picture_as_it_is():
     images = pictures()
-    groups = OWN.groups(images, torch.zeros(1))
-    assert len(groups) == 4 and len({group.cells for group in groups}) == 4
-    assert sorted(place for group in groups for place in group.places) == list(range(len(images)))
-    for group in groups:
-        held = [image for canvas_BCHW in group.canvases for image in canvas_BCHW]
-        assert len(held) == len(group) and all(map(torch.equal, held, (images[place] for place in group.places)))
-        assert {OWN.cells(image.shape[2] / image.shape[1]) for image in held} == {group.cells}
-        alone = group.sizes()
-        assert [place for part in alone for place in part.places] == group.places
-        assert all(len(part.canvases) == 1 and part.cells == group.cells for part in alone)
-    assert max(len(group.canvases) for group in groups) == 3
+    buckets = OWN.buckets(images, torch.zeros(1))
+    assert len(buckets) == 4 and len({bucket.cells for bucket in buckets}) == 4
+    assert sorted(place for bucket in buckets for place in bucket.places) == list(range(len(images)))
+    for bucket in buckets:
+        held = [image for canvas_BCHW in bucket.canvases for image in canvas_BCHW]
+        assert len(held) == len(bucket) and all(map(torch.equal, held, (images[place] for place in bucket.places)))
+        assert {OWN.cells(image.shape[2] / image.shape[1]) for image in held} == {bucket.cells}
+        alone = bucket.sizes()
+        assert [place for part in alone for place in part.places] == bucket.places
+        assert all(len(part.canvases) == 1 and part.cells == bucket.cells for part in alone)
+    assert max(len(bucket.canvases) for bucket in buckets) == 3
 
 
 # what frames of different aspects in one call give
@@ -184,7 +186,7 @@ def test_cells_of_frames_of_different_aspects_are_read_as_each_alone():
     model, pixels = resampler_loss().model, grid_positions((6, 9), 1.5, sigma=0.5)
     colour_BNC = torch.rand(3, 54, 1, generator=rng())
     latent_BChw = model.encode(colour_BNC, pixels, together)
-    decoded_BNC = model.decode(model.memory(latent_BChw.tanh(), together), pixels)
+    decoded_BNC = model.decode(model.prepare(latent_BChw.tanh(), together), pixels)
     torch.manual_seed(1)
     denoiser = R2ID(R2IDConfig(latent_channels=3, width=16, heads=2, encoder_blocks=1, decoder_blocks=1, noise_width=8))
     for parameter in denoiser.parameters():
@@ -195,7 +197,7 @@ def test_cells_of_frames_of_different_aspects_are_read_as_each_alone():
         one = slice(row, row + 1)
         latent = model.encode(colour_BNC[one], pixels, grid)
         torch.testing.assert_close(latent, latent_BChw[one], atol=1e-5, rtol=1e-4)
-        decoded = model.decode(model.memory(latent.tanh(), grid), pixels)
+        decoded = model.decode(model.prepare(latent.tanh(), grid), pixels)
         torch.testing.assert_close(decoded, decoded_BNC[one], atol=1e-5, rtol=1e-4)
         denoised = denoiser(latent_BChw[one], alpha_bar_B[one], grid, (None,)).prediction[0]
         torch.testing.assert_close(denoised, denoised_BChw[one], atol=1e-5, rtol=1e-4)
@@ -219,7 +221,7 @@ def test_the_loss_of_a_mixed_batch_is_the_mean_of_its_pictures():
 
 
 def test_random_points_are_as_many_of_every_picture_and_of_its_own_colours(monkeypatch):
-    loss, images = resampler_loss("true", margin=0.125), pictures()
+    loss, images = resampler_loss("true", outside_fraction=0.125), pictures()
     encoded, decoded = [], []
     for name, seen in (("encode", encoded), ("decode", decoded)):
         called = getattr(loss.model, name)
@@ -228,20 +230,20 @@ def test_random_points_are_as_many_of_every_picture_and_of_its_own_colours(monke
         )
     total, parts = loss(images, OWN, 60, 70, rng(), consistency=0.1)
     assert total.isfinite() and parts["inconsistency"] > 0
-    groups = OWN.groups(images, loss.background)
-    assert len(encoded) == len(decoded) == len(groups)  # one call a group
-    for group, (colour_BNC, pixels, cells), (_, points) in zip(groups, encoded, decoded, strict=True):
-        most = max(image[0].numel() for image in group.canvases for image in image)
-        assert colour_BNC.shape[:2] == pixels.absolute.shape[:2] == (len(group), min(60, most))
-        assert points.absolute.shape == (len(group), min(70, most) + 5 * 32, 2)
-        assert cells.grid == group.cells
-        for row, place in enumerate(group.places):
+    buckets = OWN.buckets(images, loss.background)
+    assert len(encoded) == len(decoded) == len(buckets)  # one call a group
+    for bucket, (colour_BNC, pixels, cells), (_, points) in zip(buckets, encoded, decoded, strict=True):
+        most = max(image[0].numel() for image in bucket.canvases for image in image)
+        assert colour_BNC.shape[:2] == pixels.absolute.shape[:2] == (len(bucket), min(60, most))
+        assert points.absolute.shape == (len(bucket), min(70, most) + 5 * 32, 2)
+        assert cells.grid == bucket.cells
+        for row, place in enumerate(bucket.places):
             aspect = images[place].shape[2] / images[place].shape[1]
             scale = torch.tensor([min(1, aspect), min(1, 1 / aspect)])
             for positions in (pixels, points):
                 torch.testing.assert_close(positions.relative[row], positions.absolute[row] * scale)
             if cells.relative.ndim == 3:
-                torch.testing.assert_close(cells.relative[row], grid_positions(group.cells, aspect).relative)
+                torch.testing.assert_close(cells.relative[row], grid_positions(bucket.cells, aspect).relative)
     total.backward()
     assert loss.model.latent_out.weight.grad.abs().sum() > 0
 
@@ -251,13 +253,13 @@ class Zero(nn.Module):
 
     def __init__(self, jitter: float):
         super().__init__()
-        self.config = SimpleNamespace(objective="x0", jitter=jitter)
+        self.config = SimpleNamespace(prediction_type="x0", jitter=jitter)
         self.condition = LabelCondition(10, tokens=1, width=2)
         self.seen = []
 
-    def forward(self, noisy_BChw, alpha_bar_B, positions, conditions, carry=None):
+    def forward(self, noisy_BChw, alpha_bar_B, positions, conditions, recurrent_state=None):
         self.seen.append((positions, alpha_bar_B, conditions[0]))
-        return Denoised(torch.zeros_like(noisy_BChw)[None])
+        return DenoiserOutput(torch.zeros_like(noisy_BChw)[None])
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.5])
@@ -271,7 +273,7 @@ def test_latents_times_and_labels_stay_with_their_picture(jitter):
         latent_mean=(0.1, 0.0, -0.1),
         latent_std=(0.5, 0.25, 2.0),
         label_dropout=0.0,
-        finest=5,
+        jitter_grid=5,
     )
     total, parts = loss(images, labels, OWN, rng())
     squares = []
@@ -280,16 +282,16 @@ def test_latents_times_and_labels_stay_with_their_picture(jitter):
         squares.append((((latent - loss.mean) / loss.std) ** 2).mean().item())
     assert total.item() == parts["mse"].item() == pytest.approx(sum(squares) / len(images), rel=1e-4)
 
-    groups = OWN.groups(images, loss.background)
-    assert len(loss.model.seen) == len(groups)  # one call a group
+    buckets = OWN.buckets(images, loss.background)
+    assert len(loss.model.seen) == len(buckets)  # one call a group
     edges = Schedule(shift_power=0.0).alpha_bar(torch.arange(8, dtype=torch.float64) / 7, cells=(1, 1))
-    for group, (positions, alpha_bar_B, tokens_BND) in zip(groups, loss.model.seen, strict=True):
-        assert torch.equal(tokens_BND, loss.model.condition.table[labels[group.places]])
-        for row, place in enumerate(group.places):
+    for bucket, (positions, alpha_bar_B, tokens_BND) in zip(buckets, loss.model.seen, strict=True):
+        assert torch.equal(tokens_BND, loss.model.condition.table[labels[bucket.places]])
+        for row, place in enumerate(bucket.places):
             assert edges[place + 1] <= alpha_bar_B[row] <= edges[place]  # one time a seventh, over all groups
             aspect = images[place].shape[2] / images[place].shape[1]
-            grid = grid_positions(group.cells, aspect)
-            one = len(group.canvases) == 1 and not jitter  # one frame is of all rows
+            grid = grid_positions(bucket.cells, aspect)
+            one = len(bucket.canvases) == 1 and not jitter  # one frame is of all rows
             absolute, relative = (p if one else p[row] for p in (positions.absolute, positions.relative))
             torch.testing.assert_close(relative, absolute * torch.tensor([min(1, aspect), min(1, 1 / aspect)]))
             assert torch.equal(absolute, grid.absolute) == (jitter == 0) == (positions.grid is not None)
@@ -298,11 +300,16 @@ def test_latents_times_and_labels_stay_with_their_picture(jitter):
 def test_mixed_pictures_train_both_stages_and_are_exported(mixed, tmp_path):
     for name, text in (("resampler", RESAMPLER), ("denoiser", DENOISER)):
         (tmp_path / f"{name}.toml").write_text(text)
-    sets = ['frames="own"', "direct_steps=3", "optimisation.phases.0.steps=4", "optimisation.phases.0.consistency=0.1"]
+    sets = [
+        "native_aspect=true",
+        "linear_codec_steps=3",
+        "optimisation.phases.0.steps=4",
+        "optimisation.phases.0.consistency=0.1",
+    ]
     shared = ["--data", str(mixed), "--out", str(tmp_path / "run"), "--track", "none"]
     settings = [part for setting in sets for part in ("--set", setting)]
     train_resampler.main(["--config", str(tmp_path / "resampler.toml"), *shared, *settings])
-    drawn = "optimisation.phases=[{steps = 1, rate = [1e-4, 1e-4], drawn = true}]"
+    drawn = "optimisation.phases=[{steps = 1, rate = [1e-4, 1e-4], rollout = true}]"
     with pytest.raises(ValueError, match="phases: a drawn one needs labelled pictures, all in one size and"):
         train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared, "--set", drawn])
     train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared])
@@ -311,9 +318,3 @@ def test_mixed_pictures_train_both_stages_and_are_exported(mixed, tmp_path):
     assert pipe.config.trained_aspects == pytest.approx((9 / 16, 16 / 9)) and pipe.config.fit == "contain"
     assert pipe.config.training_size == 16 and pipe.labels == ["even", "odd"]
     assert pipe.resample(pipe.diffuse(["odd"], seed=0), size=(18, 32)).isfinite().all()
-
-
-def test_unknown_frames_are_refused(tmp_path):
-    (tmp_path / "resampler.toml").write_text(RESAMPLER)
-    with pytest.raises(ValueError, match="frames 'tall': must be one of square, own"):
-        train_resampler.main(["--config", str(tmp_path / "resampler.toml"), "--set", 'frames="tall"'])

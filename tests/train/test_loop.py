@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from train.engine import loop
-from train.engine.loop import Optimisation, Phase, Progress, Run, differences, generator, operations
+from train.engine.loop import Optimisation, Phase, Progress, Run, count_flops, differences, generator
 from train.engine.state import load_state, states
 
 COUNT = 10  # rows of data: with a batch of 4 two batches an epoch
@@ -57,9 +57,9 @@ EXACT = {"dropout": 0.0, "noise": 0.0}  # without draws, so that only the images
 def small(folder: Path | None, optimisation: Optimisation = SMALL, **options) -> Run:
     torch.set_num_threads(1)
     torch.manual_seed(optimisation.seed)
-    about = {"model": {"width": options.get("width", 16)}, "recipe": {"sizes": (1, 2), "accumulate": 1}}
-    about["recipe"]["accumulate"] = optimisation.accumulate
-    return Run(SmallLoss(**options), optimisation, count=COUNT, folder=folder, about=about, track="none")
+    metadata = {"model": {"width": options.get("width", 16)}, "recipe": {"sizes": (1, 2), "accumulate": 1}}
+    metadata["recipe"]["accumulate"] = optimisation.accumulate
+    return Run(SmallLoss(**options), optimisation, count=COUNT, folder=folder, metadata=metadata, track="none")
 
 
 def compute(loss, indices, phase, step, part):
@@ -85,8 +85,8 @@ def train(run: Run, *, save_at: int = -1, send: int = 0, at: int = -1) -> list[P
 
 def same(first: Path, second: Path) -> bool:
     a, b = load_state(first), load_state(second)
-    times = [state.about["spent"].pop("seconds") for state in (a, b)]
-    assert min(times) > 0 and a.about == b.about and a.tensors.keys() == b.tensors.keys()
+    times = [state.metadata["cost"].pop("seconds") for state in (a, b)]
+    assert min(times) > 0 and a.metadata == b.metadata and a.tensors.keys() == b.tensors.keys()
     return all(torch.equal(value, b.tensors[name]) for name, value in a.tensors.items())
 
 
@@ -98,7 +98,7 @@ def test_a_stop_while_the_caller_evaluates_is_saved(tmp_path, asked):
         if progress.step == 5:
             signal.raise_signal(asked)
     assert (progress.step, progress.stopped) == (6, True)
-    assert load_state(tmp_path).about["step"] == 6
+    assert load_state(tmp_path).metadata["step"] == 6
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
@@ -118,13 +118,13 @@ def test_the_handlers_of_signals_come_back_whatever_ends_the_loop(tmp_path):
 def test_states_are_kept_by_time_and_pruned(tmp_path):
     run = small(tmp_path, Optimisation(phases=SMALL.phases, batch=4, save_every=0.0))
     for progress in run.train(compute):
-        assert load_state(tmp_path).about["step"] == progress.step
+        assert load_state(tmp_path).metadata["step"] == progress.step
     assert len(states(tmp_path)) == 2
-    about = load_state(tmp_path).about
-    spent = about.pop("spent")
+    metadata = load_state(tmp_path).metadata
+    cost = metadata.pop("cost")
     recipe = {"sizes": [1, 2], "accumulate": 1}
-    assert about == {"step": 12, "scaler": None, "stream": None, "model": {"width": 16}, "recipe": recipe}
-    assert (spent["images"], spent["steps"]) == (48, 12)
+    assert metadata == {"step": 12, "scaler": None, "stream": None, "model": {"width": 16}, "recipe": recipe}
+    assert (cost["images"], cost["steps"]) == (48, 12)
 
 
 def test_another_model_is_refused(tmp_path):
@@ -155,7 +155,7 @@ def test_a_step_in_parts_is_the_step_as_a_whole(tmp_path):
     for accumulate in (1, 2, 4):
         run = small(tmp_path / str(accumulate), replace(SMALL, accumulate=accumulate), **EXACT)
         seen = train(run)
-        assert run.parts == accumulate and run.spent["images"] == 48
+        assert run.parts == accumulate and run.cost["images"] == 48
         assert seen[-1].metrics["loss"] == pytest.approx(seen[-1].metrics["mse"])
         if accumulate == 1:
             whole, last = run.model.state_dict(), seen[-1].metrics
@@ -249,7 +249,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_state(tmp_p
         for progress in run.train(computed):
             if progress.step == 2:
                 run.save()
-    assert load_state(tmp_path).about["step"] == 2
+    assert load_state(tmp_path).metadata["step"] == 2
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_lost(tmp_path):
@@ -277,9 +277,9 @@ def test_the_scale_of_small_gradients_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "Accelerator", scaling)
     whole = small(tmp_path / "whole")
     train(whole)
-    assert load_state(tmp_path / "whole").about["scaler"]["scale"] == 8.0 * 2**6
+    assert load_state(tmp_path / "whole").metadata["scaler"]["scale"] == 8.0 * 2**6
     train(small(tmp_path / "cut"), send=signal.SIGTERM, at=4)
-    assert load_state(tmp_path / "cut").about["scaler"]["scale"] == 8.0 * 2**2
+    assert load_state(tmp_path / "cut").metadata["scaler"]["scale"] == 8.0 * 2**2
     train(small(tmp_path / "cut"))
     assert same(tmp_path / "whole", tmp_path / "cut")
 
@@ -289,7 +289,7 @@ def test_a_full_disk_is_warned_of_and_tried_again(tmp_path, monkeypatch):
     write, full = loop.save_state, {3, 4, 12}
 
     def writing(folder, state):
-        if state.about["step"] in full:
+        if state.metadata["step"] in full:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(folder, state)
 
@@ -298,9 +298,9 @@ def test_a_full_disk_is_warned_of_and_tried_again(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=fault.format("[34]") + "training goes on and tries again") as warned:
         with pytest.raises(OSError, match=fault.format(12) + "then the same command goes on from the state before"):
             for progress in run.train(compute):
-                last = load_state(tmp_path).about["step"]
+                last = load_state(tmp_path).metadata["step"]
                 assert last == (2 if progress.step in full else progress.step)
-    assert (len(warned), load_state(tmp_path).about["step"]) == (2, 11)
+    assert (len(warned), load_state(tmp_path).metadata["step"]) == (2, 11)
     monkeypatch.undo()
     train(small(tmp_path))
     train(small(tmp_path / "whole"))
@@ -330,13 +330,13 @@ def test_a_stream_is_read_in_order_and_on_from_where_it_was(tmp_path):
             self.sought = block, begin
 
     def streamed(data: str) -> Run:
-        about = {"model": {}, "data": data}
-        return Run(SmallLoss(), SMALL, count=None, folder=tmp_path, about=about, track="none", stream=Places())
+        metadata = {"model": {}, "data": data}
+        return Run(SmallLoss(), SMALL, count=None, folder=tmp_path, metadata=metadata, track="none", stream=Places())
 
     run = streamed("shards")
     assert torch.cat([run.batch(step) for step in range(5)]).tolist() == list(range(20))
     list(run.train(lambda loss, indices, *rest: compute(loss, indices % COUNT, *rest)))
-    assert run.stream.sought is None and load_state(tmp_path).about["stream"] == [6, [0, 0, 48]]
+    assert run.stream.sought is None and load_state(tmp_path).metadata["stream"] == [6, [0, 0, 48]]
     assert streamed("shards").stream.sought == (6, [0, 0, 48])
     assert streamed("others").stream.sought is None  # its places are other ones
 
@@ -352,7 +352,7 @@ def test_a_tracker_that_is_not_installed_is_said_in_a_line(tmp_path, monkeypatch
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
     with pytest.raises(ValueError, match="track wandb: it is not installed; pip install wandb, or --track none"):
-        Run(SmallLoss(), SMALL, count=COUNT, folder=tmp_path, about={"model": {}}, track="wandb")
+        Run(SmallLoss(), SMALL, count=COUNT, folder=tmp_path, metadata={"model": {}}, track="wandb")
     assert not list(tmp_path.iterdir())
 
 
@@ -372,7 +372,7 @@ def test_a_compiled_step_is_the_same_step(tmp_path, monkeypatch):
     plain, other = (load_state(tmp_path / name) for name in ("plain", "compiled"))
     assert plain.tensors.keys() == other.tensors.keys()
     assert all(torch.allclose(value, other.tensors[name], atol=1e-5) for name, value in plain.tensors.items())
-    assert plain.about["spent"]["operations"] == other.about["spent"]["operations"] > 0
+    assert plain.metadata["cost"]["operations"] == other.metadata["cost"]["operations"] > 0
 
 
 @pytest.mark.parametrize(
@@ -392,9 +392,9 @@ def test_a_recipe_that_cannot_be_run_is_refused(options, message):
 @pytest.mark.parametrize("groups", [1, 16])
 def test_a_backward_pass_counts_twice_the_forward_pass(groups):
     convolution, x = nn.Conv2d(16, 16, 7, padding=3, groups=groups), torch.randn(2, 16, 8, 8, requires_grad=True)
-    with operations() as forward:
+    with count_flops() as forward:
         y = convolution(x)
-    with operations() as backward:
+    with count_flops() as backward:
         y.sum().backward()
     assert forward.get_total_flops() == 2 * y.numel() * 16 // groups * 49
     assert backward.get_total_flops() == 2 * forward.get_total_flops()

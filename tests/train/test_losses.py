@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from r2id import R2ID, R2IR, R2IDConfig, R2IRConfig
 from r2id.condition import LabelCondition
-from r2id.denoisers.output import Denoised
+from r2id.denoisers.output import DenoiserOutput
 from r2id.position import grid_positions, read_colours
 from r2id.schedule import Schedule, noise_from, target
-from train.data.buckets import Law, Shape, pad_to
+from train.data.buckets import Shape, ShapeSampler, pad_to
 from train.losses.denoiser import DenoiserLoss, coarse_error
 from train.losses.resampler import MARGIN_REACH, ResamplerLoss, encode
 
@@ -28,9 +28,13 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def resampler_loss(config: R2IRConfig = TINY, *, background=(0.0,), jitter="true", penalty=0.003, margin=0.0):
+def resampler_loss(
+    config: R2IRConfig = TINY, *, background=(0.0,), jitter="true", pre_tanh_l2=0.003, outside_fraction=0.0
+):
     torch.manual_seed(0)
-    return ResamplerLoss(R2IR(config), background=background, jitter=jitter, penalty=penalty, margin=margin)
+    return ResamplerLoss(
+        R2IR(config), background=background, jitter=jitter, pre_tanh_l2=pre_tanh_l2, outside_fraction=outside_fraction
+    )
 
 
 def pictures(size: int = 8, count: int = 4) -> torch.Tensor:
@@ -41,8 +45,8 @@ def pictures(size: int = 8, count: int = 4) -> torch.Tensor:
 
 
 def test_every_shape_of_the_law_is_within_its_limits():
-    generator, law = rng(), Law()
-    shapes = [law.draw(32, generator=generator) for _ in range(4000)]
+    generator, shape_sampler = rng(), ShapeSampler()
+    shapes = [shape_sampler.draw(32, generator=generator) for _ in range(4000)]
     for shape in shapes:
         height, width = shape.canvas
         assert min(height, width) == 32 and (height - 32) % 2 == (width - 32) % 2 == 0
@@ -56,43 +60,49 @@ def test_every_shape_of_the_law_is_within_its_limits():
     sides = Counter(shape.cells[0] for shape in square if shape.cells[0] == shape.cells[1])
     assert set(range(4, 17)) <= sides.keys()
     assert {max(shape.cells) for shape in shapes} >= set(range(4, 17))
-    skewed = sum(shape.cells[0] != shape.cells[1] for shape in square) / len(square)
-    assert 0.05 < skewed < 0.12  # a tenth, less those that round to a square
+    p_anisotropic = sum(shape.cells[0] != shape.cells[1] for shape in square) / len(square)
+    assert 0.05 < p_anisotropic < 0.12  # a tenth, less those that round to a square
     for shape in shapes:  # cells are roughly square whatever the frame
         assert 1 / 2.3 < shape.cells[1] / shape.cells[0] / shape.aspect < 2.3
 
 
 def test_a_law_of_one_size_draws_only_that():
-    generator, law = rng(), Law(cells=(4, 4), square=1.0, skewed=0.0)
-    assert {law.draw(32, generator=generator) for _ in range(300)} == {Shape((32, 32), (4, 4))}
+    generator, shape_sampler = rng(), ShapeSampler(cells=(4, 4), p_square=1.0, p_anisotropic=0.0)
+    assert {shape_sampler.draw(32, generator=generator) for _ in range(300)} == {Shape((32, 32), (4, 4))}
 
 
 def test_cells_are_multiples_of_the_stride():
     generator = rng()
-    shapes = [Law(cells=(8, 24)).draw(32, generator=generator, stride=8).cells for _ in range(1000)]
+    shapes = [ShapeSampler(cells=(8, 24)).draw(32, generator=generator, size_multiple=8).cells for _ in range(1000)]
     assert {side for cells in shapes for side in cells} == {8, 16, 24}
-    square = Law(cells=(16, 32), square=1.0, skewed=0.0)
-    assert {square.draw(32, generator=generator, stride=16).cells for _ in range(300)} == {(16, 16), (32, 32)}
+    square = ShapeSampler(cells=(16, 32), p_square=1.0, p_anisotropic=0.0)
+    assert {square.draw(32, generator=generator, size_multiple=16).cells for _ in range(300)} == {(16, 16), (32, 32)}
 
 
 def test_shapes_come_from_the_generator_alone():
-    assert [Law().draw(32, generator=rng(5)) for _ in range(3)] == [Law().draw(32, generator=rng(5))] * 3
+    assert [ShapeSampler().draw(32, generator=rng(5)) for _ in range(3)] == [
+        ShapeSampler().draw(32, generator=rng(5))
+    ] * 3
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"cells": (0, 4)}, "cells"), ({"cells": (9, 4)}, "fewest, most"), ({"widest": 0.5}, "widest 0.5: must be 1")],
+    [
+        ({"cells": (0, 4)}, "cells"),
+        ({"cells": (9, 4)}, "fewest, most"),
+        ({"max_aspect": 0.5}, "max_aspect 0.5: must be 1"),
+    ],
 )
 def test_a_law_that_cannot_be_drawn_from_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        Law(**values)
+        ShapeSampler(**values)
 
 
 def test_the_padded_picture_stays_whole_on_whole_pixels():
     images, generator = pictures(32), rng(1)
     assert pad_to(images, (32, 32), torch.zeros(1)) is images
     for _ in range(50):
-        height, width = Law(square=0.0).draw(32, generator=generator).canvas
+        height, width = ShapeSampler(p_square=0.0).draw(32, generator=generator).canvas
         canvas = pad_to(images, (height, width), torch.tensor([-0.5]))
         top, left = (height - 32) // 2, (width - 32) // 2
         assert torch.equal(canvas[:, :, top : height - top, left : width - left], images)
@@ -117,7 +127,7 @@ def test_subsets_are_whole_pixels_each_at_most_once():
         assert torch.equal(colour_BNC[row, :, 0], canvas[row].flatten()[index])
     assert not torch.equal(pixels.absolute[0], pixels.absolute[1])  # each picture has its own
     whole, every = loss.pixels(canvas, 0, rng())
-    assert every.grid == WIDE.canvas and every.spread is not None  # all pixels, unjittered: footprint features
+    assert every.grid == WIDE.canvas and every.ipe_sigma is not None  # all pixels, unjittered: footprint features
     assert torch.equal(whole, canvas.flatten(2).transpose(1, 2))
     more = resampler_loss().pixels(canvas, 10_000, rng())[0]
     assert more.shape == (4, 10_000, 1)  # some again, which is what smaller pictures of a batch need
@@ -132,7 +142,7 @@ def test_true_jitter_moves_the_colour_with_the_point():
     moved = (pixels.absolute - grid.absolute) * torch.tensor([14.0, 8.0])  # in pixels
     assert moved.mean().abs() < 0.1 and 0.45 < moved.std() < 0.55
     assert torch.allclose(pixels.relative, pixels.absolute * torch.tensor([1.0, 8 / 14]))
-    assert pixels.spread is None and pixels.grid is None
+    assert pixels.ipe_sigma is None and pixels.grid is None
 
 
 def test_published_jitter_moves_the_point_and_keeps_the_colour():
@@ -167,23 +177,23 @@ def test_points_around_the_frame_carry_the_background(shape):
 
 def test_the_resampler_loss_is_the_error_at_its_points_and_the_penalty():
     images, shape = pictures(), Shape((8, 8), (4, 5))
-    loss = resampler_loss(jitter="none", penalty=0.5)
+    loss = resampler_loss(jitter="none", pre_tanh_l2=0.5)
     total, parts = loss(images, shape, 0, 0, rng())
     grid, cells = grid_positions((8, 8), 1.0, sigma=TINY.footprint), grid_positions((4, 5), 1.0)
     raw = loss.model.encode(images.flatten(2).transpose(1, 2), grid, cells)
-    decoded = loss.model.decode(loss.model.memory(raw.tanh(), cells), grid).transpose(1, 2).view_as(images)
+    decoded = loss.model.decode(loss.model.prepare(raw.tanh(), cells), grid).transpose(1, 2).view_as(images)
     error = (decoded - images).square().mean()
     assert parts["mse"].item() == pytest.approx(error.item(), rel=1e-4)
     assert total.item() == pytest.approx((error + 0.5 * raw.square().mean()).item(), rel=1e-4)
     assert torch.allclose(encode(loss.model, images, (4, 5)), raw.tanh(), atol=1e-5)
     assert not parts["mse"].requires_grad and total.requires_grad
-    again = resampler_loss(margin=0.125)
+    again = resampler_loss(outside_fraction=0.125)
     assert again(images, WIDE, 10, 30, rng())[0] == again(images, WIDE, 10, 30, rng())[0]
     assert again(images, WIDE, 10, 30, rng())[0] != again(images, WIDE, 10, 30, rng(1))[0]
 
 
 def test_the_resampler_learns_from_its_loss():
-    images, loss = pictures(), resampler_loss(margin=0.125)
+    images, loss = pictures(), resampler_loss(outside_fraction=0.125)
     optimiser = torch.optim.AdamW(loss.model.parameters(), lr=3e-3)
     errors = []
     for step in range(30):
@@ -198,8 +208,8 @@ def test_the_resampler_learns_from_its_loss():
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match="jitter 'some': must be one of true, published, none"):
         resampler_loss(jitter="some")
-    with pytest.raises(ValueError, match="margin 0.1: must be 0 with the published jitter"):
-        resampler_loss(jitter="published", margin=0.1)
+    with pytest.raises(ValueError, match="outside_fraction 0.1: must be 0 with the published jitter"):
+        resampler_loss(jitter="published", outside_fraction=0.1)
 
 
 # the denoiser's loss
@@ -208,32 +218,39 @@ def test_settings_that_contradict_each_other_are_refused():
 class Oracle(nn.Module):
     """Knows the clean latents, so its prediction is exact; keeps what it was called with."""
 
-    def __init__(self, objective: str, *, jitter: float):
+    def __init__(self, prediction_type: str, *, jitter: float):
         super().__init__()
-        self.config = SimpleNamespace(objective=objective, jitter=jitter)
+        self.config = SimpleNamespace(prediction_type=prediction_type, jitter=jitter)
         self.condition = LabelCondition(10, tokens=2, width=4)
         self.x0, self.pyramid, self.carries = None, (), []
 
-    def forward(self, noisy_BChw, alpha_bar_B, positions, conditions, carry=None):
+    def forward(self, noisy_BChw, alpha_bar_B, positions, conditions, recurrent_state=None):
         self.seen = SimpleNamespace(alpha_bar=alpha_bar_B, positions=positions, tokens=conditions[0], noisy=noisy_BChw)
         noise = noise_from(self.x0, noisy_BChw, alpha_bar_B)
-        prediction = target(self.config.objective, self.x0, noise, alpha_bar_B)
-        self.carries.append(carry)
-        return Denoised(prediction[None], carry=len(self.carries), pyramid=self.pyramid)
+        prediction = target(self.config.prediction_type, self.x0, noise, alpha_bar_B)
+        self.carries.append(recurrent_state)
+        return DenoiserOutput(prediction[None], recurrent_state=len(self.carries), pyramid=self.pyramid)
 
 
-def denoiser_loss(objective="v", *, label_dropout=0.0, schedule=Schedule(), draws=1, **settings) -> DenoiserLoss:  # noqa: B008
+def denoiser_loss(
+    prediction_type="v",
+    *,
+    label_dropout=0.0,
+    schedule=Schedule(),  # noqa: B008
+    noise_per_image=1,
+    **settings,
+) -> DenoiserLoss:
     torch.manual_seed(0)
     return DenoiserLoss(
-        Oracle(objective, jitter=0.0),
+        Oracle(prediction_type, jitter=0.0),
         R2IR(TINY),
         schedule=schedule,
         background=(0.0,),
         latent_mean=(0.1, 0.0, -0.1),
         latent_std=(0.5, 0.25, 2.0),
         label_dropout=label_dropout,
-        finest=5,
-        draws=draws,
+        jitter_grid=5,
+        noise_per_image=noise_per_image,
         **settings,
     )
 
@@ -248,7 +265,7 @@ def pixel_loss(*, jitter: float = 0.0, warm_start: float = 0.0) -> DenoiserLoss:
         latent_mean=(0.0,),
         latent_std=(1.0,),
         label_dropout=0.0,
-        finest=8,
+        jitter_grid=8,
         warm_start=warm_start,
     )
 
@@ -259,9 +276,9 @@ def latents(loss: DenoiserLoss, images: torch.Tensor, shape: Shape) -> torch.Ten
     return (raw - mean) / std
 
 
-@pytest.mark.parametrize("objective", ["v", "epsilon", "x0"])
-def test_a_perfect_denoiser_has_no_loss(objective):
-    loss, images, labels = denoiser_loss(objective), pictures(count=8), torch.arange(8)
+@pytest.mark.parametrize("prediction_type", ["v", "epsilon", "x0"])
+def test_a_perfect_denoiser_has_no_loss(prediction_type):
+    loss, images, labels = denoiser_loss(prediction_type), pictures(count=8), torch.arange(8)
     loss.model.x0 = latents(loss, images, WIDE)
     error, parts = loss(images, labels, WIDE, rng())
     assert error < 1e-6 and parts["mse"] < 1e-6
@@ -281,7 +298,7 @@ def test_times_are_stratified_and_shifted_by_the_cells():
 
 
 def test_each_picture_is_encoded_once_and_drawn_at_times_far_apart():
-    loss, images, labels = denoiser_loss(draws=4), pictures(count=8), torch.arange(8)
+    loss, images, labels = denoiser_loss(noise_per_image=4), pictures(count=8), torch.arange(8)
     x0, encoded = latents(loss, images, WIDE), []
     loss.model.x0 = x0.repeat(4, 1, 1, 1)
     loss.resampler.latent_out.register_forward_hook(lambda *call: encoded.append(len(call[2])))

@@ -21,7 +21,7 @@ from train.evaluation.metrics import (
     parts,
     psnr,
     spread,
-    to_stride,
+    to_multiple,
     within_class_variance,
 )
 
@@ -110,8 +110,8 @@ def test_real_images_at_other_sizes():
 
 
 def test_sides_are_whole_strides():
-    assert [to_stride(side, 4) for side in (0.5, 5.9, 6.1, 32)] == [4, 4, 8, 32]
-    assert to_stride(10.4, 1) == 10
+    assert [to_multiple(side, 4) for side in (0.5, 5.9, 6.1, 32)] == [4, 4, 8, 32]
+    assert to_multiple(10.4, 1) == 10
 
 
 def test_ink_is_the_distance_from_the_background():

@@ -11,8 +11,8 @@ import torch
 
 from r2id import R2ID, R2IR
 from r2id.config import Defaults
-from r2id.denoisers import SYSTEMS
-from train.data.buckets import Law
+from r2id.denoisers import DENOISERS
+from train.data.buckets import ShapeSampler
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
@@ -27,14 +27,16 @@ def kind_of(path: Path) -> type:
 def test_every_recipe_reads_and_its_model_can_be_built(path):
     recipe = read_recipe(kind_of(path), path)
     with torch.device("meta"):
-        model_type = R2IR if kind_of(path) is ResamplerRecipe else SYSTEMS[recipe.system][1]
+        model_type = R2IR if kind_of(path) is ResamplerRecipe else DENOISERS[recipe.architecture][1]
         model = model_type(recipe.model)
     assert model.config == recipe.model
     stages = [read_recipe(kind_of(other), other) for other in CONFIGS.glob("*.toml")]
     stages = [stage for stage in stages if stage.name == recipe.name]  # one run: both stages, but in pixel space
     pixels = kind_of(path) is DenoiserRecipe and recipe.pixels
     assert {type(stage) for stage in stages} == ({DenoiserRecipe} if pixels else {ResamplerRecipe, DenoiserRecipe})
-    (fewest, most), *others = sorted((stage.law.cells for stage in stages), key=lambda cells: cells[0] - cells[1])
+    (fewest, most), *others = sorted(
+        (stage.shape_sampler.cells for stage in stages), key=lambda cells: cells[0] - cells[1]
+    )
     assert all(fewest <= low <= high <= most for low, high in others)  # the denoiser's are within the resampler's
 
 
@@ -50,18 +52,23 @@ def test_the_published_resampler_is_as_published():
     assert (model.latent_channels, model.width, model.heads) == (64, 192, 6)
     assert (model.encoder_blocks, model.decoder_blocks, model.cell_blocks) == (4, 4, 0)
     assert (model.attention, model.local, model.octaves) == ("linear", False, (-6, 9))
-    assert (recipe.jitter, recipe.margin, recipe.law.cells, recipe.law.square) == ("published", 0.0, (4, 4), 1.0)
+    assert (recipe.jitter, recipe.outside_fraction, recipe.shape_sampler.cells, recipe.shape_sampler.p_square) == (
+        "published",
+        0.0,
+        (4, 4),
+        1.0,
+    )
     forty_epochs(recipe.optimisation)
 
 
 def test_the_published_denoiser_is_as_published():
     recipe = read_recipe(DenoiserRecipe, CONFIGS / "published_r2id.toml")
-    model = replace(recipe.model, latent_channels=64, labels=10)  # as the script takes them from stage 1
+    model = replace(recipe.model, latent_channels=64, num_classes=10)  # as the script takes them from stage 1
     assert parameters(R2ID, model) == pytest.approx(10.39e6, rel=0.005)
     assert (model.width, model.heads, model.encoder_blocks, model.decoder_blocks) == (192, 6, 8, 8)
-    assert (model.noise_width, model.gated, model.objective, model.label_tokens) == (128, False, "epsilon", 1)
+    assert (model.noise_width, model.gated, model.prediction_type, model.label_tokens) == (128, False, "epsilon", 1)
     assert (recipe.schedule.name, recipe.schedule.shift_power) == ("cosine", 0.0)
-    assert (recipe.law.cells, recipe.law.square) == ((4, 4), 1.0)
+    assert (recipe.shape_sampler.cells, recipe.shape_sampler.p_square) == ((4, 4), 1.0)
     forty_epochs(recipe.optimisation)
 
 
@@ -98,21 +105,21 @@ def test_a_recipe_in_pixel_space_trains_the_square_picture_unless_its_law_says_o
     path = tmp_path / "recipe.toml"
     path.write_text(PIXELS)
     recipe = read_recipe(DenoiserRecipe, path)
-    assert recipe.law == Law(cells=(28, 28), square=1.0, skewed=0.0) and recipe.pixels
-    path.write_text(PIXELS + "cells = [14, 14]\n[law]\ncells = [16, 28]\n")
+    assert recipe.shape_sampler == ShapeSampler(cells=(28, 28), p_square=1.0, p_anisotropic=0.0) and recipe.pixels
+    path.write_text(PIXELS + "cells = [14, 14]\n[shape_sampler]\ncells = [16, 28]\n")
     recipe = read_recipe(DenoiserRecipe, path)
-    assert recipe.law == Law(cells=(16, 28)) and recipe.optimisation.phases[0].cells == (14, 14)
+    assert recipe.shape_sampler == ShapeSampler(cells=(16, 28)) and recipe.optimisation.phases[0].cells == (14, 14)
 
 
 def test_the_model_is_that_of_the_system(tmp_path, monkeypatch):
-    monkeypatch.setitem(SYSTEMS, "strided", (StridedConfig, None))
+    monkeypatch.setitem(DENOISERS, "strided", (StridedConfig, None))
     path = tmp_path / "recipe.toml"
     text = 'system = "strided"\n' + PIXELS.replace("28", "32") + "[defaults]\nlatent_size = [32, 16]\n"
     path.write_text(text + "[model]\nwidth = 5\n")
     assert read_recipe(DenoiserRecipe, path).model == StridedConfig(width=5)
     for wrong, message in (
         (text + "[model]\nheads = 5\n", "model: unknown keys 'heads', known are width"),
-        (text.replace("= 32", "= 30"), r"law: cells \(30, 30\) must be multiples of 8"),
+        (text.replace("= 32", "= 30"), r"shape_sampler: cells \(30, 30\) must be multiples of 8"),
         (text.replace("16]", "12]"), r"defaults.latent_size: cells \(32, 12\) must be multiples of 8"),
         (text.replace("rate", "cells = [16, 20]\nrate"), r"phases\[0\]: cells \(16, 20\) must be multiples of 8"),
     ):
@@ -124,7 +131,7 @@ def test_the_model_is_that_of_the_system(tmp_path, monkeypatch):
 @dataclass(frozen=True)
 class StridedConfig:
     width: int = 3
-    stride: ClassVar[int] = 8
+    size_multiple: ClassVar[int] = 8
 
 
 @pytest.mark.parametrize(
@@ -137,7 +144,7 @@ class StridedConfig:
         ('name = "x"\n', "missing keys 'optimisation'"),
         (MINIMAL.replace("3", "0"), "optimisation: phases: there must be at least one, each of 1 step"),
         (MINIMAL.replace("= 3", '= "3"'), r"optimisation.phases\[0\].steps: must be int, not '3'"),
-        (MINIMAL + "[law]\ncells = [9, 4]\n", r"law: cells \(9, 4\): must be"),
+        (MINIMAL + "[shape_sampler]\ncells = [9, 4]\n", r"shape_sampler: cells \(9, 4\): must be"),
         (MINIMAL + '[model]\nobjective = "y"\n', "model: objective 'y': must be"),
         ('system = "s9"\n' + MINIMAL, "system 's9': must be one of r2id"),
         (MINIMAL + '[defaults]\nsampler = "euler"\n', "defaults.sampler 'euler': must be one of ddim, dpm"),
@@ -161,12 +168,16 @@ def test_settings_take_the_place_of_what_is_written(tmp_path):
     path.write_text(MINIMAL + "[[optimisation.phases]]\nsteps = 4\nrate = [1e-3, 1e-4]\n")
     settings = [
         *("model.width=128", 'schedule.name = "sigmoid"', "optimisation.phases.1.steps=100", "warm_start=1"),
-        *("optimisation.phases.0.rate=[0.5, 0.25]", "optimisation.phases.0.rate.1 = 1e-2", "law={square = 1}"),
+        *(
+            "optimisation.phases.0.rate=[0.5, 0.25]",
+            "optimisation.phases.0.rate.1 = 1e-2",
+            "shape_sampler={p_square = 1}",
+        ),
     ]
     recipe = read_recipe(DenoiserRecipe, path, settings)
     assert (recipe.model.width, recipe.schedule.name, recipe.warm_start) == (128, "sigmoid", 1.0)
     assert [phase.steps for phase in recipe.optimisation.phases] == [3, 100]
-    assert recipe.optimisation.phases[0].rate == (0.5, 0.01) and recipe.law.square == 1.0
+    assert recipe.optimisation.phases[0].rate == (0.5, 0.01) and recipe.shape_sampler.p_square == 1.0
     phases = read_recipe(DenoiserRecipe, path, ["optimisation.phases=[{steps=5, rate=[1, 1]}]"]).optimisation.phases
     assert [phase.steps for phase in phases] == [5]
 

@@ -30,7 +30,7 @@ def test_a_state_reads_back_as_it_was_written(tmp_path):
     written = save_state(tmp_path / "run", state(7))
     read = load_state(tmp_path / "run")
     assert written.name == "state-00000007"
-    assert read.about == state(7).about
+    assert read.metadata == state(7).metadata
     assert read.tensors.keys() == state(7).tensors.keys()
     assert all(torch.equal(value, state(7).tensors[name]) for name, value in read.tensors.items())
     assert read.part("model").keys() == {"weight", "bias"}
@@ -57,7 +57,7 @@ def test_a_crash_before_the_rename_leaves_the_older_state(tmp_path, monkeypatch)
         patch.setattr(Path, "rename", crash)
         with pytest.raises(KeyboardInterrupt):
             save_state(tmp_path, state(2))
-    assert load_state(tmp_path).about["step"] == 1
+    assert load_state(tmp_path).metadata["step"] == 1
     save_state(tmp_path, state(3))  # clears away what the crash left
     assert {path.name for path in tmp_path.iterdir()} == {"state-00000001", "state-00000003"}
 
@@ -80,9 +80,9 @@ def test_a_full_disk_leaves_the_older_state_and_nothing_of_the_new_one(tmp_path,
         with pytest.raises(OSError, match="No space left on device"):
             save_state(tmp_path, state(2))
     assert [path.name for path in tmp_path.iterdir()] == ["state-00000001"]
-    assert load_state(tmp_path).about["step"] == 1
+    assert load_state(tmp_path).metadata["step"] == 1
     save_state(tmp_path, state(2))
-    assert load_state(tmp_path).about["step"] == 2
+    assert load_state(tmp_path).metadata["step"] == 2
 
 
 def test_large_states_take_several_files_and_miss_none(tmp_path, monkeypatch):
@@ -95,7 +95,7 @@ def test_large_states_take_several_files_and_miss_none(tmp_path, monkeypatch):
     for lost in names:
         save_state(tmp_path, state(4)).joinpath(lost).unlink()
         with pytest.warns(UserWarning, match="state-00000004: damaged state passed over"):
-            assert load_state(tmp_path).about["step"] == 3
+            assert load_state(tmp_path).metadata["step"] == 3
     monkeypatch.setattr(module, "FILE_BYTES", 1)  # one tensor is never split
     assert len(list(save_state(tmp_path, state(5)).glob("*.safetensors"))) == 3
 
@@ -130,7 +130,7 @@ def test_a_damaged_newest_state_is_passed_over(tmp_path, damage):
     save_state(tmp_path, state(1))
     damage(save_state(tmp_path, state(2)))
     with pytest.warns(UserWarning, match="state-00000002: damaged state passed over"):
-        assert load_state(tmp_path).about["step"] == 1
+        assert load_state(tmp_path).metadata["step"] == 1
 
 
 def test_damaged_states_never_push_out_whole_ones(tmp_path):
@@ -140,13 +140,13 @@ def test_damaged_states_never_push_out_whole_ones(tmp_path):
         assert load_state(tmp_path) is None
     save_state(tmp_path, state(3))  # begun anew
     with pytest.warns(UserWarning, match="damaged"):
-        assert load_state(tmp_path).about["step"] == 3
+        assert load_state(tmp_path).metadata["step"] == 3
     save_state(tmp_path, state(20))
-    assert load_state(tmp_path).about["step"] == 20
+    assert load_state(tmp_path).metadata["step"] == 20
 
 
 def test_a_state_that_would_not_load_is_not_written(tmp_path):
     save_state(tmp_path, state(1))
     with pytest.raises(ValueError, match="NaN or infinity in 'model.weight'"):
         save_state(tmp_path, State({"model.weight": torch.tensor([torch.nan])}, {"step": 2}))
-    assert load_state(tmp_path).about["step"] == 1
+    assert load_state(tmp_path).metadata["step"] == 1

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from r2id import Pipeline
 from r2id.position import grid_positions
 from train import export, train_denoiser, train_resampler
-from train.engine import cli as entry
-from train.engine.loop import operations
+from train.engine import cli
+from train.engine.loop import count_flops
 from train.engine.state import load_state, save_state, states
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ RESAMPLER = """
 name = "small"
 training_size = 16
 
-[law]
+[shape_sampler]
 cells = [3, 5]
 
 [model]
@@ -61,7 +61,7 @@ rate = [3e-3, 1e-4]
 DENOISER = """
 name = "small"
 
-[law]
+[shape_sampler]
 cells = [3, 5]
 
 [model]
@@ -174,7 +174,7 @@ def test_exported_weights_diffuse_resample_and_encode(trained):
 
 def test_the_exported_configuration_says_what_was_trained(trained):
     config = Pipeline.from_pretrained(trained, device="cpu").config
-    assert (config.system, config.channels, config.background, config.fit) == ("r2id", 1, (0.0,), "contain")
+    assert (config.architecture, config.channels, config.background, config.fit) == ("r2id", 1, (0.0,), "contain")
     assert (config.training_size, config.trained_cells) == (16, (3, 5))
     assert config.trained_aspects == pytest.approx((9 / 16, 16 / 9))
     assert (config.resampler.latent_channels, config.denoiser.latent_channels, config.denoiser.labels) == (3, 3, 10)
@@ -230,20 +230,20 @@ def test_a_stopped_run_ends_as_one_that_was_not(trained, images, tmp_path, monke
     recipe = write(tmp_path, RESAMPLER if script is train_resampler else DENOISER)
     command = ["--config", recipe, "--data", images, "--out", str(run)]
 
-    def asked(law, seed, step, *part, **how):
+    def asked(shape_sampler, seed, step, *part, **how):
         if step == 3:
             signal.raise_signal(signal.SIGTERM)
-        return entry.draw(law, seed, step, *part, **how)
+        return cli.draw(shape_sampler, seed, step, *part, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(script, "draw", asked)
         script.main(command)
-    assert load_state(run / stage).about["step"] == 4
+    assert load_state(run / stage).metadata["step"] == 4
     assert "stopped at step 4, state saved; the same command goes on" in "".join(capfd.readouterr())
     script.main(command)
     first, second = load_state(whole / stage), load_state(run / stage)
-    times = [state.about["spent"].pop("seconds") for state in (first, second)]
-    assert first.about == second.about and min(times) > 0
+    times = [state.metadata["cost"].pop("seconds") for state in (first, second)]
+    assert first.metadata == second.metadata and min(times) > 0
     assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
 
 
@@ -261,7 +261,7 @@ def test_the_published_recipes_train_by_the_same_scripts(images, tmp_path):
     pipe = Pipeline.from_pretrained(train(tmp_path, images, *recipes), device="cpu")
     config = pipe.config
     assert (config.fit, config.trained_aspects, config.trained_cells) == ("cover", (1, 1), (4, 4))
-    assert (config.resampler.attention, config.resampler.local, config.denoiser.objective) == (
+    assert (config.resampler.attention, config.resampler.local, config.denoiser.prediction_type) == (
         "linear",
         False,
         "epsilon",
@@ -299,8 +299,8 @@ def test_what_training_cost_is_exported(trained, trained_on_pixels):
     small = Pipeline.from_pretrained(trained_on_pixels, device="cpu").config.training
     assert (small.images, small.steps) == (30 * 6, 30) and small.seconds > 0
     both = Pipeline.from_pretrained(trained, device="cpu").config.training
-    spent = [load_state(trained.parent / "run" / stage).about["spent"] for stage in ("resampler", "denoiser")]
-    assert asdict(both) == {key: spent[0][key] + spent[1][key] for key in spent[0]} and both.steps == 36
+    cost = [load_state(trained.parent / "run" / stage).metadata["cost"] for stage in ("resampler", "denoiser")]
+    assert asdict(both) == {key: cost[0][key] + cost[1][key] for key in cost[0]} and both.steps == 36
 
 
 def test_operations_are_those_of_all_steps(trained_on_pixels):
@@ -308,23 +308,23 @@ def test_operations_are_those_of_all_steps(trained_on_pixels):
     model = Pipeline.from_pretrained(trained_on_pixels, device="cpu").denoiser.requires_grad_(True)
     counts = []
     for side in (8, 16):
-        with operations() as counter:
+        with count_flops() as counter:
             tokens = model.condition(torch.eye(10)[:6])
             inputs = torch.zeros(6, 1, side, side), torch.full((6,), 0.5), grid_positions((side, side), 1.0)
             model(*inputs, (tokens,)).prediction.sum().backward()
         counts.append(counter.get_total_flops())
     # The first of 20 steps is counted for all of them: steps 1 and 21, both in the phase of small pictures.
-    assert state.about["spent"]["operations"] == pytest.approx(30 * counts[0], rel=0.02)
+    assert state.metadata["cost"]["operations"] == pytest.approx(30 * counts[0], rel=0.02)
     assert counts[1] > 4 * counts[0]  # attention is counted too
 
 
 def test_a_run_that_began_without_counting_goes_on_and_its_cost_is_unknown(trained_on_pixels, images, tmp_path):
     state = load_state(trained_on_pixels.parent / "run" / "denoiser")
-    del state.about["spent"]
+    del state.metadata["cost"]
     save_state(tmp_path / "run" / "denoiser", state)
     longer = PIXELS.replace("steps = 5", "steps = 7")
     train_denoiser.main(["--config", write(tmp_path, longer), "--data", images, "--out", str(tmp_path / "run")])
-    assert load_state(tmp_path / "run" / "denoiser").about["step"] == 32
+    assert load_state(tmp_path / "run" / "denoiser").metadata["step"] == 32
     export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
     assert Pipeline.from_pretrained(tmp_path / "weights", device="cpu").config.training is None
 
@@ -339,7 +339,7 @@ def test_export_refuses_a_denoiser_of_another_resampler(trained, tmp_path):
     for stage in ("resampler", "denoiser"):
         state = load_state(trained.parent / "run" / stage)
         if stage == "resampler":
-            state.about["step"] = 31
+            state.metadata["step"] = 31
         save_state(tmp_path / stage, state)
     with pytest.raises(ValueError, match="trained on the resampler of step 30, the newest is 31; train the denoiser"):
         export.main([str(tmp_path), str(tmp_path / "weights")])
@@ -361,19 +361,20 @@ def test_a_phase_of_the_decoder_alone_leaves_latents_as_they_are(trained, images
 def test_a_drawn_phase_begins_with_the_averages_and_resumes(trained, images, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained.parent / "run", run)
-    phase = "\n[[optimisation.phases]]\nsteps = {steps}\nrate = [0.0, 0.0]\ndrawn = true\nema = 0.5\nheld = [5, 6]\n"
-    drawing = "\n[drawing]\nepochs = 1\nreal = 3\nsteps = [2, 3]\n"
+    phase = "\n[[optimisation.phases]]\nsteps = {steps}\nrate = [0.0, 0.0]\nrollout = true\nema = 0.5\n"
+    phase += "distill_cells = [5, 6]\n"
+    rollout = "\n[rollout]\nepochs = 1\nreal = 3\nsteps = [2, 3]\n"
     before = load_state(run / "denoiser").part("ema")
     for steps in (1, 2):
-        recipe = write(tmp_path, DENOISER.replace("\n[defaults]", phase.format(steps=steps) + drawing + "\n[defaults]"))
+        recipe = write(tmp_path, DENOISER.replace("\n[defaults]", phase.format(steps=steps) + rollout + "\n[defaults]"))
         train_denoiser.main(["--config", recipe, "--data", images, "--out", str(run)])
         state = load_state(run / "denoiser")
-        assert state.about["step"] == 6 + steps
+        assert state.metadata["step"] == 6 + steps
         for name, value in state.part("model").items():  # a rate of 0 leaves what it began with
             torch.testing.assert_close(value, before[name])
     logged = [json.loads(line) for line in (run / "denoiser" / "metrics.jsonl").read_text().splitlines()]
     assert {"energy", "read"} <= logged[-1].keys() and logged[-1]["moved"] == 0
-    held = load_file(run / "denoiser" / "held-1.safetensors")
+    held = load_file(run / "denoiser" / "distill-1.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in held.items())
 
 
@@ -382,10 +383,10 @@ def test_what_a_drawn_phase_moves_is_measured_from_where_it_began(trained, image
     shutil.copytree(trained.parent / "run", run)
     state = load_state(run / "denoiser")
     began = {name: value + 0.1 for name, value in state.part("ema").items()}  # what a stopped run had written
-    save_file(began, run / "denoiser" / "held-1.safetensors")
-    phase = "\n[[optimisation.phases]]\nsteps = 1\nrate = [0.0, 0.0]\ndrawn = true\nheld = [3, 5]\n"
-    drawing = "\n[drawing]\nepochs = 1\nreal = 3\nsteps = [2, 3]\n"
-    recipe = write(tmp_path, DENOISER.replace("\n[defaults]", phase + drawing + "\n[defaults]"))
+    save_file(began, run / "denoiser" / "distill-1.safetensors")
+    phase = "\n[[optimisation.phases]]\nsteps = 1\nrate = [0.0, 0.0]\nrollout = true\ndistill_cells = [3, 5]\n"
+    rollout = "\n[rollout]\nepochs = 1\nreal = 3\nsteps = [2, 3]\n"
+    recipe = write(tmp_path, DENOISER.replace("\n[defaults]", phase + rollout + "\n[defaults]"))
     train_denoiser.main(["--config", recipe, "--data", images, "--out", str(run)])
     last = json.loads((run / "denoiser" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["moved"] > 1e-4 and last["loss"] > 9 * last["moved"]
@@ -396,7 +397,7 @@ def test_a_run_begins_with_the_exported_weights_that_fit_it(trained, images, tmp
     still = ["--set", "optimisation.phases=[{steps = 1, rate = [0.0, 0.0], decoder_only = true}]"]
     narrow = ["--set", "model.pixel_width=8"]
     train_resampler.main(["--config", write(tmp_path, RESAMPLER), *start, *still, *narrow])
-    square = ["law.cells=[4,4]", "law.square=1.0", "law.skewed=0.0"]
+    square = ["shape_sampler.cells=[4,4]", "shape_sampler.p_square=1.0", "shape_sampler.p_anisotropic=0.0"]
     still += [part for setting in square for part in ("--set", setting)]
     train_denoiser.main(["--config", write(tmp_path, DENOISER), *start, *still])
     told = capfd.readouterr().out
@@ -435,14 +436,14 @@ def test_frames_are_not_padded_without_a_known_background(tmp_path):
         (tmp_path / "images" / "train").mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "images" / "train" / f"{number:02}.png")
     command = ["--data", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
-    with pytest.raises(ValueError, match="no known background.*set margin = 0, law.square = 1"):
+    with pytest.raises(ValueError, match="no known background.*set outside_fraction = 0, shape_sampler.p_square = 1"):
         train_resampler.main(["--config", write(tmp_path, RESAMPLER), *command])
     square = RESAMPLER.replace("training_size = 16", "training_size = 16\nmargin = 0").replace(
-        "[law]", "[law]\nsquare = 1"
+        "[shape_sampler]", "[shape_sampler]\np_square = 1"
     )
     train_resampler.main(["--config", write(tmp_path, square.replace("steps = 25", "steps = 1")), *command])
-    assert load_state(tmp_path / "run" / "resampler").about["background"] is None
-    denoiser = DENOISER.replace("[law]", "[law]\nsquare = 1").replace("steps = 6", "steps = 1")
+    assert load_state(tmp_path / "run" / "resampler").metadata["background"] is None
+    denoiser = DENOISER.replace("[shape_sampler]", "[shape_sampler]\np_square = 1").replace("steps = 6", "steps = 1")
     train_denoiser.main(["--config", write(tmp_path, denoiser), *command])  # nor have these images labels
     export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
     pipe = Pipeline.from_pretrained(tmp_path / "weights", device="cpu")

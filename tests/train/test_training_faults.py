@@ -163,7 +163,7 @@ def test_a_run_killed_at_any_line_of_a_save_ends_as_one_that_was_not(ended):
         names = tuple(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
         left.setdefault(names, folder)
         steps = [int(path.name[6:]) for path in states(folder)]
-        assert load_state(folder).about["step"] == steps[-1]  # whole, or pytest makes the warning an error
+        assert load_state(folder).metadata["step"] == steps[-1]  # whole, or pytest makes the warning an error
         assert steps in ([2, 4], [2, 4, 6], [4, 6])
     assert len(list(ended.glob("save-*"))) > 25
     # Whatever the kills left, a run goes on from it: before the save, within each file, renamed, pruned.
@@ -212,8 +212,8 @@ def test_two_processes_do_as_one_with_the_doubled_batch(ended):
     one, two = load_state(ended / "one"), load_state(ended / "exact")
     assert near(ranks(ended / "exact"), one.part("model")) and near(one.part("ema"), two.part("ema"))
     assert near(one.part("optimiser"), two.part("optimiser"))
-    assert two.about["spent"]["images"] == one.about["spent"]["images"] == 48
-    assert two.about["spent"]["operations"] == one.about["spent"]["operations"] > 0
+    assert two.metadata["cost"]["images"] == one.metadata["cost"]["images"] == 48
+    assert two.metadata["cost"]["operations"] == one.metadata["cost"]["operations"] > 0
 
 
 def test_two_processes_draw_as_one_does_for_two_parts(ended):

@@ -240,13 +240,13 @@ def test_a_module_is_made_with_the_weights_of_a_file(tmp_path):
     [
         ({"decoder_blocks": 128, "width": 2**14}, "missing "),
         ({"encoder_blocks": 1}, "not in the model 'encoder.1."),
-        ({"width": 2**14, "cell_expansion": 64}, "misshapen 'cell_blocks.0."),
+        ({"width": 2**14, "cell_mlp_ratio": 64}, "misshapen 'cell_blocks.0."),
         ({"latent_channels": 4096}, "misshapen 'cell_in.weight', 'latent_out.bias', 'latent_out.weight' ('cell_in"),
     ],
     ids=["missing", "extra", "wide", "misshapen"],
 )
 def test_a_configuration_that_asks_for_another_model_takes_no_memory(tmp_path, values, text):
-    config = R2IRConfig(latent_channels=3, width=16, heads=2, direct=False)
+    config = R2IRConfig(latent_channels=3, width=16, heads=2, linear_codec=False)
     save_module(R2IR(config), tmp_path / "a.safetensors")
     other, made = replace(config, **values), []
 

@@ -20,7 +20,7 @@ def test_a_label_is_its_row_and_null_is_the_last(condition):
     tokens_BND = condition(one_hot(torch.tensor([2, 0, -1]), 3))
     torch.testing.assert_close(tokens_BND, condition.table[[2, 0, 3]])
     torch.testing.assert_close(condition.null(2), condition.table[[3, 3]])
-    assert condition.labels == 3
+    assert condition.num_classes == 3
 
 
 def test_a_mixture_is_the_mean_of_its_labels(condition):

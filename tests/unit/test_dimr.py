@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from r2id.denoisers.dimr import DiMR, DiMRConfig, LongSkips, TimeDependentNorm
 from r2id.position import Positions, grid_positions, jitter, patch_centres, points
-from train.engine.loop import operations
+from train.engine.loop import count_flops
 from train.engine.recipe import DenoiserRecipe, read_recipe
 
 TINY = DiMRConfig(
-    latent_channels=3, labels=4, label_tokens=2, patches=(4, 2), widths=(16, 8), blocks=(3, 2), heads=2, kernel=3
+    latent_channels=3, num_classes=4, label_tokens=2, patches=(4, 2), widths=(16, 8), blocks=(3, 2), heads=2, kernel=3
 )
 VARIANTS = {
     "two": TINY,
@@ -67,7 +67,7 @@ def test_a_pyramid_of_every_coarser_scale(variant, scales, size):
         height, width = size
         shapes = [(len(conditions), 2, 3, height // k, width // k) for k in scales]
         assert [prediction.shape for prediction in output.pyramid] == shapes
-        assert output.carry is None
+        assert output.recurrent_state is None
 
 
 @pytest.mark.parametrize("size", [(8, 10), (6, 8), (3, 3)])
@@ -192,11 +192,11 @@ def test_a_token_lies_at_the_mean_of_its_pixels(aspect):
     close(found.absolute, tokens.absolute)
     close(found.relative, tokens.relative)
     assert found.grid == (2, 3)
-    close(torch.tensor(found.spread), torch.tensor(tokens.spread))
+    close(torch.tensor(found.ipe_sigma), torch.tensor(tokens.ipe_sigma))
     moved = points(pixels.absolute + torch.tensor([[[0.1, 0.0]], [[0.0, -0.2]]]), aspect)
     found = patch_centres(moved, (8, 12), 4)
     close(found.absolute, tokens.absolute + torch.tensor([[[0.1, 0.0]], [[0.0, -0.2]]]))
-    assert found.grid is None and found.spread is None
+    assert found.grid is None and found.ipe_sigma is None
 
 
 def test_the_footprint_is_the_spread_of_jittered_tokens():
@@ -205,7 +205,7 @@ def test_the_footprint_is_the_spread_of_jittered_tokens():
     moved = points(jitter(grid.absolute.expand(500, -1, -1), (1 / 8, 1 / 8), 0.5, generator), 1.0)
     centres, found = patch_centres(grid, (8, 8), 4), patch_centres(moved, (8, 8), 4)
     offsets = found.absolute - centres.absolute
-    assert offsets.std().item() == pytest.approx(centres.spread[0][0], rel=0.05)
+    assert offsets.std().item() == pytest.approx(centres.ipe_sigma[0][0], rel=0.05)
 
 
 def test_positions_matter_and_may_differ_by_row(model):
@@ -247,10 +247,10 @@ def test_the_published_size():
 
 def test_the_small_size():
     recipe = read_recipe(DenoiserRecipe, CONFIGS / "mnist_dimr.toml")
-    config = replace(recipe.model, latent_channels=1, labels=10)
+    config = replace(recipe.model, latent_channels=1, num_classes=10)
     assert 4 * parameters(config) < 2**23  # bytes
     model, size = DiMR(config).requires_grad_(False), (recipe.training_size, recipe.training_size)
-    with operations() as counter:
+    with count_flops() as counter:
         model(torch.zeros(1, 1, *size), torch.tensor([0.5]), grid_positions(size, 1.0), [None])
     images = recipe.optimisation.steps * recipe.optimisation.batch
     assert images >= 60_000
@@ -269,9 +269,9 @@ def test_the_small_size():
         {"blocks": (0, 2)},
         {"latent_channels": 0},
         {"label_tokens": 0},
-        {"gated_expansion": 0},
+        {"gated_mlp_ratio": 0},
         {"kernel": 6},
-        {"objective": "eps"},
+        {"prediction_type": "eps"},
         {"octaves": (1, 0)},
         {"jitter": -0.5},
         {"widths": (130, 64), "heads": 4},

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from r2id.layers import ATTENTIONS, AdaLN, Attention, Block, FeedForward, Reader, centred
+from r2id.layers import ATTENTIONS, MLP, AdaLN, Attention, Block, Reader, centred
 
 
 @pytest.fixture(params=[(kind, heads) for kind in ATTENTIONS for heads in (1, 2)])
@@ -31,43 +31,47 @@ def test_attention_is_a_normalised_sum_of_values(attention):
         else:
             scores_BNM = (F.elu(query) + 1) @ (F.elu(key) + 1).transpose(1, 2)
         mixed.append(scores_BNM / scores_BNM.sum(-1, keepdim=True) @ value_BMD[..., head])
-    torch.testing.assert_close(attention(query_BND, attention.memory(context_BMD)), attention.out(torch.cat(mixed, -1)))
+    torch.testing.assert_close(
+        attention(query_BND, attention.keys_values(context_BMD)), attention.out(torch.cat(mixed, -1))
+    )
 
 
 def test_a_query_of_one_head_costs_no_linear_map():
     """Shares of the context's values, by products of the query itself with the context's keys."""
     attention = Attention(8, heads=1, context_width=6)
     assert {name.split(".")[0] for name in attention.state_dict()} == {"key_value", "key_norm"}
-    query, memory = tokens(1, 1, 8), attention.memory(tokens(1, 4, 6, seed=1))
+    query, keys_values = tokens(1, 1, 8), attention.keys_values(tokens(1, 4, 6, seed=1))
     torch.testing.assert_close(
-        attention(query * 1e4, memory)[0, 0], memory[1][0, 0, (memory[0] @ query[0, 0]).argmax()]
+        attention(query * 1e4, keys_values)[0, 0], keys_values[1][0, 0, (keys_values[0] @ query[0, 0]).argmax()]
     )
 
 
 def test_memory_serves_any_queries_and_is_not_changed(attention):
-    memory = attention.memory(tokens(2, 4, 8, seed=1))
-    before = [part.clone() for part in memory]
+    keys_values = attention.keys_values(tokens(2, 4, 8, seed=1))
+    before = [part.clone() for part in keys_values]
     query = tokens(2, 6, 8)
-    whole = attention(query, memory)
-    torch.testing.assert_close(torch.cat((attention(query[:, :1], memory), attention(query[:, 1:], memory)), 1), whole)
-    assert all(torch.equal(a, b) for a, b in zip(before, memory, strict=True))
+    whole = attention(query, keys_values)
+    torch.testing.assert_close(
+        torch.cat((attention(query[:, :1], keys_values), attention(query[:, 1:], keys_values)), 1), whole
+    )
+    assert all(torch.equal(a, b) for a, b in zip(before, keys_values, strict=True))
 
 
 def test_a_query_does_not_depend_on_the_others(attention):
-    memory, query = attention.memory(tokens(2, 4, 8, seed=1)), tokens(2, 6, 8)
+    keys_values, query = attention.keys_values(tokens(2, 4, 8, seed=1)), tokens(2, 6, 8)
     other = torch.cat((query[:, :1], tokens(2, 3, 8, seed=2) * 100), 1)
-    torch.testing.assert_close(attention(other, memory)[:, 0], attention(query, memory)[:, 0])
+    torch.testing.assert_close(attention(other, keys_values)[:, 0], attention(query, keys_values)[:, 0])
 
 
 def test_the_order_of_the_context_does_not_matter(attention):
     query, context = tokens(2, 3, 8), tokens(2, 4, 8, seed=1)
-    turned = attention(query, attention.memory(context.flip(1)))
-    torch.testing.assert_close(turned, attention(query, attention.memory(context)))
+    turned = attention(query, attention.keys_values(context.flip(1)))
+    torch.testing.assert_close(turned, attention(query, attention.keys_values(context)))
 
 
 def test_linear_memory_does_not_grow_with_the_context():
     attention = Attention(8, heads=2, attention="linear")
-    few, many = (attention.memory(tokens(1, n, 8)) for n in (2, 50))
+    few, many = (attention.keys_values(tokens(1, n, 8)) for n in (2, 50))
     assert [part.shape for part in few] == [part.shape for part in many]
 
 
@@ -97,40 +101,51 @@ def test_adaln_modulates_every_row_by_its_own_vector():
 
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
-    feed, x = FeedForward(8, expansion=2, dropout=0.5), tokens(1, 3, 8)
-    assert not torch.equal(feed(x), feed(x))
-    assert torch.equal(feed.eval()(x), feed(x))
+    mlp, x = MLP(8, mlp_ratio=2, dropout=0.5), tokens(1, 3, 8)
+    assert not torch.equal(mlp(x), mlp(x))
+    assert torch.equal(mlp.eval()(x), mlp(x))
 
 
 @pytest.mark.parametrize("kind", ATTENTIONS)
-@pytest.mark.parametrize("crossing, selfing", [(True, False), (False, True), (True, True), (False, False)])
-def test_a_block_adds_its_parts_to_the_residual(kind, crossing, selfing):
+@pytest.mark.parametrize(
+    "cross_attention, self_attention", [(True, False), (False, True), (True, True), (False, False)]
+)
+def test_a_block_adds_its_parts_to_the_residual(kind, cross_attention, self_attention):
     torch.manual_seed(0)
-    block = Block(8, heads=2, expansion=2, crossing=crossing, selfing=selfing, attention=kind)
+    block = Block(
+        8, heads=2, mlp_ratio=2, cross_attention=cross_attention, self_attention=self_attention, attention=kind
+    )
     x, context = tokens(2, 3, 8), tokens(2, 4, 8, seed=1)
     expected = x
-    if crossing:
-        expected = expected + block.cross(block.cross_norm(expected), block.cross.memory(context))
-    if selfing:
+    if cross_attention:
+        expected = expected + block.cross_attention(
+            block.cross_norm(expected), block.cross_attention.keys_values(context)
+        )
+    if self_attention:
         normed = block.self_norm(expected)
-        expected = expected + block.self_attention(normed, block.self_attention.memory(normed))
-    expected = expected + block.feed(block.feed_norm(expected))
-    torch.testing.assert_close(block(x, block.cross.memory(context) if crossing else None), expected)
-    assert block(x[:, :0], block.cross.memory(context) if crossing else None).shape == (2, 0, 8) or selfing
+        expected = expected + block.self_attention(normed, block.self_attention.keys_values(normed))
+    expected = expected + block.mlp(block.mlp_norm(expected))
+    torch.testing.assert_close(
+        block(x, block.cross_attention.keys_values(context) if cross_attention else None), expected
+    )
+    assert (
+        block(x[:, :0], block.cross_attention.keys_values(context) if cross_attention else None).shape == (2, 0, 8)
+        or self_attention
+    )
 
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_reader_is_a_block_but_for_the_mean_of_its_tokens(attention, grad):
     """Whatever the scales and shifts of its norms; and the tokens it was given stay as they are."""
-    options = {"heads": 8 // attention.head_width, "expansion": 2, "attention": attention.attention, "context_width": 6}
-    block, reader = Block(8, crossing=True, selfing=False, **options), Reader(8, **options)
+    options = {"heads": 8 // attention.head_width, "mlp_ratio": 2, "attention": attention.attention, "context_width": 6}
+    block, reader = Block(8, cross_attention=True, self_attention=False, **options), Reader(8, **options)
     for seed, parameter in enumerate(block.parameters()):
         parameter.data = tokens(*parameter.shape, seed=seed)
     reader.load_state_dict(block.state_dict())
     x, context = tokens(2, 3, 8), tokens(2, 4, 6, seed=1)
     given = centred(x)
     with torch.set_grad_enabled(grad):
-        read = reader(given, reader.memory(context))
-        expected = centred(block(x, block.cross.memory(context)))
+        read = reader(given, reader.keys_values(context))
+        expected = centred(block(x, block.cross_attention.keys_values(context)))
     torch.testing.assert_close(read, expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(given, centred(x))

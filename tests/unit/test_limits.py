@@ -8,13 +8,13 @@ from dataclasses import fields
 import pytest
 
 from r2id.checkpoint import MAX_FILE_BYTES, CheckpointError, from_dict, sketch
-from r2id.denoisers import SYSTEMS
+from r2id.denoisers import DENOISERS
 from r2id.denoisers.dimr import DiMR, DiMRConfig
 from r2id.denoisers.rin import RINConfig
 from r2id.limits import MAX_BLOCKS, MODEL_SIZES
 from r2id.resampler import R2IR, R2IRConfig
 
-CONFIGS = {"resampler": R2IRConfig, **{name: config_type for name, (config_type, _) in SYSTEMS.items()}}
+CONFIGS = {"resampler": R2IRConfig, **{name: config_type for name, (config_type, _) in DENOISERS.items()}}
 NO_NUMBER = [True, "3", None, [], [3], {}, [[[]]]]
 BAD = {  # type of a field → values that none of that type may have
     int: [-1, 2**31, 2**63, 10**30, 1.0, float("nan"), *NO_NUMBER],
@@ -70,18 +70,18 @@ def test_heads_must_divide_every_width_they_are_taken_from(name):
 
 
 LARGEST = {
-    "resampler": {"width": 2**14, "cell_expansion": 64, "encoder_blocks": 16},
+    "resampler": {"width": 2**14, "cell_mlp_ratio": 64, "encoder_blocks": 16},
     "r2id": {"width": 2**14, "noise_width": 2**14, "label_tokens": 4096, "labels": 2**17},
     "s2id": {"width": 2**14, "noise_width": 2**14, "encoder_blocks": 16},
     "rin": {"interface_width": 2**14, "latent_width": 2**14, "blocks": 8, "patch": 256},
-    "dimr": {"patches": [256, 1], "widths": [2**14, 2**14], "blocks": [8, MAX_BLOCKS - 8], "gated_expansion": 64},
+    "dimr": {"patches": [256, 1], "widths": [2**14, 2**14], "blocks": [8, MAX_BLOCKS - 8], "gated_mlp_ratio": 64},
 }
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_largest_configurations_are_sketched_in_little_memory(name):
     config = from_dict(CONFIGS[name], LARGEST[name] | {"heads": 1024, "latent_channels": 4096}, "config.json")
-    model_type = R2IR if name == "resampler" else SYSTEMS[name][1]
+    model_type = R2IR if name == "resampler" else DENOISERS[name][1]
     tensors = [*(module := sketch(lambda: model_type(config))).parameters(), *module.buffers()]
     assert sum(tensor.numel() for tensor in tensors) > 2**36
     assert sum(tensor.nbytes for tensor in tensors if tensor.device.type != "meta") < 2**28
@@ -90,7 +90,13 @@ def test_the_largest_configurations_are_sketched_in_little_memory(name):
 def test_the_largest_published_model_is_within_the_limits():
     """DiMR-G/2R has 1.06 billion parameters; these sizes, like those of its smaller brother, give as many."""
     config = DiMRConfig(
-        latent_channels=4, labels=1000, patches=(2, 1), widths=(1232, 616), blocks=(50, 26), heads=16, label_tokens=1
+        latent_channels=4,
+        num_classes=1000,
+        patches=(2, 1),
+        widths=(1232, 616),
+        blocks=(50, 26),
+        heads=16,
+        label_tokens=1,
     )
     count = sum(parameter.numel() for parameter in sketch(lambda: DiMR(config)).parameters())
     assert 1.06e9 < count < MAX_FILE_BYTES / 4

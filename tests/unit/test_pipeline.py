@@ -14,7 +14,7 @@ from refusals import refused
 
 from r2id import R2ID, R2IR, Latent, Pipeline, pipeline
 from r2id.image import to_pil
-from r2id.position import FITS, footprint, grid_positions, training_pitch
+from r2id.position import FITS, grid_positions, ipe_sigma_of, training_pitch
 
 SIZES = ((8, 8), (16, 10), (3, 21))
 LATENT = {"latent_size": (3, 4), "steps": 3}
@@ -103,7 +103,7 @@ def test_nothing_said_means_the_config(tiny):
     limited = tiny.diffuse([3], guidance=4.0, guidance_interval=(0.0, 0.5), seed=0)
     assert torch.equal(other.diffuse([3], seed=0).tensor, limited.tensor)
     assert not torch.equal(tiny.diffuse([3], guidance=4.0, seed=0).tensor, limited.tensor)
-    smaller = tiny.config.schedule.same_noise(0.5, cells=(4, 4), at=(2, 3))
+    smaller = tiny.config.schedule.time_at_equal_noise(0.5, cells=(4, 4), at=(2, 3))
     at_noise = tiny.diffuse([3], latent_size=(2, 3), guidance=4.0, guidance_interval=(0.0, smaller), seed=0)
     assert torch.equal(other.diffuse([3], latent_size=(2, 3), seed=0).tensor, at_noise.tensor)
 
@@ -137,7 +137,7 @@ def test_names_indices_and_mixtures_are_labels(tiny):
 
 
 def test_a_model_without_labels_diffuses(tiny):
-    config = replace(tiny.config, labels=(), denoiser=replace(tiny.config.denoiser, labels=0))
+    config = replace(tiny.config, labels=(), denoiser=replace(tiny.config.denoiser, num_classes=0))
     unlabelled = Pipeline(config, R2IR(config.resampler), R2ID(config.denoiser), device="cpu")
     assert unlabelled.diffuse([None, None], seed=0, **LATENT).tensor.shape == (2, 3, 3, 4)
     assert "no labels" in refused(lambda: unlabelled.diffuse([0]))
@@ -225,14 +225,14 @@ def test_a_pixel_is_a_value_of_one_function_whatever_the_size(tiny, latent):
 
 def test_features_average_over_a_training_pixel_at_every_size(tiny, image):
     aspect, cells = 10 / 8, grid_positions((3, 4), 10 / 8)
-    spread = footprint(aspect, training_pitch(aspect, 8), tiny.config.resampler.footprint)
-    given = replace(grid_positions((8, 10), aspect), spread=spread)
+    ipe_sigma = ipe_sigma_of(aspect, training_pitch(aspect, 8), tiny.config.resampler.ipe_sigma)
+    given = replace(grid_positions((8, 10), aspect), ipe_sigma=ipe_sigma)
     tensor = tiny.resampler.encode((image * 2 - 1).flatten(2).transpose(1, 2), given, cells).tanh()
     latent = tiny.encode(image, latent_size=(3, 4))
     close(latent.tensor, tensor)
     for size in ((8, 10), (16, 20)):
-        asked = replace(grid_positions(size, aspect), spread=spread)
-        colour_BNC = tiny.resampler.decode(tiny.resampler.memory(tensor, cells), asked).clamp(-1, 1)
+        asked = replace(grid_positions(size, aspect), ipe_sigma=ipe_sigma)
+        colour_BNC = tiny.resampler.decode(tiny.resampler.prepare(tensor, cells), asked).clamp(-1, 1)
         close(tiny.resample(latent, size=size).flatten(2), (colour_BNC.transpose(1, 2) + 1) / 2)
 
 
@@ -247,33 +247,33 @@ def test_the_largest_zoom_is_finite(tiny, latent):
     assert tiny.resample(latent, size=(8, 8), region=region).isfinite().all()
 
 
-# memory
+# context
 
 
 @pytest.fixture
-def memories(monkeypatch):
-    """Weak references to every memory that is made."""
-    made, memory = [], R2IR.memory
+def contexts(monkeypatch):
+    """Weak references to every context that is made."""
+    made, prepare = [], R2IR.prepare
 
     def counted(*args):
-        result = memory(*args)
+        result = prepare(*args)
         made.append(weakref.ref(result))
         return result
 
-    monkeypatch.setattr(R2IR, "memory", counted)
+    monkeypatch.setattr(R2IR, "prepare", counted)
     return made
 
 
-def test_memory_is_made_once_for_a_latent(tiny, memories):
+def test_context_is_made_once_for_a_latent(tiny, contexts):
     latent = tiny.encode(torch.rand(1, 1, 8, 8), latent_size=(2, 2))
     for size in SIZES:
         tiny.resample(latent, size=size)
-    assert len(memories) == 1
+    assert len(contexts) == 1
     tiny.resample(replace(latent, aspect=2.0), size=(8, 8))  # the same cells, another frame
-    assert len(memories) == 2
+    assert len(contexts) == 2
 
 
-def test_memory_dies_with_its_latent(tiny, latent, memories):
+def test_context_dies_with_its_latent(tiny, latent, contexts):
     mortal = tiny.encode(torch.rand(1, 1, 8, 8), latent_size=(2, 2))
     tiny.resample(mortal, size=(8, 8))
     tensor = weakref.ref(mortal.tensor)
@@ -281,15 +281,15 @@ def test_memory_dies_with_its_latent(tiny, latent, memories):
     gc.collect()
     assert tensor() is None  # the pipeline does not keep it
     tiny.resample(latent, size=(8, 8))
-    assert memories[0]() is None
+    assert contexts[0]() is None
 
 
-def test_only_the_last_few_memories_are_kept(tiny, memories):
+def test_only_the_last_few_contexts_are_kept(tiny, contexts):
     latents = [tiny.encode(torch.rand(1, 1, 8, 8), latent_size=(2, 2)) for _ in range(pipeline.CACHED + 2)]
     for latent in latents:
         tiny.resample(latent, size=(8, 8))
     gc.collect()
-    assert sum(memory() is not None for memory in memories) == pipeline.CACHED
+    assert sum(context() is not None for context in contexts) == pipeline.CACHED
 
 
 @pytest.mark.parametrize("inference", [False, True])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from r2id import R2ID, R2IR, Latent, Pipeline, R2IRConfig, pipeline
-from r2id.position import footprint
+from r2id.position import ipe_sigma_of
 
 FRAMED = ("contain", "cover", "stretch")
 
@@ -116,13 +116,13 @@ def test_where_training_moved_the_positions_features_average_over_it(tiny_pixels
     spreads = {}
     for size in ((8, 8), (16, 16), (8, 16)):
         jittered.diffuse([3], latent_size=size, seed=0)
-        spreads[size] = seen[-1].spread
+        spreads[size] = seen[-1].ipe_sigma
         assert seen[-1].grid == size
     if jitter == 0:
         assert set(spreads.values()) == {None}
     else:  # in pixels of the training size, whatever the size asked for
-        assert spreads[8, 8] == spreads[16, 16] == footprint(1.0, (1 / 8, 1 / 8), jitter)
-        assert spreads[8, 16] == footprint(2.0, (1 / 16, 1 / 8), jitter)
+        assert spreads[8, 8] == spreads[16, 16] == ipe_sigma_of(1.0, (1 / 8, 1 / 8), jitter)
+        assert spreads[8, 16] == ipe_sigma_of(2.0, (1 / 16, 1 / 8), jitter)
 
 
 class JitteredConfig:

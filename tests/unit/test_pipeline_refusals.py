@@ -58,7 +58,7 @@ def test_a_bad_latent_size_is_refused(tiny, size):
 
 
 def test_a_latent_size_off_the_stride_is_refused(tiny):
-    strided = Pipeline(replace(tiny.config, stride=2), tiny.resampler, tiny.denoiser, device="cpu")
+    strided = Pipeline(replace(tiny.config, size_multiple=2), tiny.resampler, tiny.denoiser, device="cpu")
     assert "multiples of 2" in refused(lambda: strided.diffuse([3], latent_size=(4, 3)))
 
 

@@ -12,9 +12,9 @@ from r2id.position import (
     Positions,
     batched,
     check_region,
-    footprint,
     fourier,
     grid_positions,
+    ipe_sigma_of,
     jitter,
     oversampling,
     points,
@@ -97,7 +97,7 @@ def test_a_region_is_the_crop_of_the_larger_picture(fit, aspect):
 
 @pytest.mark.parametrize("fit", FITS)
 def test_a_tile_is_the_part_exactly(fit):
-    window = window_of((13, 7), aspect=1.3, fit=fit).finer((2, 3))
+    window = window_of((13, 7), aspect=1.3, fit=fit).supersample((2, 3))
     full, tile = window.positions(range(39), range(14)), window.positions(range(5, 11), range(3, 4))
     assert tile.grid == (6, 1)
     for name in ("absolute", "relative"):
@@ -107,7 +107,7 @@ def test_a_tile_is_the_part_exactly(fit):
 def test_cutting_pixels_keeps_their_centres():
     window = window_of((4, 6), aspect=1.0, fit="contain", region=(0.1, 0.2, 0.7, 0.8))
     coarse = window.positions(range(4), range(6)).absolute.unflatten(0, (4, 6))
-    fine = window.finer((3, 2)).positions(range(8), range(18)).absolute.unflatten(0, (4, 2, 6, 3)).mean((1, 3))
+    fine = window.supersample((3, 2)).positions(range(8), range(18)).absolute.unflatten(0, (4, 2, 6, 3)).mean((1, 3))
     torch.testing.assert_close(fine, coarse)
 
 
@@ -165,10 +165,10 @@ def test_attenuation_is_the_mean_under_gaussian_jitter():
 
 
 def test_the_footprint_is_sigma_pixels_in_both_systems():
-    absolute, relative = footprint(0.5, (0.2, 0.1), 0.5)
+    absolute, relative = ipe_sigma_of(0.5, (0.2, 0.1), 0.5)
     assert absolute == (0.1, 0.05) and relative == (0.05, 0.05)
-    assert footprint(0.5, (0.2, 0.1), 0.0) is None
-    assert grid_positions((4, 2), 0.5, sigma=0.5).spread[0] == (0.25, 0.125)
+    assert ipe_sigma_of(0.5, (0.2, 0.1), 0.0) is None
+    assert grid_positions((4, 2), 0.5, sigma=0.5).ipe_sigma[0] == (0.25, 0.125)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.5])
@@ -179,7 +179,7 @@ def test_embedding_of_a_grid_equals_that_of_its_points(sigma):
     on_grid, as_points = embedding(grid), embedding(replace(grid, grid=None))
     assert on_grid.shape == (3, 5, 8) and as_points.shape == (15, 8)
     torch.testing.assert_close(on_grid.flatten(0, 1), as_points)
-    batched = Positions(grid.absolute.expand(2, -1, -1), grid.relative.expand(2, -1, -1), None, grid.spread)
+    batched = Positions(grid.absolute.expand(2, -1, -1), grid.relative.expand(2, -1, -1), None, grid.ipe_sigma)
     torch.testing.assert_close(embedding(batched)[1], as_points)
 
 

@@ -9,7 +9,14 @@ from r2id.denoisers.r2id import R2ID, R2IDConfig
 from r2id.position import Positions, grid_positions
 
 TINY = R2IDConfig(
-    latent_channels=3, labels=4, label_tokens=2, width=16, heads=2, encoder_blocks=2, decoder_blocks=1, noise_width=8
+    latent_channels=3,
+    num_classes=4,
+    label_tokens=2,
+    width=16,
+    heads=2,
+    encoder_blocks=2,
+    decoder_blocks=1,
+    noise_width=8,
 )
 VARIANTS = {
     "softmax": TINY,
@@ -52,7 +59,7 @@ def test_any_size_and_any_number_of_conditions(model, size):
     for conditions in ([None], [tokens], [tokens, None], [tokens, None, tokens.flip(0)]):
         output = model(noisy, alpha_bar, positions, conditions)
         assert output.prediction.shape == (len(conditions), *noisy.shape) and output.prediction.isfinite().all()
-        assert output.carry is None
+        assert output.recurrent_state is None
 
 
 def test_conditions_together_equal_conditions_apart(model):
@@ -140,7 +147,7 @@ def test_the_published_size():
         {"latent_channels": 0},
         {"noise_width": 0},
         {"label_tokens": 0},
-        {"objective": "eps"},
+        {"prediction_type": "eps"},
         {"octaves": (1, 0)},
         {"width": 130},
         {"attention": "flash"},

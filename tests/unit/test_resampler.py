@@ -9,14 +9,14 @@ import torch
 from r2id.position import Positions, grid_positions, points, window_of
 from r2id.resampler import (
     R2IR,
-    DirectPath,
-    Lines,
+    AxisFeatures,
+    LinearCodec,
     LocalBasis,
     R2IRConfig,
     cell_sides,
+    decode_coefficients,
     dense,
     local_coefficients,
-    read_direct,
     read_grid,
     read_points,
 )
@@ -28,7 +28,7 @@ VARIANTS = {
     "published": replace(TINY, local=False, cell_blocks=0, attention="linear"),
     "deep": replace(TINY, encoder_blocks=3, decoder_blocks=2, cell_blocks=2),
     "narrow": replace(TINY, pixel_width=8, pixel_heads=1, decoder_blocks=2),
-    "fine": replace(TINY, harmonics=6, turn=0.5),
+    "fine": replace(TINY, harmonics=6, base_frequency=0.5),
 }
 QUARTERS = LocalBasis(TINY)  # four harmonics of a quarter turn a cell
 BASIS = 9  # their sines and cosines, and the constant
@@ -47,7 +47,7 @@ def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
 def as_points(grid: Positions, rows: int | None = None, order: torch.Tensor | slice = slice(None)) -> Positions:
     """The same points without their grid: (N, 2), or (rows, N, 2)."""
     both = (p[order] if rows is None else p[order].expand(rows, -1, -1) for p in (grid.absolute, grid.relative))
-    return Positions(*both, None, grid.spread, grid.framed)
+    return Positions(*both, None, grid.ipe_sigma, grid.framed)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -65,7 +65,7 @@ def test_laps_are_continuous_across_centres_and_borders(count):
 
 
 def test_a_cell_owns_its_centre():
-    index, basis = QUARTERS.lap(grid_positions((1, 4), 4.0).absolute[:, 0], 4)
+    index, basis = QUARTERS.evaluate(grid_positions((1, 4), 4.0).absolute[:, 0], 4)
     assert index[:, 0].tolist() == [0, 1, 2, 3]
     torch.testing.assert_close(basis[:, 0], torch.tensor([1.0] + [0.0] * 4 + [1.0] * 4).expand(4, -1))
     assert basis[:, 1].abs().max() == 0
@@ -73,7 +73,9 @@ def test_a_cell_owns_its_centre():
 
 def test_the_basis_is_fourier_in_the_offset_from_each_cell():
     turns = math.pi / 2 * torch.arange(1, 5)
-    index, basis = QUARTERS.lap(torch.tensor([-0.15]), 2)  # in cells: 0.2 from the first centre, -0.8 from the second
+    index, basis = QUARTERS.evaluate(
+        torch.tensor([-0.15]), 2
+    )  # in cells: 0.2 from the first centre, -0.8 from the second
     for i, (offset, weight) in enumerate([(0.2, 0.8), (-0.8, 0.2)]):
         expected = torch.cat((torch.ones(1), (turns * offset).sin(), (turns * offset).cos())) * weight
         torch.testing.assert_close(basis[0, i], expected, atol=1e-6, rtol=1e-5)
@@ -117,10 +119,10 @@ def linear(width):
     return uniform(width, BASIS**2), uniform(width, seed=1)
 
 
-def lines_of(grid: Positions, cells: tuple[int, int], x_WD: torch.Tensor, y_HD: torch.Tensor) -> list[Lines]:
-    lapped = [QUARTERS.lap_lines(grid, axis, cells[1 - axis]) for axis in (0, 1)]
+def lines_of(grid: Positions, cells: tuple[int, int], x_WD: torch.Tensor, y_HD: torch.Tensor) -> list[AxisFeatures]:
+    lapped = [QUARTERS.evaluate_axis(grid, axis, cells[1 - axis]) for axis in (0, 1)]
     both = zip((x_WD, y_HD), lapped, reversed(cells), strict=True)
-    return [Lines(position_ND, lap, dense(*lap, count)) for position_ND, lap, count in both]
+    return [AxisFeatures(position_ND, lap, dense(*lap, count)) for position_ND, lap, count in both]
 
 
 @pytest.mark.parametrize("cells", [(1, 1), (3, 4), (2, 40)])
@@ -157,7 +159,7 @@ def test_tokens_are_interpolated_bilinearly():
 def test_any_pixels_become_any_cells_and_back(model, cells, pixels):
     cell, pixel = grid_positions(cells, 1.5), grid_positions(pixels, 1.5, sigma=0.5)
     latent = model.encode(uniform(2, pixels[0] * pixels[1], 2), pixel, cell).tanh()
-    colours = model.decode(model.memory(latent, cell), pixel)
+    colours = model.decode(model.prepare(latent, cell), pixel)
     assert latent.shape == (2, 3, *cells) and colours.shape == (2, pixels[0] * pixels[1], 2)
     assert latent.isfinite().all() and colours.isfinite().all()
 
@@ -188,27 +190,27 @@ def test_rows_of_a_batch_do_not_see_each_other(model):
     grid, cells, colours = grid_positions((6, 5), 1.0), grid_positions((3, 2), 1.0), uniform(3, 30, 2)
     latent = model.encode(colours, grid, cells)
     torch.testing.assert_close(model.encode(colours[1:2], grid, cells), latent[1:2], atol=1e-5, rtol=1e-4)
-    decoded = model.decode(model.memory(latent, cells), grid)
-    alone = model.decode(model.memory(latent[1:2], cells), grid)
+    decoded = model.decode(model.prepare(latent, cells), grid)
+    alone = model.decode(model.prepare(latent[1:2], cells), grid)
     torch.testing.assert_close(alone, decoded[1:2], atol=1e-5, rtol=1e-4)
 
 
 def test_a_decoded_point_depends_on_itself_only(model):
     cells, grid = grid_positions((3, 4), 4 / 3), grid_positions((6, 8), 4 / 3, sigma=0.5)
-    memory = model.memory(uniform(2, 3, 3, 4), cells)
-    whole = model.decode(memory, grid)
+    context = model.prepare(uniform(2, 3, 3, 4), cells)
+    whole = model.decode(context, grid)
     for order in (slice(10, 11), slice(0, 20), torch.tensor([47, 3, 3, 12])):
-        part = model.decode(memory, as_points(grid, None, order))
+        part = model.decode(context, as_points(grid, None, order))
         torch.testing.assert_close(part, whole[:, order], atol=1e-5, rtol=1e-4)
 
 
 def test_one_memory_serves_every_size(model):
     cells = grid_positions((3, 4), 4 / 3)
-    memory, fresh = (model.memory(uniform(2, 3, 3, 4), cells) for _ in range(2))
+    context, fresh = (model.prepare(uniform(2, 3, 3, 4), cells) for _ in range(2))
     for size in ((3, 5), (8, 8)):
-        model.decode(memory, grid_positions(size, 4 / 3))
+        model.decode(context, grid_positions(size, 4 / 3))
     assert torch.equal(
-        model.decode(memory, grid_positions((4, 4), 1.0)), model.decode(fresh, grid_positions((4, 4), 1.0))
+        model.decode(context, grid_positions((4, 4), 1.0)), model.decode(fresh, grid_positions((4, 4), 1.0))
     )
 
 
@@ -216,10 +218,10 @@ def test_points_without_a_place_in_the_frame_skip_the_local_path():
     torch.manual_seed(0)
     model = R2IR(TINY).eval().requires_grad_(False)
     grid, cells = grid_positions((4, 4), 1.0), grid_positions((2, 2), 1.0)
-    memory = model.memory(uniform(1, 3, 2, 2), cells)
-    unframed = model.decode(memory, replace(grid, framed=False))
-    assert not torch.allclose(unframed, model.decode(memory, grid))
-    changed = replace(memory, local_BhwZ=memory.local_BhwZ + 1)
+    context = model.prepare(uniform(1, 3, 2, 2), cells)
+    unframed = model.decode(context, replace(grid, framed=False))
+    assert not torch.allclose(unframed, model.decode(context, grid))
+    changed = replace(context, local_BhwZ=context.local_BhwZ + 1)
     assert torch.equal(model.decode(changed, replace(grid, framed=False)), unframed)
 
 
@@ -229,7 +231,7 @@ def test_every_parameter_is_trained(name):
     model = R2IR(VARIANTS[name])
     grid, cells = grid_positions((5, 5), 1.0), grid_positions((2, 3), 1.0)
     latent = model.encode(uniform(2, 25, 2), grid, cells).tanh()
-    model.decode(model.memory(latent, cells), grid).square().sum().backward()
+    model.decode(model.prepare(latent, cells), grid).square().sum().backward()
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
@@ -241,8 +243,8 @@ def test_the_published_size():
         encoder_blocks=4,
         decoder_blocks=4,
         cell_blocks=0,
-        cell_expansion=4,
-        pixel_expansion=4,
+        cell_mlp_ratio=4,
+        pixel_mlp_ratio=4,
         attention="linear",
         local=False,
         octaves=(-6, 9),
@@ -272,21 +274,21 @@ def test_a_bad_config_is_refused(options):
 @pytest.mark.parametrize("cells", [(1, 1), (3, 4), (2, 9)])
 def test_the_direct_path_reads_points_as_it_reads_their_grid(cells):
     grid, local = grid_positions((6, 5), 5 / 6), uniform(2, *cells, 3, BASIS, BASIS)
-    expected = read_direct(local, grid, QUARTERS)
+    expected = decode_coefficients(local, grid, QUARTERS)
     assert expected.shape == (2, 30, 3)
     for points_of in (as_points(grid), as_points(grid, 2)):
-        torch.testing.assert_close(read_direct(local, points_of, QUARTERS), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(decode_coefficients(local, points_of, QUARTERS), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_direct_path_is_linear_and_knows_how_large_a_cell_is():
     torch.manual_seed(0)
-    path = DirectPath(TINY)
+    path = LinearCodec(TINY)
     torch.nn.init.normal_(path.gain_out[-1].weight)
     latent, square = uniform(1, 12, 3), grid_positions((3, 4), 4 / 3)
-    origin = path.memory(torch.zeros_like(latent), square)
-    half, whole = (path.memory(factor * latent, square) - origin for factor in (0.5, 1.0))
+    origin = path.prepare(torch.zeros_like(latent), square)
+    half, whole = (path.prepare(factor * latent, square) - origin for factor in (0.5, 1.0))
     torch.testing.assert_close(2 * half, whole)
     for other in (grid_positions((3, 4), 1.0), grid_positions((3, 4), 2.0)):
-        assert not torch.allclose(path.memory(latent, other), path.memory(latent, square))
+        assert not torch.allclose(path.prepare(latent, other), path.prepare(latent, square))
     sides = [torch.stack(cell_sides(grid_positions((4, 8), aspect))).tolist() for aspect in (0.5, 1.0, 2.0)]
     assert sides == [[0.125, 0.5], [0.125, 0.25], [0.25, 0.25]]

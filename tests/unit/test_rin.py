@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from r2id.denoisers.rin import RIN, Carry, RINConfig, patch_centres
+from r2id.denoisers.rin import RIN, RecurrentState, RINConfig, patch_centres
 from r2id.position import Positions, grid_positions, jitter, points
 from r2id.schedule import x0_from
 from train.engine.recipe import DenoiserRecipe, read_recipe
@@ -15,16 +15,16 @@ from train.engine.recipe import DenoiserRecipe, read_recipe
 RECIPES = Path(__file__).parents[2] / "train/configs"
 TINY = RINConfig(
     latent_channels=3,
-    labels=4,
+    num_classes=4,
     label_tokens=2,
     patch=2,
     interface_width=8,
-    latents=5,
+    num_latents=5,
     latent_width=12,
     blocks=2,
     compute_layers=1,
     heads=2,
-    expansion=2,
+    mlp_ratio=2,
 )
 VARIANTS = {
     "plain": TINY,
@@ -32,7 +32,7 @@ VARIANTS = {
     "attention": replace(TINY, interface_attention=True),
     "pixels": replace(TINY, pixel_conditioning=True),
     "dual": replace(TINY, dual_norm=True),
-    "all": replace(TINY, interface_attention=True, pixel_conditioning=True, dual_norm=True, objective="epsilon"),
+    "all": replace(TINY, interface_attention=True, pixel_conditioning=True, dual_norm=True, prediction_type="epsilon"),
 }
 
 
@@ -57,10 +57,10 @@ def inputs(model: RIN, batch: int = 2, size: tuple[int, int] = (4, 6)):
     return noisy_BCHW, torch.linspace(0.2, 0.7, batch), grid_positions(size, size[1] / size[0]), tokens_BND
 
 
-def some_carry(model: RIN, count: int, batch: int = 2, size: tuple[int, int] = (4, 6)) -> Carry:
+def some_carry(model: RIN, count: int, batch: int = 2, size: tuple[int, int] = (4, 6)) -> RecurrentState:
     rng = torch.Generator().manual_seed(1)
     estimate = torch.randn(count, batch, 3, *size, generator=rng) if model.config.pixel_conditioning else None
-    return Carry(torch.randn(count, batch, 5, 12, generator=rng), estimate)
+    return RecurrentState(torch.randn(count, batch, 5, 12, generator=rng), estimate)
 
 
 def parameters(module: nn.Module) -> int:
@@ -88,19 +88,19 @@ def test_a_warm_start_is_a_cold_one_until_its_norm_moves():
     torch.nn.init.normal_(model.out.weight)
     noisy, alpha_bar, positions, tokens = inputs(model)
     cold = model(noisy, alpha_bar, positions, [tokens])
-    assert torch.equal(model(noisy, alpha_bar, positions, [tokens], cold.carry).prediction, cold.prediction)
+    assert torch.equal(model(noisy, alpha_bar, positions, [tokens], cold.recurrent_state).prediction, cold.prediction)
     model.warm_norm.weight.fill_(0.5)
-    assert differ(model(noisy, alpha_bar, positions, [tokens], cold.carry).prediction, cold.prediction)
+    assert differ(model(noisy, alpha_bar, positions, [tokens], cold.recurrent_state).prediction, cold.prediction)
 
 
 def test_the_latents_start_where_the_carry_says():
     model = build(TINY)
     noisy, alpha_bar, positions, tokens = inputs(model)
-    carry, seen = some_carry(model, 1), []
+    recurrent_state, seen = some_carry(model, 1), []
     model.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[1]))
-    model(noisy, alpha_bar, positions, [tokens], carry)
+    model(noisy, alpha_bar, positions, [tokens], recurrent_state)
     model(noisy, alpha_bar, positions, [tokens])
-    for tokens_BND, before in zip(seen, (carry.latents[0], torch.zeros(2, 5, 12)), strict=True):
+    for tokens_BND, before in zip(seen, (recurrent_state.latents[0], torch.zeros(2, 5, 12)), strict=True):
         close(tokens_BND[:, :5], model.latents + model.warm_norm(model.warm(before)))
         close(tokens_BND[:, 5], model.noise_embedding(alpha_bar))
         close(tokens_BND[:, 6:], tokens)
@@ -111,10 +111,10 @@ def test_any_size_and_any_number_of_conditions(model, size):
     noisy, alpha_bar, positions, tokens = inputs(model, size=size)
     for conditions in ([None], [tokens, None], [tokens, None, tokens.flip(0)]):
         output = model(noisy, alpha_bar, positions, conditions)
-        again = model(noisy, alpha_bar, positions, conditions, output.carry)
+        again = model(noisy, alpha_bar, positions, conditions, output.recurrent_state)
         for step in (output, again):
             assert step.prediction.shape == (len(conditions), *noisy.shape) and step.prediction.isfinite().all()
-            assert step.carry.latents.shape == (len(conditions), 2, 5, 12)  # whatever the size of the picture
+            assert step.recurrent_state.latents.shape == (len(conditions), 2, 5, 12)  # whatever the size of the picture
         assert differ(output.prediction, again.prediction)
 
 
@@ -129,16 +129,19 @@ def test_a_size_between_patches_is_refused(size):
 @pytest.mark.parametrize("warm", [False, True])
 def test_conditions_together_equal_conditions_apart(model, warm):
     noisy, alpha_bar, positions, tokens = inputs(model)
-    carry = some_carry(model, 2)
-    together = model(noisy, alpha_bar, positions, [tokens, None], carry if warm else None)
+    recurrent_state = some_carry(model, 2)
+    together = model(noisy, alpha_bar, positions, [tokens, None], recurrent_state if warm else None)
     for k, condition in enumerate((tokens, None)):
-        own = Carry(carry.latents[k : k + 1], None if carry.estimate is None else carry.estimate[k : k + 1])
+        own = RecurrentState(
+            recurrent_state.latents[k : k + 1],
+            None if recurrent_state.estimate is None else recurrent_state.estimate[k : k + 1],
+        )
         apart = model(noisy, alpha_bar, positions, [condition], own if warm else None)
         close(apart.prediction[0], together.prediction[k])
-        close(apart.carry.latents[0], together.carry.latents[k])
-        if carry.estimate is not None:
-            close(apart.carry.estimate[0], together.carry.estimate[k])
-    assert differ(*together.prediction) and differ(*together.carry.latents)
+        close(apart.recurrent_state.latents[0], together.recurrent_state.latents[k])
+        if recurrent_state.estimate is not None:
+            close(apart.recurrent_state.estimate[0], together.recurrent_state.estimate[k])
+    assert differ(*together.prediction) and differ(*together.recurrent_state.latents)
 
 
 def test_a_row_alone_equals_the_row_in_the_batch(model):
@@ -146,7 +149,7 @@ def test_a_row_alone_equals_the_row_in_the_batch(model):
     batch = model(noisy, alpha_bar, positions, [tokens, None])
     row = model(noisy[1:2], alpha_bar[1:2], positions, [tokens[1:2], None])
     close(row.prediction, batch.prediction[:, 1:2])
-    close(row.carry.latents, batch.carry.latents[:, 1:2])
+    close(row.recurrent_state.latents, batch.recurrent_state.latents[:, 1:2])
 
 
 def test_the_parts_run_in_order():
@@ -165,7 +168,7 @@ def test_the_interface_learns_of_the_latents_only_from_what_is_written(model):
     others = model(noisy, 1 - alpha_bar, positions, [tokens.flip(0)]).prediction
     assert differ(model(noisy, alpha_bar, positions, [tokens]).prediction, others)
     for block in model.blocks:
-        block.write.cross.out.weight.zero_()
+        block.write.cross_attention.out.weight.zero_()
     deaf = [model(noisy, a, positions, [c]).prediction for a, c in ((alpha_bar, tokens), (1 - alpha_bar, None))]
     close(*deaf)
 
@@ -173,11 +176,11 @@ def test_the_interface_learns_of_the_latents_only_from_what_is_written(model):
 def test_the_latents_learn_of_the_picture_only_from_what_is_read():
     model = build(TINY)
     noisy, alpha_bar, positions, tokens = inputs(model)
-    seen, other = (model(x, alpha_bar, positions, [tokens]).carry.latents for x in (noisy, noisy.flip(0)))
+    seen, other = (model(x, alpha_bar, positions, [tokens]).recurrent_state.latents for x in (noisy, noisy.flip(0)))
     assert differ(seen, other)
     for block in model.blocks:
-        block.read.cross.out.weight.zero_()
-    close(*(model(x, alpha_bar, positions, [tokens]).carry.latents for x in (noisy, noisy.flip(0))))
+        block.read.cross_attention.out.weight.zero_()
+    close(*(model(x, alpha_bar, positions, [tokens]).recurrent_state.latents for x in (noisy, noisy.flip(0))))
 
 
 def test_a_normalised_input_has_no_scale():
@@ -195,7 +198,7 @@ def influence(config: RINConfig) -> torch.Tensor:
     """How far the first patch's prediction moves as the last patch's input does, nothing being written to either."""
     model = build(replace(config, normalise=False))
     for block in model.blocks:
-        block.write.cross.out.weight.zero_()
+        block.write.cross_attention.out.weight.zero_()
     noisy, alpha_bar, positions, tokens = inputs(model)
     other = noisy.clone()
     other[..., -2:, -2:] += 1
@@ -208,17 +211,19 @@ def test_only_interface_attention_passes_patches_each_other():
     assert influence(VARIANTS["attention"]) > 1e-3
 
 
-@pytest.mark.parametrize("objective", ["v", "epsilon", "x0"])
-def test_pixel_conditioning_carries_the_estimate_of_x0(objective):
-    model = build(replace(TINY, pixel_conditioning=True, objective=objective))
+@pytest.mark.parametrize("prediction_type", ["v", "epsilon", "x0"])
+def test_pixel_conditioning_carries_the_estimate_of_x0(prediction_type):
+    model = build(replace(TINY, pixel_conditioning=True, prediction_type=prediction_type))
     noisy, alpha_bar, positions, tokens = inputs(model)
     output = model(noisy, alpha_bar, positions, [tokens, None])
-    for prediction, estimate in zip(output.prediction, output.carry.estimate, strict=True):
-        close(estimate, x0_from(objective, prediction, noisy, alpha_bar).clamp(-3, 3))
-    moved = replace(output.carry, estimate=-output.carry.estimate)
-    differing = [model(noisy, alpha_bar, positions, [tokens, None], c).prediction for c in (output.carry, moved)]
+    for prediction, estimate in zip(output.prediction, output.recurrent_state.estimate, strict=True):
+        close(estimate, x0_from(prediction_type, prediction, noisy, alpha_bar).clamp(-3, 3))
+    moved = replace(output.recurrent_state, estimate=-output.recurrent_state.estimate)
+    differing = [
+        model(noisy, alpha_bar, positions, [tokens, None], c).prediction for c in (output.recurrent_state, moved)
+    ]
     assert differ(*differing)
-    assert build(TINY)(noisy, alpha_bar, positions, [tokens]).carry.estimate is None
+    assert build(TINY)(noisy, alpha_bar, positions, [tokens]).recurrent_state.estimate is None
 
 
 def test_dual_norm_forgets_a_patch_s_brightness_and_contrast():
@@ -235,8 +240,8 @@ def test_dual_norm_forgets_a_patch_s_brightness_and_contrast():
 def test_every_parameter_is_trained(config, warm):
     model = build(config).requires_grad_(True)
     noisy, alpha_bar, positions, tokens = inputs(model)
-    carry = some_carry(model, 2) if warm else None
-    model(noisy, alpha_bar, positions, [tokens, None], carry).prediction.square().sum().backward()
+    recurrent_state = some_carry(model, 2) if warm else None
+    model(noisy, alpha_bar, positions, [tokens, None], recurrent_state).prediction.square().sum().backward()
     untouched = ("warm.",) if not warm else ()  # but never without a gradient, which data-parallel training needs
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and (parameter.grad.abs().max() > 0 or name.startswith(untouched)), name
@@ -248,9 +253,9 @@ def test_a_patch_lies_in_the_middle_of_its_pixels():
     assert centres.grid == expected.grid
     close(centres.absolute, expected.absolute)
     close(centres.relative, expected.relative)
-    close(torch.tensor(centres.spread), torch.tensor(pixels.spread) / 2)
+    close(torch.tensor(centres.ipe_sigma), torch.tensor(pixels.ipe_sigma) / 2)
     loose = patch_centres(points(pixels.absolute.expand(2, -1, -1), 1.5), (4, 6), 2)
-    assert loose.grid is None and loose.spread is None
+    assert loose.grid is None and loose.ipe_sigma is None
     close(loose.relative, expected.relative.expand(2, -1, -1))
 
 
@@ -280,7 +285,7 @@ def test_the_noise_level_matters_and_its_ends_are_finite(model):
     ends = [model(noisy, torch.full((2,), a), positions, [tokens]) for a in (0.0, 0.5, 1.0)]
     assert all(end.prediction.isfinite().all() for end in ends) and differ(ends[0].prediction, ends[1].prediction)
     if model.config.pixel_conditioning:
-        assert all(end.carry.estimate.abs().max() <= 3 for end in ends)
+        assert all(end.recurrent_state.estimate.abs().max() <= 3 for end in ends)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +295,7 @@ def test_the_noise_level_matters_and_its_ends_are_finite(model):
 def test_the_sizes_of_the_recipes(name, channels, labels, millions):
     """No count of parameters was published for these sizes, so the counts are this code's own."""
     recipe = read_recipe(DenoiserRecipe, RECIPES / f"{name}.toml")
-    config = replace(recipe.model, latent_channels=channels, labels=labels)
+    config = replace(recipe.model, latent_channels=channels, num_classes=labels)
     with torch.device("meta"):
         assert parameters(RIN(config)) == pytest.approx(millions * 1e6, rel=0.001)
     assert recipe.pixels and recipe.warm_start == 0.9
@@ -315,9 +320,9 @@ def test_the_published_blocks():
     [
         {"latent_channels": 0},
         {"patch": 0},
-        {"latents": 0},
+        {"num_latents": 0},
         {"compute_layers": 0},
-        {"objective": "eps"},
+        {"prediction_type": "eps"},
         {"octaves": (1, 0)},
         {"jitter": -0.5},
     ],

@@ -12,7 +12,14 @@ from train.engine.recipe import DenoiserRecipe, read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 TINY = S2IDConfig(
-    latent_channels=3, labels=4, label_tokens=2, width=16, heads=2, encoder_blocks=2, decoder_blocks=1, noise_width=8
+    latent_channels=3,
+    num_classes=4,
+    label_tokens=2,
+    width=16,
+    heads=2,
+    encoder_blocks=2,
+    decoder_blocks=1,
+    noise_width=8,
 )
 VARIANTS = {"gated": TINY, "film": replace(TINY, gated=False, label_tokens=1)}
 
@@ -63,7 +70,7 @@ def test_any_size_and_any_number_of_conditions(model, size):
     for conditions in ([None], [tokens], [tokens, None], [tokens, None, tokens.flip(0)]):
         output = model(noisy, alpha_bar, positions, conditions)
         assert output.prediction.shape == (len(conditions), *noisy.shape) and output.prediction.isfinite().all()
-        assert output.carry is None and output.pyramid == ()
+        assert output.recurrent_state is None and output.pyramid == ()
 
 
 def test_conditions_together_equal_conditions_apart(model):
@@ -193,7 +200,7 @@ def test_the_published_recipe_is_as_published():
     with torch.device("meta"):
         assert sum(p.numel() for p in S2ID(model).parameters()) == pytest.approx(6.1e6, rel=0.01)
     assert (model.width, model.heads, model.encoder_blocks, model.decoder_blocks) == (128, 8, 8, 8)
-    assert (model.octaves, model.gated, model.objective, model.jitter) == ((-3, 7), False, "epsilon", 0.5)
+    assert (model.octaves, model.gated, model.prediction_type, model.jitter) == ((-3, 7), False, "epsilon", 0.5)
     assert (recipe.pixels, recipe.training_size, recipe.schedule.shift_power) == (True, 28, 0.0)
     assert (optimisation.batch, optimisation.warmup, optimisation.ema) == (25, 2400, 0.9995)
     assert optimisation.steps * optimisation.batch == 20 * 55_000  # epochs
@@ -219,4 +226,4 @@ def test_a_bad_config_is_refused(options):
 
 def test_an_unknown_objective_is_refused():
     with pytest.raises(ValueError, match="^objective 'eps' .*choose one of v, epsilon, x0"):
-        S2IDConfig(objective="eps")
+        S2IDConfig(prediction_type="eps")

@@ -29,11 +29,15 @@ class Denoiser:
     def __init__(self, function=network):
         self.function, self.calls = function, []
 
-    def __call__(self, noisy_BChw, alpha_bar_B, positions, conditions, carry=None):
-        self.calls.append(SimpleNamespace(x=noisy_BChw, conditions=conditions, carry=carry, positions=positions))
+    def __call__(self, noisy_BChw, alpha_bar_B, positions, conditions, recurrent_state=None):
+        self.calls.append(
+            SimpleNamespace(x=noisy_BChw, conditions=conditions, recurrent_state=recurrent_state, positions=positions)
+        )
         base_BChw = self.function(noisy_BChw, alpha_bar_B.view(-1, 1, 1, 1))
         offsets = [0.0 if tokens is None else tokens.mean(dim=(1, 2)).view(-1, 1, 1, 1) for tokens in conditions]
-        return SimpleNamespace(prediction=torch.stack([base_BChw + o for o in offsets]), carry=len(self.calls))
+        return SimpleNamespace(
+            prediction=torch.stack([base_BChw + o for o in offsets]), recurrent_state=len(self.calls)
+        )
 
 
 def path(steps, name="cosine"):
@@ -43,7 +47,7 @@ def path(steps, name="cosine"):
 
 def run(denoiser, noise=None, *, steps=4, **kwargs):
     noise = normal(*SHAPE) if noise is None else noise
-    arguments = {"positions": None, "tokens": None, "objective": "v", **path(steps), **kwargs}
+    arguments = {"positions": None, "tokens": None, "prediction_type": "v", **path(steps), **kwargs}
     return list(sample(denoiser, noise, **arguments))
 
 
@@ -78,7 +82,7 @@ def test_ddim_agrees_with_diffusers_step_for_step(prediction, betas, clipped, et
     denoiser, drawn = Denoiser(), iter(noises)
     ours = run(
         denoiser,
-        objective=OURS[prediction],
+        prediction_type=OURS[prediction],
         sampler="ddim",
         eta=eta,
         clip=(lambda x0: x0.clamp(-1, 1)) if clipped else None,
@@ -105,7 +109,7 @@ def test_dpm_solver_agrees_with_diffusers_step_for_step(prediction, steps):
     )
     scheduler.set_timesteps(steps)
     denoiser = Denoiser()
-    ours = run(denoiser, objective=OURS[prediction], sampler="dpm++", **published_path(scheduler))
+    ours = run(denoiser, prediction_type=OURS[prediction], sampler="dpm++", **published_path(scheduler))
     x = normal(*SHAPE)
     for step, call, t in zip(ours, denoiser.calls, scheduler.timesteps, strict=True):
         close(call.x, x)
@@ -123,20 +127,25 @@ def test_dpm_solver_is_nearer_to_the_exact_solution_than_ddim():
         return alpha_bar.sqrt() * s**2 * x / (alpha_bar * s**2 + 1 - alpha_bar)
 
     def error(sampler):
-        result = run(Denoiser(best_x0), noise, steps=20, objective="x0", sampler=sampler)[-1].x0
+        result = run(Denoiser(best_x0), noise, steps=20, prediction_type="x0", sampler=sampler)[-1].x0
         return (result - s * noise).abs().max().item()
 
     assert error("dpm++") < 0.01 < error("ddim") < 0.1
 
 
 @pytest.mark.parametrize("sampler, eta", [("ddim", 0.0), ("ddim", 1.0), ("ddim", 2.0), ("dpm++", 0.0)])
-@pytest.mark.parametrize("objective", ["v", "x0", "epsilon"])
+@pytest.mark.parametrize("prediction_type", ["v", "x0", "epsilon"])
 @pytest.mark.parametrize("name", ["cosine", "sigmoid"])
-def test_zero_terminal_snr_is_finite(name, objective, sampler, eta):
+def test_zero_terminal_snr_is_finite(name, prediction_type, sampler, eta):
     arguments = path(5, name)
     assert arguments["alpha_bars"][0] == 0
     steps = run(
-        Denoiser(), objective=objective, sampler=sampler, eta=eta, row_noise=lambda: normal(*SHAPE), **arguments
+        Denoiser(),
+        prediction_type=prediction_type,
+        sampler=sampler,
+        eta=eta,
+        row_noise=lambda: normal(*SHAPE),
+        **arguments,
     )
     assert all(step.x0.isfinite().all() for step in steps)
 
@@ -144,7 +153,9 @@ def test_zero_terminal_snr_is_finite(name, objective, sampler, eta):
 @pytest.mark.parametrize("sampler, eta", [("ddim", 0.0), ("ddim", 1.0), ("dpm++", 0.0)])
 def test_a_certain_denoiser_is_believed(sampler, eta):
     x0 = normal(*SHAPE, seed=3)
-    steps = run(Denoiser(lambda x, _: x0), objective="x0", sampler=sampler, eta=eta, row_noise=lambda: normal(*SHAPE))
+    steps = run(
+        Denoiser(lambda x, _: x0), prediction_type="x0", sampler=sampler, eta=eta, row_noise=lambda: normal(*SHAPE)
+    )
     assert_close(steps[-1].x0, x0)
 
 
@@ -199,7 +210,7 @@ def test_guidance_asks_only_for_what_it_needs_in_one_call(guidance, kind):
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 4.0])
 def test_guidance_is_null_plus_g_times_the_difference(guidance):
     tokens = normal(2, 4, 8)
-    step = run(Denoiser(), tokens=tokens, guidance=guidance, steps=1, objective="x0")[0]
+    step = run(Denoiser(), tokens=tokens, guidance=guidance, steps=1, prediction_type="x0")[0]
     null = network(normal(*SHAPE), 0.0)
     assert_close(step.x0, null + guidance * tokens.mean(dim=(1, 2)).view(-1, 1, 1, 1))
 
@@ -214,21 +225,21 @@ def test_guidance_interval_includes_its_ends_and_leaves_the_condition_elsewhere(
     denoiser = Denoiser()  # at t = 1, 0.75, 0.5, 0.25
     run(denoiser, tokens=normal(2, 4, 8), guidance=2.0, guidance_interval=(0.5, 0.75), steps=4)
     assert kinds(denoiser) == ["cond", "cond+null", "cond+null", "cond"]
-    assert [call.carry for call in denoiser.calls] == [None, None, 2, None]
+    assert [call.recurrent_state for call in denoiser.calls] == [None, None, 2, None]
 
 
 def test_carry_and_positions_are_handed_from_step_to_step():
     denoiser, positions = Denoiser(), object()
     run(denoiser, positions=positions, tokens=normal(2, 4, 8), guidance=2.0, steps=4)
-    assert [call.carry for call in denoiser.calls] == [None, 1, 2, 3]
+    assert [call.recurrent_state for call in denoiser.calls] == [None, 1, 2, 3]
     assert all(call.positions is positions for call in denoiser.calls)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 def test_every_estimate_is_clipped_and_the_next_step_starts_from_it(sampler):
     free, clipped = Denoiser(lambda x, _: 9 * x), Denoiser(lambda x, _: 9 * x)
-    assert run(free, objective="x0", sampler=sampler)[0].x0.abs().max() > 1
-    steps = run(clipped, objective="x0", sampler=sampler, clip=lambda x0: x0.clamp(-1, 1))
+    assert run(free, prediction_type="x0", sampler=sampler)[0].x0.abs().max() > 1
+    steps = run(clipped, prediction_type="x0", sampler=sampler, clip=lambda x0: x0.clamp(-1, 1))
     assert all(step.x0.abs().max() == 1 for step in steps)
     start, end = path(4)["alpha_bars"][:2].tolist()
     assert_close(clipped.calls[1].x, ddim_step(normal(*SHAPE), steps[0].x0, start, end))
@@ -249,7 +260,7 @@ FALLING = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
     "arguments, message",
     [
         ({"sampler": "euler"}, "'euler'.*ddim, dpm"),
-        ({"objective": "noise"}, "'noise'.*v, epsilon, x0"),
+        ({"prediction_type": "noise"}, "'noise'.*v, epsilon, x0"),
         ({"sampler": "dpm++", "eta": 0.5}, r"eta 0\.5 with dpm.*ddim"),
         ({"sampler": "ddim", "eta": 0.5}, r"eta 0\.5 needs noise"),
         ({"sampler": "ddim", "eta": -1.0}, "eta -1"),
@@ -272,7 +283,7 @@ def test_bad_input_is_refused_before_the_first_step(arguments, message):
     denoiser = Denoiser()
     arguments = {"noise_BChw": arguments.pop("noise", normal(*SHAPE)), **path(4), **arguments}
     with pytest.raises(ValueError, match=message):
-        sample(denoiser, **{"positions": None, "tokens": None, "objective": "v", **arguments})
+        sample(denoiser, **{"positions": None, "tokens": None, "prediction_type": "v", **arguments})
     assert not denoiser.calls
 
 

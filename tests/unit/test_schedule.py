@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from r2id.schedule import (
     ALPHA_BARS,
-    OBJECTIVES,
+    PREDICTION_TYPES,
     Schedule,
     alpha_bar_cosine,
     alpha_bar_from_log_snr,
@@ -83,26 +83,26 @@ def test_a_scaled_input_has_the_signal_to_noise_ratio_of_the_scaled_picture(name
     assert scaled[0] == 1 and (scaled[-1] == 0) == (plain[-1] == 0)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_conversions_round_trip(objective, dtype):
+def test_conversions_round_trip(prediction_type, dtype):
     x0, noise = torch.randn(2, 5, 3, 4, 6, dtype=dtype, generator=torch.Generator().manual_seed(0))
     alpha_bar_B = torch.tensor([0.01, 0.2, 0.5, 0.9, 0.99], dtype=torch.float64)
     x = noisy(x0, noise, alpha_bar_B)
-    estimate = x0_from(objective, target(objective, x0, noise, alpha_bar_B), x, alpha_bar_B)
+    estimate = x0_from(prediction_type, target(prediction_type, x0, noise, alpha_bar_B), x, alpha_bar_B)
     assert x.dtype == estimate.dtype == dtype
     assert_close(estimate, x0, atol=1e-5, rtol=1e-5)
     assert_close(noise_from(estimate, x, alpha_bar_B), noise, atol=1e-4, rtol=1e-4)
     assert_close(noisy(x0[:1], noise[:1], alpha_bar_B[0]), x[:1])
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_conversions_are_finite_at_both_ends(objective):
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_conversions_are_finite_at_both_ends(prediction_type):
     x0, noise, prediction = torch.randn(3, 2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     ends_B = torch.tensor([0.0, 1.0], dtype=torch.float64)
     x = noisy(x0, noise, ends_B)
     assert_close(x, torch.stack([noise[0], x0[1]]))
-    assert x0_from(objective, prediction, x, ends_B).isfinite().all()
+    assert x0_from(prediction_type, prediction, x, ends_B).isfinite().all()
     assert noise_from(x0, x, ends_B).isfinite().all()
 
 
@@ -111,12 +111,15 @@ def test_conversions_are_finite_at_both_ends(objective):
 def test_same_noise_has_the_same_alpha_bar_at_other_cells(name, cells, at):
     schedule = Schedule(name=name, shift_base=4.0, shift_power=2.0)
     for t in (0.05, 0.2, 0.5, 0.9):
-        there = schedule.same_noise(t, cells=cells, at=at)
+        there = schedule.time_at_equal_noise(t, cells=cells, at=at)
         both = [schedule.alpha_bar(torch.tensor(v, dtype=torch.float64), cells=c) for v, c in ((t, cells), (there, at))]
         assert_close(*both, atol=1e-4, rtol=0)
         assert (there < t) == (math.prod(at) > math.prod(cells))  # more cells have that much noise earlier
-        assert schedule.same_noise(t, cells=cells, at=cells) == t
-    assert schedule.same_noise(0.0, cells=cells, at=at) == 0.0 and schedule.same_noise(1.0, cells=cells, at=at) <= 1.0
+        assert schedule.time_at_equal_noise(t, cells=cells, at=cells) == t
+    assert (
+        schedule.time_at_equal_noise(0.0, cells=cells, at=at) == 0.0
+        and schedule.time_at_equal_noise(1.0, cells=cells, at=at) <= 1.0
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_the_other_systems_are_small_and_draw_digits_too(system):
     folder, labels = ROOT / "weights" / f"mnist-{system}", torch.arange(10)
     assert (folder / "denoiser.safetensors").stat().st_size <= 2**23
     pipe = Pipeline.from_pretrained(folder, device="cpu")
-    assert pipe.config.system == system and pipe.config.resampler is None
+    assert pipe.config.architecture == system and pipe.config.resampler is None
     judge = load_classifier(ROOT / "train" / "classifiers" / "mnist.safetensors")
     images = pipe.resample(pipe.diffuse(labels.tolist(), steps=12, seed=0), size=(32, 32))
     assert (judge(to_classifier_size(images * 2 - 1)).argmax(dim=1) == labels).sum() >= 8

@@ -14,7 +14,7 @@ from r2id.position import Positions, batched, grid_positions
 
 
 @dataclass(frozen=True)
-class Group:
+class Bucket:
     """Pictures whose latents have the same cells. One call takes them all, and without a mask: random pixels are as
     many of each."""
 
@@ -40,10 +40,10 @@ class Group:
         grids = [grid_positions(self.cells, aspect) for aspect in self.aspects]
         return batched(grids, self.counts).to(self.canvases[0].device)
 
-    def sizes(self) -> list[Group]:
+    def sizes(self) -> list[Bucket]:
         """A group for every size."""
         places = iter(self.places)
-        return [Group([canvas], self.cells, list(islice(places, len(canvas)))) for canvas in self.canvases]
+        return [Bucket([canvas], self.cells, list(islice(places, len(canvas)))) for canvas in self.canvases]
 
 
 @dataclass(frozen=True)
@@ -63,40 +63,40 @@ class Shape:
         """Cells of a latent."""
         return math.prod(self.cells)
 
-    def groups(self, image_BCHW: Tensor, background_C: Tensor) -> list[Group]:
+    def buckets(self, image_BCHW: Tensor, background_C: Tensor) -> list[Bucket]:
         """Pictures, padded and on the background's device."""
         canvas_BCHW = pad_to(image_BCHW.to(background_C.device), self.canvas, background_C)
-        return [Group([canvas_BCHW], self.cells, list(range(len(image_BCHW))))]
+        return [Bucket([canvas_BCHW], self.cells, list(range(len(image_BCHW))))]
 
 
 @dataclass(frozen=True)
-class OwnFrames:
+class NativeAspect:
     """What a step draws for pictures of any sizes, which fill frames of their own: how large the cells are."""
 
     side: float  # cells on the side of a square frame
     longest: float  # cells on any side
     skew: float = 1.0  # how much narrower than high a cell is
-    stride: int = 1
+    size_multiple: int = 1
 
     def cells(self, aspect: float) -> tuple[int, int]:
         """(height, width) of the latent, multiples of the stride."""
         w, h = self.side * math.sqrt(aspect * self.skew), self.side / math.sqrt(aspect * self.skew)
         shrink = min(1.0, self.longest / max(w, h))
-        return tuple(max(1, int(v * shrink / self.stride)) * self.stride for v in (h, w))
+        return tuple(max(1, int(v * shrink / self.size_multiple)) * self.size_multiple for v in (h, w))
 
     @property
     def area(self) -> int:
         """Cells of a square picture's latent: those of others are about as many."""
         return math.prod(self.cells(1.0))
 
-    def groups(self, images: list[Tensor], background_C: Tensor) -> list[Group]:
+    def buckets(self, images: list[Tensor], background_C: Tensor) -> list[Bucket]:
         """Pictures (C, H, W) by their cells, on the background's device."""
         places: dict[tuple, dict[tuple, list[int]]] = {}  # by cells, then by size
         for place, image_CHW in enumerate(images):
             height, width = image_CHW.shape[1:]
             places.setdefault(self.cells(width / height), {}).setdefault((height, width), []).append(place)
         return [
-            Group(
+            Bucket(
                 [torch.stack([images[place] for place in alike]).to(background_C.device) for alike in sizes.values()],
                 cells,
                 [place for alike in sizes.values() for place in alike],
@@ -106,31 +106,32 @@ class OwnFrames:
 
 
 @dataclass(frozen=True)
-class Law:
+class ShapeSampler:
     """How a step draws its shape. Frames of square pictures that are not square are padded with the background colour;
-    pictures of any sizes fill their own, so `square` says nothing of them and `widest` is where they are cropped."""
+    pictures of any sizes fill their own, so `p_square` says nothing of them and `max_aspect` is where they are
+    cropped."""
 
     cells: tuple[int, int] = (4, 16)  # of a square frame's side, drawn log-uniformly: small latents are the hard ones
-    square: float = 0.5  # share of steps whose frame is square
-    widest: float = 16 / 9  # other frames are log-uniform between its inverse and it
-    skewed: float = 0.1  # share of steps whose cells are not (nearly) square
+    p_square: float = 0.5  # share of steps whose frame is square
+    max_aspect: float = 16 / 9  # other frames are log-uniform between its inverse and it
+    p_anisotropic: float = 0.1  # share of steps whose cells are not (nearly) square
 
     def __post_init__(self):
         if not 1 <= self.cells[0] <= self.cells[1]:
             raise ValueError(f"cells {self.cells}: must be (fewest, most), 1 or more")
-        if self.widest < 1:
-            raise ValueError(f"widest {self.widest}: must be 1 or more, width / height")
+        if self.max_aspect < 1:
+            raise ValueError(f"max_aspect {self.max_aspect}: must be 1 or more, width / height")
 
-    def draw(self, size: int | None, *, generator: torch.Generator, stride: int = 1) -> Shape | OwnFrames:
+    def draw(self, size: int | None, *, generator: torch.Generator, size_multiple: int = 1) -> Shape | NativeAspect:
         """A shape for pictures of size × size pixels, or (None) of any sizes; its cells are multiples of the stride."""
         u = torch.rand(5, generator=generator).tolist()
         low, high = self.cells
-        side = low * ((high + stride) / low) ** u[0]
-        skew = 1.5 ** (2 * u[4] - 1) if u[3] < self.skewed else 1.0
-        own = OwnFrames(side, high + 0.99 * stride, skew, stride)
+        side = low * ((high + size_multiple) / low) ** u[0]
+        skew = 1.5 ** (2 * u[4] - 1) if u[3] < self.p_anisotropic else 1.0
+        own = NativeAspect(side, high + 0.99 * size_multiple, skew, size_multiple)
         if size is None:
             return own
-        ratio = 1.0 if u[1] < self.square else self.widest ** (2 * u[2] - 1)
+        ratio = 1.0 if u[1] < self.p_square else self.max_aspect ** (2 * u[2] - 1)
         pad = round(size * (max(ratio, 1 / ratio) - 1) / 2)  # on both sides, so the picture stays on whole pixels
         canvas = (size, size + 2 * pad) if ratio >= 1 else (size + 2 * pad, size)
         return Shape(canvas, own.cells(canvas[1] / canvas[0]))

@@ -46,15 +46,15 @@ def opened(row: Row) -> PILImage.Image:
 class Decoder:
     """Decodes rows and keeps account of those that cannot be read."""
 
-    def __init__(self, data: str, channels: int, size: int, widest: float | None = None):
-        """widest: None for `square` images of this size, else the limit of `own_frame`."""
-        self.data, self.channels, self.size, self.widest = data, channels, size, widest
+    def __init__(self, data: str, channels: int, size: int, max_aspect: float | None = None):
+        """max_aspect: None for `square` images of this size, else the limit of `own_frame`."""
+        self.data, self.channels, self.size, self.max_aspect = data, channels, size, max_aspect
         self.read, self.skipped, self.told = 0, [], 0
 
     @property
     def shape(self) -> tuple[int | None, ...]:
         """Of every image; None where they differ."""
-        return self.channels, *((self.size,) * 2 if self.widest is None else (None, None))
+        return self.channels, *((self.size,) * 2 if self.max_aspect is None else (None, None))
 
     def __call__(self, rows: list[Row], run: Callable = map) -> list[Tensor | None]:
         """Images (C, H, W) in [0, 1], None for those that cannot be read. run: `map`, or a pool's."""
@@ -70,9 +70,9 @@ class Decoder:
         try:
             with opened(row) as image:
                 pixels_CHW = from_pil(image, self.channels, background=1.0)
-            if self.widest is None:
+            if self.max_aspect is None:
                 return square(pixels_CHW, self.size)
-            return own_frame(pixels_CHW, self.size, self.widest)
+            return own_frame(pixels_CHW, self.size, self.max_aspect)
         except UnidentifiedImageError:
             return "not an image"
         except Exception as error:  # Decoders raise whatever a broken file leads them into.
@@ -99,14 +99,14 @@ def square(pixels_CHW: Tensor, size: int) -> Tensor:
     return square_CHW if side == size else resized(square_CHW, (size, size))
 
 
-def own_frame(pixels_CHW: Tensor, size: int, widest: float) -> Tensor:
+def own_frame(pixels_CHW: Tensor, size: int, max_aspect: float) -> Tensor:
     """The image (C, H, W) in [0, 1], its short side reduced to `size` pixels where it has more. Its centre where its
-    long side is more than `widest` short ones."""
+    long side is more than `max_aspect` short ones."""
     short = min(pixels_CHW.shape[1:])
-    frame_CHW = centre(pixels_CHW, tuple(min(side, int(short * widest + 1e-9)) for side in pixels_CHW.shape[1:]))
+    frame_CHW = centre(pixels_CHW, tuple(min(side, int(short * max_aspect + 1e-9)) for side in pixels_CHW.shape[1:]))
     if short <= size:
         return frame_CHW.clone()  # lets go of the rest
-    reduced = (min(round(side * size / short), int(size * widest + 1e-9)) for side in frame_CHW.shape[1:])
+    reduced = (min(round(side * size / short), int(size * max_aspect + 1e-9)) for side in frame_CHW.shape[1:])
     return resized(frame_CHW, tuple(reduced))
 
 
@@ -159,7 +159,7 @@ class Batch:
                     images[number : number + 1] = self.decoder(rows[number : number + 1])
             for image_CHW in images:
                 image_CHW.mul_(2).sub_(1)
-            self.images = torch.stack(images) if self.decoder.widest is None else images
+            self.images = torch.stack(images) if self.decoder.max_aspect is None else images
             self.labels_B = torch.tensor([row.label for row in rows])
             self.places = places
         return self.images, self.labels_B

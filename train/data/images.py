@@ -65,18 +65,19 @@ def load_images(
     size: int = 32,
     channels: int | None = None,
     limit: int | None = None,
-    widest: float | None = None,
+    max_aspect: float | None = None,
 ) -> ImageSet:
-    """The first `limit` (or all) images of a split, as `size` x `size` pixels or (widest) in their own aspect ratios.
+    """The first `limit` (or all) images of a split, as `size` x `size` pixels or (max_aspect) in their own aspect
+    ratios.
 
     data: a Hub id such as `ylecun/mnist`; or a folder of images, whose sub-folders are the labels if it has any, below
     `train/` and `test/` where there is a test set; or a folder of parquet or WebDataset shards, `train-*` and `test-*`
     where there is a test set (in a `.tar`, labels are `.cls`, or `label` in `.json`).
     channels: 1 or 3; by default 1 if every image of the split is grey.
-    widest: None for squares, 1 or more for frames of their own. Images that are not square, or of which a side is more
-    than `widest` times the other, are cropped at the centre. Squares are resized to `size`; frames of their own are
-    reduced to a short side of `size` where it is more, else left as they are. That is bicubic, antialiased and clipped
-    to the range. Transparency is laid on white. What cannot be read is left out, with a warning that names it.
+    max_aspect: None for squares, 1 or more for frames of their own. Images that are not square, or of which a side is
+    more than `max_aspect` times the other, are cropped at the centre. Squares are resized to `size`; frames of their
+    own are reduced to a short side of `size` where it is more, else left as they are. That is bicubic, antialiased and
+    clipped to the range. Transparency is laid on white. What cannot be read is left out, with a warning that names it.
     The validation split is the end of the training set (`VALIDATION`), the train split is the rest. A set stored class
     by class is first put into a fixed random order.
     A training set without a limit that would take more than IN_MEMORY stays on disk: its images are decoded when they
@@ -85,16 +86,16 @@ def load_images(
     Raises ValueError for an unknown split, data that cannot be found or read, a split that is missing or empty, and one
     of which more than half cannot be read.
     """
-    check(split, size, channels, limit, widest)
+    check(split, size, channels, limit, max_aspect)
     rows, names = stored_rows(data, split, limit)
     every, sample = range(len(rows)), np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int).tolist()
 
     def large(channels: int) -> bool:
-        return split == "train" and limit is None and 4 * len(rows) * channels * size**2 * (widest or 1) > IN_MEMORY
+        return split == "train" and limit is None and 4 * len(rows) * channels * size**2 * (max_aspect or 1) > IN_MEMORY
 
     if channels is None:
         channels = channels_of(map(rows.read, chunked(sample if large(1) else every)))
-    decoder = Decoder(data, channels, size, widest)
+    decoder = Decoder(data, channels, size, max_aspect)
     if large(channels):
         return on_demand(rows, decoder, names, map(rows.read, chunked(sample)))
     return in_memory(decoder, map(rows.read, chunked(every)), len(rows), names)
@@ -107,7 +108,7 @@ def stream_images(
     size: int = 32,
     channels: int | None = None,
     limit: int | None = None,
-    widest: float | None = None,
+    max_aspect: float | None = None,
     seed: int = 0,
 ) -> ImageSet:
     """Like `load_images`, for a Hub id or shards that are larger than the disk: rows are read when they are needed.
@@ -117,7 +118,7 @@ def stream_images(
     shard, which training leaves out. The first SAMPLE rows of the training set tell the channels, the background and,
     where labels are no ClassLabel, their names. Raises ValueError too for shards stored class by class.
     """
-    check(split, size, channels, limit, widest)
+    check(split, size, channels, limit, max_aspect)
     splits = open_streamed(data)
     rows = splits[stored_name(data, split, splits)]
     plan = layout(rows.features, data)
@@ -128,7 +129,7 @@ def stream_images(
     index, names = plan.numbers([*values, *range(max(whole, default=-1))])
     names = names if any(value in index for value in values) else ()
     sample = list(rows_of(head, plan, index, data))
-    decoder = Decoder(data, channels or channels_of([sample]), size, widest)
+    decoder = Decoder(data, channels or channels_of([sample]), size, max_aspect)
 
     if split == "train":
         if len(names) > 1 and len({row.label for row in sample}) == 1:
@@ -146,15 +147,15 @@ def stream_images(
     return in_memory(decoder, chunked(found), len(found), names)
 
 
-def check(split: str, size: int, channels: int | None, limit: int | None, widest: float | None) -> None:
+def check(split: str, size: int, channels: int | None, limit: int | None, max_aspect: float | None) -> None:
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels {channels}: must be 1 (grey), 3 (colour) or None (as the images are)")
     if size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"size {size}, limit {limit}: must be at least 1")
-    if widest is not None and widest < 1:
-        raise ValueError(f"widest {widest}: must be 1 or more, width / height, or None for squares")
+    if max_aspect is not None and max_aspect < 1:
+        raise ValueError(f"max_aspect {max_aspect}: must be 1 or more, width / height, or None for squares")
 
 
 def stored_name(data: str, split: str, splits: dict) -> str:
@@ -194,7 +195,7 @@ def chunked(items: Iterable[T]) -> Iterator[list[T]]:
 
 def in_memory(decoder: Decoder, chunks: Iterable[list[Row]], count: int, names: tuple[str, ...]) -> ImageSet:
     """The images of `count` rows that can be read."""
-    squares, labels = decoder.widest is None, []
+    squares, labels = decoder.max_aspect is None, []
     images = torch.empty(count, *decoder.shape) if squares else [None] * count
     for rows in chunks:
         for row, image_CHW in zip(rows, decoder(rows), strict=True):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,26 +16,50 @@ from torch import Generator, nn
 from tqdm import tqdm
 
 from r2id.checkpoint import load_tensors
-from train.data.buckets import Law, OwnFrames, Shape
+from train.data.buckets import NativeAspect, Shape, ShapeSampler
 from train.data.images import ImageSet
-from train.engine.loop import Compute, Progress, Run, generator, listed, operations
+from train.engine.loop import TRACKERS, Compute, Progress, Run, count_flops, generator, listed
 from train.engine.machine import machine, peak_memory, reset_peak
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe
 
 MEASURED = 3  # steps of each phase, spread over it
 
 
+def arguments(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="recipe, a file of train/configs/")
+    parser.add_argument("--data", help="Hub id, folder of parquet files or folder of images; default: the recipe's")
+    parser.add_argument("--from", dest="start", metavar="WEIGHTS", help="exported weights that a new run begins with")
+    parser.add_argument("--stream", action="store_true", help="read shards while training: sets larger than the disk")
+    parser.add_argument("--out", help="folder of the run; default: runs/NAME. Give the same one to resume")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="in place of the recipe's, as TOML: model.width=128, optimisation.phases.0.steps=100. Repeatable",
+    )
+    parser.add_argument("--track", default="tensorboard", choices=TRACKERS, help="where metrics go (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="measure a few steps, print the cost, write nothing")
+    return parser
+
+
 def run_of(
-    args: Namespace, recipe: ResamplerRecipe | DenoiserRecipe, loss: nn.Module, train: ImageSet, folder: Path, **about
+    args: argparse.Namespace,
+    recipe: ResamplerRecipe | DenoiserRecipe,
+    loss: nn.Module,
+    train: ImageSet,
+    folder: Path,
+    **metadata,
 ) -> Run:
-    """The run of a recipe, which writes nothing if it is dry. about: what its states keep beside recipe and data."""
-    about |= {"recipe": asdict(recipe), "labels": train.names, "background": train.background, "images": train.count}
+    """The run of a recipe, which writes nothing if it is dry. metadata: what its states keep beside recipe and data."""
+    metadata |= {"recipe": asdict(recipe), "labels": train.names, "background": train.background, "images": train.count}
     return Run(
         loss,
         recipe.optimisation,
         count=train.count,
         folder=None if args.dry_run else folder,
-        about=about,
+        metadata=metadata,
         track=args.track,
         stream=train.stream,
     )
@@ -59,25 +83,32 @@ def start_from(run: Run, weights: str, stage: str) -> None:
 
 
 def draw(
-    law: Law, seed: int, step: int, part: int = 0, *, size: int | None, device: torch.device, stride: int = 1
-) -> tuple[Shape | OwnFrames, Generator]:
+    shape_sampler: ShapeSampler,
+    seed: int,
+    step: int,
+    part: int = 0,
+    *,
+    size: int | None,
+    device: torch.device,
+    size_multiple: int = 1,
+) -> tuple[Shape | NativeAspect, Generator]:
     """A step's shape, for pictures of size × size pixels or (None) of any sizes, and the generator of all else that its
     part draws, on the device: parts have one shape, each its own draws."""
     rng = generator(seed, step)
-    shape = law.draw(size, generator=rng, stride=stride)
+    shape = shape_sampler.draw(size, generator=rng, size_multiple=size_multiple)
     return shape, rng if part == 0 and device.type == "cpu" else generator(seed, step, part, device)
 
 
-def carry_out(run: Run, compute: Compute, evaluate: Callable[[Progress], str], *, dry: bool) -> None:
+def run(training: Run, compute: Compute, evaluate: Callable[[Progress], str], *, dry: bool) -> None:
     """Trains to the end, or prints what that would cost."""
     if dry:
-        for line in dry_run(run, compute):
-            run.accelerator.print(line, flush=True)
+        for line in dry_run(training, compute):
+            training.accelerator.print(line, flush=True)
     else:
-        follow(run, compute, evaluate)
+        train_with_progress(training, compute, evaluate)
 
 
-def follow(run: Run, compute: Compute, evaluate: Callable[[Progress], str]) -> None:
+def train_with_progress(run: Run, compute: Compute, evaluate: Callable[[Progress], str]) -> None:
     """Trains to the end. evaluate, in the main process: draws and logs what the caller wants, → a line to print."""
     main = run.accelerator.is_main_process
     with tqdm(total=run.optimisation.steps, initial=run.step, unit="step", dynamic_ncols=True, disable=not main) as bar:
@@ -112,14 +143,14 @@ def dry_run(run: Run, compute: Compute) -> Iterator[str]:
         reset_peak(device)
         times = [timed(run, compute, step) for step in steps]
         peak = peak_memory(device)
-        flops = [operations_of(run, compute, step) for step in steps]
+        flops = [flops_of(run, compute, step) for step in steps]
         # Steps differ by their shapes, and a shared machine by the minute: so the median time of an operation.
         taken = mean(flops) * median(time / count for time, count in zip(times, flops, strict=True))
         seconds += taken * phase.steps
         counted += mean(flops) * phase.steps
         start += phase.steps
-        cost = f"{mean(flops) / 1e9:,.1f} GFLOP and {taken:.3g} s a step, {peak / 1e6:,.0f} MB at most"
-        yield f"phase {number}: {phase.steps:,} steps, {cost}, {clock(taken * phase.steps)}"
+        cost_text = f"{mean(flops) / 1e9:,.1f} GFLOP and {taken:.3g} s a step, {peak / 1e6:,.0f} MB at most"
+        yield f"phase {number}: {phase.steps:,} steps, {cost_text}, {clock(taken * phase.steps)}"
     yield f"in all: {start:,} steps, {counted / 1e12:,.1f} TFLOP, {clock(seconds)} without evaluations"
 
 
@@ -132,10 +163,10 @@ def timed(run: Run, compute: Compute, step: int) -> float:
     return time.perf_counter() - began
 
 
-def operations_of(run: Run, compute: Compute, step: int) -> int:
+def flops_of(run: Run, compute: Compute, step: int) -> int:
     """Floating-point operations of a step, of all processes."""
     run.step = step
-    with operations() as counter:
+    with count_flops() as counter:
         run.update(compute)
     return counter.get_total_flops() * run.accelerator.num_processes
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from train.engine.recipe import Optimisation, Phase
 from train.engine.state import State, load_state, save_state
 
 if TYPE_CHECKING:
@@ -35,65 +36,7 @@ SHOWN = 25  # steps between those whose metrics are read
 TRACKERS = ("tensorboard", "wandb", "none")
 
 # (loss module, indices, phase, step, part) → loss, metrics, of all indices or the first `metrics["images"]`
-Compute = Callable[[nn.Module, Tensor, "Phase", int, int], tuple[Tensor, dict]]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training: the rate falls along a cosine from rate[0] to rate[1]. Cells, where given, take the place
-    of the law's. Pixels (0: all), consistency and decoder_only are R2IR's: see `ResamplerLoss`. Drawn is a denoiser's:
-    see `Drawn`; held: cells, as those of the law, of latents that it leaves as they were when it began. ema: where the
-    averages forget sooner than elsewhere."""
-
-    steps: int
-    rate: tuple[float, float]
-    cells: tuple[int, int] | None = None
-    pixels_in: int = 0
-    pixels_out: int = 0
-    consistency: float = 0.0
-    decoder_only: bool = False
-    drawn: bool = False
-    held: tuple[int, int] | None = None
-    ema: float | None = None
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """How any model is trained."""
-
-    phases: tuple[Phase, ...]
-    batch: int = 48  # images a step, over all processes
-    accumulate: int = 1  # parts, one after another, of each process's share: less memory, the same step
-    compile: bool = False  # the model's blocks, by torch.compile, once for all shapes; that takes a minute
-    seed: int = 0
-    warmup: int = 100  # steps over which the rate rises from 0
-    weight_decay: float = 0.01
-    beta2: float = 0.99
-    clip: float = 1.0  # of the gradient's norm
-    ema: float = 0.999  # decay of the averaged weights
-    evaluate_every: int = 500  # steps
-    save_every: float = 120.0  # seconds
-
-    def __post_init__(self):
-        if not self.phases or min(phase.steps for phase in self.phases) < 1:
-            raise ValueError("phases: there must be at least one, each of 1 step or more")
-        if self.batch < 1 or self.accumulate < 1:
-            raise ValueError(f"batch {self.batch}, accumulate {self.accumulate}: must be 1 or more")
-
-    @property
-    def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
-
-    def at(self, step: int) -> tuple[Phase, float]:
-        """The phase of a step (from 0) and its learning rate."""
-        start = 0
-        for phase in self.phases:
-            if step < start + phase.steps:
-                break
-            start += phase.steps
-        high, low = phase.rate
-        rate = low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - start) / phase.steps)))
-        return phase, rate * min(1.0, (step + 1) / max(1, self.warmup))
+Compute = Callable[[nn.Module, Tensor, Phase, int, int], tuple[Tensor, dict]]
 
 
 @dataclass(frozen=True)
@@ -117,16 +60,16 @@ class Run:
         *,
         count: int | None,
         folder: Path | None,
-        about: dict,
+        metadata: dict,
         track: str = "tensorboard",
         stream: Stream | None = None,
     ):
         """loss: module with `.model`; count: training images, None for a stream; folder: of the states, None to read
-        and write nothing; about: JSON kept with them; track: one of TRACKERS."""
+        and write nothing; metadata: JSON kept with them; track: one of TRACKERS."""
         if track != "none" and importlib.util.find_spec(track) is None:
             raise ValueError(f"track {track}: it is not installed; pip install {track}, or --track none")
         tracker = track if folder and track != "none" else None
-        unused = DistributedDataParallelKwargs(find_unused_parameters=any(p.decoder_only for p in optimisation.phases))
+        unused = DistributedDataParallelKwargs(find_unused_parameters=any(p.partial for p in optimisation.phases))
         self.accelerator = Accelerator(log_with=tracker, project_dir=folder, kwargs_handlers=[unused])
         self.optimisation, self.count, self.stream, self.folder = optimisation, count, stream, folder
         if self.accelerator.device.type == "cuda":
@@ -136,9 +79,9 @@ class Run:
             parts = f"{self.accelerator.num_processes} processes x accumulate {optimisation.accumulate}"
             raise ValueError(f"batch {optimisation.batch}, {count} images: must fill {parts} parts of equal size")
         if tracker:
-            options = {"wandb": {"dir": str(folder), "group": str(folder), "config": about}}
+            options = {"wandb": {"dir": str(folder), "group": str(folder), "config": metadata}}
             self.accelerator.init_trackers("tensorboard" if track == "tensorboard" else "r2id", init_kwargs=options)
-        self.about = json.loads(json.dumps(about))  # as it reads back
+        self.metadata = json.loads(json.dumps(metadata))  # as it reads back
         model = loss.model
         if optimisation.compile:
             for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
@@ -153,7 +96,7 @@ class Run:
         self.step = 0
         self.order: tuple[int | None, Tensor | None] = None, None  # of an epoch's images
         self.last: tuple[Tensor, Tensor] | None = None  # loss and gradient norm of the last step
-        self.spent: dict[str, float] | None = {"images": 0, "steps": 0, "operations": 0.0, "seconds": 0.0}
+        self.cost: dict[str, float] | None = {"images": 0, "steps": 0, "operations": 0.0, "seconds": 0.0}
         self.changed: list[str] = []  # what differs from the state that was resumed: "key: old → new"
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
@@ -184,10 +127,10 @@ class Run:
         with StopSignal() as stop:
             while self.step < self.optimisation.steps:
                 started = time.monotonic()
-                with operations() if self.step % COUNTED == 0 else nullcontext() as counter:
+                with count_flops() if self.step % COUNTED == 0 else nullcontext() as counter:
                     images, metrics = self.update(compute)
                 seen += images
-                self.spend(images, counter, time.monotonic() - started)
+                self.add_cost(images, counter, time.monotonic() - started)
                 last = self.step == self.optimisation.steps
                 evaluation = last or self.step % self.optimisation.evaluate_every == 0
                 shown = {}
@@ -210,8 +153,7 @@ class Run:
     def update(self, compute: Compute) -> tuple[int, dict[str, Tensor]]:
         """One step of the optimiser and of the averages. → images it took, of all processes, and this one's metrics."""
         phase, rate = self.optimisation.at(self.step)
-        anew = phase.decoder_only or phase.drawn
-        if anew and self.step and self.optimisation.at(self.step - 1)[0] is not phase:
+        if phase.from_average and self.step and self.optimisation.at(self.step - 1)[0] is not phase:
             self.model.load_state_dict(self.ema)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -219,7 +161,7 @@ class Run:
         images, total = 0, {}
         first = self.accelerator.process_index * accumulate
         for part in range(first, first + accumulate):
-            torch.manual_seed(mix(self.optimisation.seed, self.step, part))  # dropout
+            torch.manual_seed(derive_seed(self.optimisation.seed, self.step, part))  # dropout
             more = part + 1 < first + accumulate  # gradients are averaged over the processes with the last part
             with self.accelerator.no_sync(self.loss) if more else nullcontext():
                 loss, metrics = compute(self.loss, indices[part :: self.parts], phase, self.step, part)
@@ -255,16 +197,16 @@ class Run:
             return flag
         return self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item() > 0
 
-    def spend(self, images: int, counter: FlopCounterMode | None, seconds: float) -> None:
+    def add_cost(self, images: int, counter: FlopCounterMode | None, seconds: float) -> None:
         """Adds a step to what the run has cost; operations of a counted step stand for those up to the next one."""
-        if self.spent is None:
+        if self.cost is None:
             return
-        self.spent["images"] += images
-        self.spent["steps"] += 1
-        self.spent["seconds"] += seconds
+        self.cost["images"] += images
+        self.cost["steps"] += 1
+        self.cost["seconds"] += seconds
         if counter is not None:
             steps = min(COUNTED, self.optimisation.steps - self.step + 1) * self.accelerator.num_processes
-            self.spent["operations"] += float(counter.get_total_flops()) * steps
+            self.cost["operations"] += float(counter.get_total_flops()) * steps
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -291,9 +233,9 @@ class Run:
             tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
         scaler = self.accelerator.scaler and self.accelerator.scaler.state_dict()
         place = self.stream and self.stream.position(self.step * self.optimisation.batch)
-        about = {"step": self.step, "spent": self.spent, "scaler": scaler, "stream": place, **self.about}
+        metadata = {"step": self.step, "cost": self.cost, "scaler": scaler, "stream": place, **self.metadata}
         try:
-            save_state(self.folder, State(tensors, about))
+            save_state(self.folder, State(tensors, metadata))
         except OSError as error:
             fault = f"{self.folder}: step {self.step} could not be saved ({error.strerror}); make room"
             if final:
@@ -303,21 +245,21 @@ class Run:
     def resume(self) -> None:
         """Goes on from the newest state. Raises ValueError where it is of another model."""
         state = load_state(self.folder)
-        step = torch.tensor([state.about["step"] if state else 0], device=self.accelerator.device)
+        step = torch.tensor([state.metadata["step"] if state else 0], device=self.accelerator.device)
         if self.accelerator.gather(step).unique().numel() > 1:
             raise ValueError(f"{self.folder}: processes found different states; give an --out that all of them share")
         if state is None:
             return
-        if other := differences(state.about["model"], self.about["model"]):
+        if other := differences(state.metadata["model"], self.metadata["model"]):
             raise ValueError(f"{self.folder} holds another model: {listed(other)}; give another --out")
-        before = {key: state.about.get(key) for key in self.about.keys() - {"model"}}
-        self.changed = differences(before, {key: self.about[key] for key in before})
-        self.step = state.about["step"]
-        self.spent = state.about.get("spent")  # unknown for a run that began without counting
-        if self.accelerator.scaler and state.about.get("scaler"):
-            self.accelerator.scaler.load_state_dict(state.about["scaler"])
-        if self.stream and state.about.get("stream") and state.about.get("data") == self.about.get("data"):
-            self.stream.seek(*state.about["stream"])
+        before = {key: state.metadata.get(key) for key in self.metadata.keys() - {"model"}}
+        self.changed = differences(before, {key: self.metadata[key] for key in before})
+        self.step = state.metadata["step"]
+        self.cost = state.metadata.get("cost")  # unknown for a run that began without counting
+        if self.accelerator.scaler and state.metadata.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state.metadata["scaler"])
+        if self.stream and state.metadata.get("stream") and state.metadata.get("data") == self.metadata.get("data"):
+            self.stream.seek(*state.metadata["stream"])
         self.model.load_state_dict(state.part("model"))
         self.ema = {name: value.to(self.ema[name].device) for name, value in state.part("ema").items()}
         wanted = self.optimiser.state_dict()
@@ -342,16 +284,16 @@ def listed(lines: list[str], most: int = 6) -> str:
 
 
 @contextmanager
-def operations() -> Iterator[FlopCounterMode]:
+def count_flops() -> Iterator[FlopCounterMode]:
     """Counts floating-point operations, forward and backward: `get_total_flops()`. Attention runs as plain products
     meanwhile, and nothing compiled, since fused kernels go uncounted on a CPU."""
-    mapping = {torch.ops.aten.convolution_backward: convolution_backward_operations}
+    mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
     with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), counter:
         yield counter
 
 
-def convolution_backward_operations(grad, x, weight, *rest, out_shape=None, **_) -> int:
+def convolution_backward_flops(grad, x, weight, *rest, out_shape=None, **_) -> int:
     """Of the shapes' gradients asked for; the counter's own rule takes grouped convolutions for dense ones."""
     asked = rest[-1]  # for x, weight and bias, which is a sum
     return 2 * math.prod(weight) * grad[0] * math.prod(grad[2:]) * sum(asked[:2])
@@ -375,10 +317,10 @@ class StopSignal:
         self.asked = True
 
 
-def mix(seed: int, step: int, part: int = 0) -> int:
+def derive_seed(seed: int, step: int, part: int = 0) -> int:
     """One 63-bit seed of three numbers. Generators on the CPU take its lower 32 bits, so those must differ too."""
     return (seed * 1_000_003 + step * 7_919 + part * 2_654_435_761 + 12_345) % (2**63 - 1)
 
 
 def generator(seed: int, step: int, part: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(mix(seed, step, part))
+    return torch.Generator(device).manual_seed(derive_seed(seed, step, part))

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train.engine.loop import operations
+from train.engine.loop import count_flops
 
 REPEATS = 5
 SQUARE = 1024  # side of the large product
@@ -120,7 +120,7 @@ class Products(TorchDispatchMode):
 
 def products_of(run: Callable[[], object]) -> tuple[Shapes, int]:
     """The shapes of a call's matrix products, attention's among them, and all its floating-point operations."""
-    with Products() as products, operations() as counter:
+    with Products() as products, count_flops() as counter:
         run()
     return products.shapes, counter.get_total_flops()
 

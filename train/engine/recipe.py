@@ -1,8 +1,8 @@
-"""Recipes: TOML files read into the frozen dataclasses that the models and the loop use."""
+"""Recipes: TOML files read into frozen dataclasses, those of the models and those of training, which are here."""
 
 from __future__ import annotations
 
-import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,95 +16,243 @@ else:
 
 from r2id.checkpoint import from_dict
 from r2id.config import Defaults
-from r2id.denoisers import SYSTEMS
+from r2id.denoisers import DENOISERS
 from r2id.resampler import R2IRConfig
 from r2id.sampler import SAMPLERS
 from r2id.schedule import Schedule
-from train.data.buckets import Law
-from train.engine.loop import TRACKERS, Optimisation, Phase
-from train.losses.rollout import Drawing
+from train.data.buckets import ShapeSampler
 
-FRAMES = ("square", "own")
 DEVIATIONS = ("channel", "shared")
+PRECISIONS = ("float32", "bfloat16", "auto")
+CACHED = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: the learning rate falls along a cosine from rate[0] to rate[1]."""
+
+    steps: int
+    rate: tuple[float, float]
+    cells: tuple[int, int] | None = None  # of a latent's side, in place of the recipe's
+    ema: float | None = None  # decay of the averaged weights, in place of the recipe's
+
+    @property
+    def from_average(self) -> bool:
+        """Whether it begins with the averaged weights, not the last ones."""
+        return False
+
+    @property
+    def partial(self) -> bool:
+        """Whether some of the model's parameters get no gradient."""
+        return False
+
+
+@dataclass(frozen=True)
+class ResamplerPhase(Phase):
+    """Pixels are random ones of each image, 0 for all. consistency and decoder_only: see `ResamplerLoss`."""
+
+    pixels_in: int = 0
+    pixels_out: int = 0
+    consistency: float = 0.0
+    decoder_only: bool = False
+
+    @property
+    def from_average(self) -> bool:
+        return self.decoder_only
+
+    @property
+    def partial(self) -> bool:
+        return self.decoder_only
+
+
+@dataclass(frozen=True)
+class DenoiserPhase(Phase):
+    """Predictions on noisy latents: see `DenoiserLoss`."""
+
+
+@dataclass(frozen=True)
+class RolloutPhase(Phase):
+    """Images generated through the sampler: see `RolloutLoss`. Latents of `distill_cells` a side, where given, shall be
+    denoised as they were when the phase began."""
+
+    distill_cells: tuple[int, int] | None = None
+
+    @property
+    def from_average(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How any model is trained."""
+
+    phases: tuple[Phase, ...]
+    batch: int = 48  # images a step, over all processes
+    accumulate: int = 1  # parts, one after another, of each process's share: less memory, the same step
+    compile: bool = False  # the model's blocks, by torch.compile, once for all shapes; that takes a minute
+    precision: str = "float32"  # of products; "auto" times both on this machine when training begins
+    seed: int = 0
+    warmup: int = 100  # steps over which the rate rises from 0
+    weight_decay: float = 0.01
+    beta2: float = 0.99
+    clip: float = 1.0  # of the gradient's norm
+    ema: float = 0.999  # decay of the averaged weights
+    evaluate_every: int = 500  # steps
+    save_every: float = 120.0  # seconds
+
+    def __post_init__(self):
+        if not self.phases or min(phase.steps for phase in self.phases) < 1:
+            raise ValueError("phases: there must be at least one, each of 1 step or more")
+        if self.batch < 1 or self.accumulate < 1:
+            raise ValueError(f"batch {self.batch}, accumulate {self.accumulate}: must be 1 or more")
+        check_choice("precision", self.precision, PRECISIONS)
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def at(self, step: int) -> tuple[Phase, float]:
+        """The phase of a step (from 0) and its learning rate."""
+        start = 0
+        for phase in self.phases:
+            if step < start + phase.steps:
+                break
+            start += phase.steps
+        high, low = phase.rate
+        rate = low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - start) / phase.steps)))
+        return phase, rate * min(1.0, (step + 1) / max(1, self.warmup))
+
+
+@dataclass(frozen=True)
+class ResamplerOptimisation(Optimisation):
+    phases: tuple[ResamplerPhase, ...]
+
+
+@dataclass(frozen=True)
+class DenoiserOptimisation(Optimisation):
+    phases: tuple[DenoiserPhase, ...]
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How rollout phases, which follow all others, generate and compare. Guidance holds within the interval of the
+    recipe's [defaults]."""
+
+    phases: tuple[RolloutPhase, ...] = ()
+    critics: int = 2  # classifiers, of the architecture and the data of the one that evaluates, from other seeds
+    epochs: int = 5  # of their training
+    images: int = 240  # of a step, at most; as many of each label
+    cells: int = 10240  # of a step, at most, unless two images a label have more
+    steps: tuple[int, int] = (6, 10)  # of DPM-Solver++, from fewest to most, chosen anew every step
+    guidance: tuple[float, float] = (1.5, 1.9)  # likewise
+    learned: tuple[float, float] = (0.3, 0.92)  # t of the calls that learn: those before give noise, those after detail
+    real: int = 256  # real images a label that the generated ones are compared with
+    distill_weight: float = 10.0  # of the mean square of what predictions at a phase's distill_cells have moved
+    hinge_weight: float = 0.3  # of what the critics' logits for the label lack to be 1 above all others
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Latents that are encoded once, of all images, and read from the run's folder in every step. Their frames have
+    the shape of their cells."""
+
+    cells: tuple[tuple[int, int], ...]  # (height, width) of each size; a step takes one of them
+    dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        if not self.cells or min(map(min, self.cells)) < 1:
+            raise ValueError(f"cells {self.cells}: give at least one (height, width), 1 or more each")
+        check_choice("dtype", self.dtype, CACHED)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError for a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} {value!r}: must be one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
 class ResamplerRecipe:
     name: str  # of the run: states go to runs/NAME/resampler
-    optimisation: Optimisation
+    optimisation: ResamplerOptimisation
     data: str = "ylecun/mnist"
     training_size: int = 32
-    frames: str = "square"  # or "own": pictures keep their aspect ratios, a short side of training_size or less
+    native_aspect: bool = False  # images keep their aspect ratios, with a short side of training_size or less
     jitter: str = "true"
-    penalty: float = 0.003  # on the mean square before tanh, so that tanh stays unsaturated
-    margin: float = 0.125  # share of the points out around the frame; 0 for sets without a known background
-    direct_steps: int = 1500  # in which the model's direct path is fitted before all else
-    law: Law = field(default_factory=Law)
+    pre_tanh_l2: float = 0.003  # on the mean square before tanh, so that tanh stays unsaturated
+    outside_fraction: float = 0.125  # share of the points out around the frame; 0 for sets without a known background
+    linear_codec_steps: int = 1500  # in which the model's direct path is fitted before all else
+    shape_sampler: ShapeSampler = field(default_factory=ShapeSampler)
     model: R2IRConfig = field(default_factory=R2IRConfig)
-
-    def __post_init__(self):
-        if self.frames not in FRAMES:
-            raise ValueError(f"frames {self.frames!r}: must be one of {', '.join(FRAMES)}")
 
 
 @dataclass(frozen=True)
 class DenoiserRecipe:
     name: str  # of the run: states go to runs/NAME/denoiser, the resampler comes from runs/NAME/resampler
-    optimisation: Optimisation
+    optimisation: DenoiserOptimisation
     data: str = "ylecun/mnist"
-    system: str = "r2id"
-    pixels: bool = False  # pixel space: no resampler, the latent is the picture
-    training_size: int | None = None  # of the pictures, with `pixels` only: else it is the resampler's
+    architecture: str = "r2id"
+    pixels: bool = False  # pixel space: no resampler, the latent is the image
+    training_size: int | None = None  # of the images, with `pixels` only: else it is the resampler's
     label_dropout: float = 0.12
     deviation: str = "channel"  # that latents are divided by: each channel's own, or "shared" by all
     warm_start: float = 0.0  # share of the steps that begin from the carry of a pass without gradient
-    draws: int = 1  # of time and noise for each image of a step, which is encoded once for all of them
+    noise_per_image: int = 1  # of time and noise for each image of a step, which is encoded once for all of them
     # Of all draws. Large latents take fewer images a step than `batch`, so that they cost no more. None: a batch at the
     # default size.
     cells_a_step: int | None = None
-    drawing: Drawing = field(default_factory=Drawing)  # of drawn phases
-    law: Law | None = None  # None: any latent size, or in pixel space the square training picture alone
+    mirror: bool = False  # each image of a step or its mirror image, by chance
+    mirror_labels: dict[str, str] = field(default_factory=dict)  # labels that change places when an image is mirrored
+    cache_latents: CacheConfig | None = None  # None: images are encoded when a step needs them
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    # None: any latent size, or in pixel space that of the square training image alone
+    shape_sampler: ShapeSampler | None = None
     schedule: Schedule = field(default_factory=Schedule)
-    model: Any = field(default_factory=dict)  # the system's own configuration, as `SYSTEMS` names it
+    model: Any = field(default_factory=dict)  # the denoiser's own configuration, as `DENOISERS` names it
     defaults: Defaults = field(default_factory=Defaults)  # of sampling, exported with the weights
 
     def __post_init__(self):
-        if self.system not in SYSTEMS:
-            raise ValueError(f"system {self.system!r}: must be one of {', '.join(SYSTEMS)}")
-        if self.deviation not in DEVIATIONS:
-            raise ValueError(f"deviation {self.deviation!r}: must be one of {', '.join(DEVIATIONS)}")
+        check_choice("architecture", self.architecture, DENOISERS)
+        check_choice("deviation", self.deviation, DEVIATIONS)
         if isinstance(self.model, dict):
-            object.__setattr__(self, "model", from_dict(SYSTEMS[self.system][0], self.model, "model"))
+            object.__setattr__(self, "model", from_dict(DENOISERS[self.architecture][0], self.model, "model"))
         if self.pixels != (self.training_size is not None):
             raise ValueError(f"training_size {self.training_size}: give it with pixels = true, and only then")
-        if self.draws < 1:
-            raise ValueError(f"draws {self.draws}: must be 1 or more")
+        if self.noise_per_image < 1:
+            raise ValueError(f"noise_per_image {self.noise_per_image}: must be 1 or more")
+        if self.mirror_labels and not self.mirror:
+            raise ValueError("mirror_labels: need mirror = true")
         if not 0 <= self.warm_start <= 1:
             raise ValueError(f"warm_start {self.warm_start}: must be 0…1")
-        if self.law is None:
+        if self.shape_sampler is None:
             size = self.training_size
-            law = Law(cells=(size, size), square=1.0, skewed=0.0) if self.pixels else Law()
-            object.__setattr__(self, "law", law)
-        stride = self.model.stride
-        sizes = {"law": self.law.cells, "defaults.latent_size": self.defaults.latent_size}
-        sizes |= {f"phases[{i}]": law_of(self, phase).cells for i, phase in enumerate(self.optimisation.phases)}
+            one = ShapeSampler(cells=(size, size), p_square=1.0, p_anisotropic=0.0) if self.pixels else ShapeSampler()
+            object.__setattr__(self, "shape_sampler", one)
+        size_multiple = self.model.size_multiple
+        sizes = {"shape_sampler": self.shape_sampler.cells, "defaults.latent_size": self.defaults.latent_size}
+        sizes |= {f"phases[{i}]": shape_sampler_of(self, phase).cells for i, phase in enumerate(self.phases)}
+        if self.cache_latents:
+            sizes |= {f"cache_latents.cells[{i}]": cells for i, cells in enumerate(self.cache_latents.cells)}
         for where, cells in sizes.items():
-            if any(side % stride for side in cells):
-                raise ValueError(f"{where}: cells {cells} must be multiples of {stride}, the model's stride")
-        if self.defaults.sampler not in SAMPLERS:
-            raise ValueError(f"defaults.sampler {self.defaults.sampler!r}: must be one of {', '.join(SAMPLERS)}")
+            if any(side % size_multiple for side in cells):
+                raise ValueError(f"{where}: cells {cells} must be multiples of {size_multiple}, the model's size_multiple")
+        check_choice("defaults.sampler", self.defaults.sampler, SAMPLERS)
+
+    @property
+    def phases(self) -> tuple[DenoiserPhase | RolloutPhase, ...]:
+        return (*self.optimisation.phases, *self.rollout.phases)
 
 
-def law_of(recipe: ResamplerRecipe | DenoiserRecipe, phase: Phase) -> Law:
-    """The recipe's law, with the phase's cells where it has its own."""
-    return replace(recipe.law, cells=phase.cells) if phase.cells else recipe.law
+def shape_sampler_of(recipe: ResamplerRecipe | DenoiserRecipe, phase: Phase) -> ShapeSampler:
+    """The recipe's, with the phase's cells where it has its own."""
+    return replace(recipe.shape_sampler, cells=phase.cells) if phase.cells else recipe.shape_sampler
 
 
 def read_recipe(kind: type, path: str | Path, settings: Sequence[str] = ()):
     """A TOML file as `kind`, with settings such as "model.width=128" in place of its own. Raises ValueError, one line,
     for a file that is missing, malformed or has unknown keys, and for a setting that is or does."""
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); train/configs/ has the recipes") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -137,22 +285,3 @@ def put(values: dict, setting: str) -> None:
             at[name] = value
         else:
             at = at[name] if isinstance(at, list) else at.setdefault(name, {})
-
-
-def arguments(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, help="recipe, a file of train/configs/")
-    parser.add_argument("--data", help="Hub id, folder of parquet files or folder of images; default: the recipe's")
-    parser.add_argument("--from", dest="start", metavar="WEIGHTS", help="exported weights that a new run begins with")
-    parser.add_argument("--stream", action="store_true", help="read shards while training: sets larger than the disk")
-    parser.add_argument("--out", help="folder of the run; default: runs/NAME. Give the same one to resume")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="in place of the recipe's, as TOML: model.width=128, optimisation.phases.0.steps=100. Repeatable",
-    )
-    parser.add_argument("--track", default="tensorboard", choices=TRACKERS, help="where metrics go (%(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="measure a few steps, print the cost, write nothing")
-    return parser

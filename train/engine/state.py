@@ -19,10 +19,10 @@ FILE_BYTES = 2**30  # of tensors in one file, unless one alone is larger; more t
 
 @dataclass(frozen=True)
 class State:
-    """One moment of a run: every tensor of it by name, and `about` (step, recipe, data), plain JSON."""
+    """One moment of a run: every tensor of it by name, and `metadata` (step, recipe, data), plain JSON."""
 
     tensors: dict[str, Tensor]
-    about: dict
+    metadata: dict
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors below `name.`, without that prefix."""
@@ -33,7 +33,7 @@ def save_state(folder: Path, state: State) -> Path:
     """Writes `folder/state-STEP`; a crash at any moment leaves the older states whole. Raises OSError where the disk is
     full, say, with nothing left of the new one."""
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"state-{state.about['step']:08d}"
+    final = folder / f"state-{state.metadata['step']:08d}"
     temporary = folder / f"tmp-{final.name}"
     for stale in folder.glob("tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -42,7 +42,7 @@ def save_state(folder: Path, state: State) -> Path:
         files = split(state.tensors)
         for number, tensors in enumerate(files, 1):
             save_tensors(tensors, temporary / file_name(number, len(files)))
-        (temporary / "state.json").write_text(json.dumps(state.about, indent=1))
+        (temporary / "state.json").write_text(json.dumps(state.metadata, indent=1))
         for path in (*temporary.iterdir(), temporary):
             flush(path)
     except OSError:

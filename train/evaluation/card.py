@@ -29,7 +29,7 @@ class Origin:
 
     folder: Path  # of the weights; its name is the model's
     hub_id: str | None  # where it is uploaded to
-    stages: dict[str, dict]  # stage → `about` of its state
+    stages: dict[str, dict]  # stage → `metadata` of its state
     licence: str | None  # identifier of the Hub's list; None: not said
     samples: int | None  # step of the sample sheet samples.png in the folder; None: there is none
     report: dict | None  # what `train.evaluate` wrote of these very weights
@@ -42,7 +42,8 @@ class Origin:
 def model_card(pipe: Pipeline, origin: Origin) -> str:
     """README.md of a folder of weights. Raises ValueError for a report that is none."""
     recipes = {
-        stage: from_dict(RECIPES[stage], about["recipe"], f"{stage} state") for stage, about in origin.stages.items()
+        stage: from_dict(RECIPES[stage], metadata["recipe"], f"{stage} state")
+        for stage, metadata in origin.stages.items()
     }
     sections = [
         front_matter(pipe.config, origin, recipes),
@@ -62,18 +63,18 @@ def model_card(pipe: Pipeline, origin: Origin) -> str:
 
 
 def front_matter(config: PipelineConfig, origin: Origin, recipes: dict) -> str:
-    tags = ["diffusion", "image-generation", config.system]
+    tags = ["diffusion", "image-generation", config.architecture]
     if config.resampler:
         tags += ["resolution-invariant", "arbitrary-scale"]
     sets = dict.fromkeys(recipe.data for recipe in recipes.values() if is_hub_id(recipe.data))
-    about = ModelCardData(
+    metadata = ModelCardData(
         license=origin.licence,
         library_name="r2id",
         pipeline_tag="unconditional-image-generation",  # the Hub has none for labels
         tags=tags,
         datasets=list(sets) or None,
     )
-    return f"---\n{about.to_yaml()}\n---"
+    return f"---\n{metadata.to_yaml()}\n---"
 
 
 def introduction(pipe: Pipeline, origin: Origin) -> Iterator[str]:
@@ -97,7 +98,7 @@ def introduction(pipe: Pipeline, origin: Origin) -> Iterator[str]:
         "labels": f"{len(config.labels)}: {', '.join(labels)}" if labels else "none",
         "sampling": f"{defaults.steps} steps of {defaults.sampler}, guidance {defaults.guidance:g}, "
         f"latent {defaults.latent_size[0]} × {defaults.latent_size[1]}",
-        "training": cost(asdict(config.training)) if config.training else "its cost was not counted",
+        "training": format_cost(asdict(config.training)) if config.training else "its cost was not counted",
     }
     yield table(("", ""), rows.items())
 
@@ -127,7 +128,7 @@ def data(config: PipelineConfig, origin: Origin, recipes: dict) -> Iterator[str]
         where = f"`{recipe.data}`" if is_hub_id(recipe.data) else f"the local folder `{Path(recipe.data).name}`"
         count = origin.stages[stage].get("images")  # None for a stream
         size = f"{config.training_size} × {config.training_size}"
-        if "resampler" in recipes and recipes["resampler"].frames == "own":
+        if "resampler" in recipes and recipes["resampler"].native_aspect:
             size = f"at most {config.training_size} pixels on the short side, each in its own aspect ratio"
         lines.append(f"{where}: {f'{count:,} ' if count else ''}training pictures at {size} (bicubic, antialiased)")
     yield "\n".join(dict.fromkeys(lines))  # both stages usually have the same
@@ -151,20 +152,20 @@ def recipe_section(pipe: Pipeline, origin: Origin, recipes: dict) -> Iterator[st
         yield "Files named without a folder are at the end of this card."
 
 
-def summary(recipe: ResamplerRecipe | DenoiserRecipe, about: dict) -> Iterator[str]:
-    optimisation, done = recipe.optimisation, about["step"]
+def summary(recipe: ResamplerRecipe | DenoiserRecipe, metadata: dict) -> Iterator[str]:
+    optimisation, done = recipe.optimisation, metadata["step"]
     phases, total = optimisation.phases, optimisation.steps
     steps = f"{done:,} steps" if done == total else f"{done:,} of {total:,} steps"
     yield f"{steps} of up to {optimisation.batch} pictures, in {len(phases)} phase{'s' * (len(phases) > 1)}"
     rates = f"learning rate {phases[0].rate[0]:g} to {phases[-1].rate[1]:g}"
     yield f"AdamW, {rates}, weight decay {optimisation.weight_decay:g}, averaged weights of decay {optimisation.ema:g}"
-    low, high = recipe.law.cells
+    low, high = recipe.shape_sampler.cells
     yield f"latents of {low} to {high} cells a side" if low < high else f"latents of {low} cells a side"
     if isinstance(recipe, DenoiserRecipe):
-        yield f"predicts {recipe.model.objective}, {recipe.schedule.name} schedule"
+        yield f"predicts {recipe.model.prediction_type}, {recipe.schedule.name} schedule"
         yield f"label dropout {recipe.label_dropout:g}"
-    if spent := about.get("spent"):
-        yield cost(spent)
+    if cost := metadata.get("cost"):
+        yield format_cost(cost)
 
 
 def own_recipe(stage: str, recipe: ResamplerRecipe | DenoiserRecipe) -> str:
@@ -198,9 +199,9 @@ def cell(value) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def cost(spent: dict) -> str:
-    work = f"{spent['operations'] / 1e12:,.3g} TFLOP forward and backward"
-    return f"{spent['images']:,} pictures in {spent['steps']:,} steps, {work}, {spent['seconds'] / 60:,.1f} minutes"
+def format_cost(cost: dict) -> str:
+    work = f"{cost['operations'] / 1e12:,.3g} TFLOP forward and backward"
+    return f"{cost['images']:,} pictures in {cost['steps']:,} steps, {work}, {cost['seconds'] / 60:,.1f} minutes"
 
 
 def description(model_type: type) -> str:

@@ -1,8 +1,8 @@
 """A small classifier that judges generated images: its accuracy reads the labels, its features give Fréchet distances.
 
 python -m train.evaluation.classifier [--data PATH] [--out FILE] [--epochs N] [--mirror]   train and save
-python -m train.evaluation.classifier --evaluate [--data PATH] [--out FILE]     accuracy of the saved one on the test set
-"""
+python -m train.evaluation.classifier --evaluate [--data PATH] [--out FILE]     accuracy of the saved one on the test
+set"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Systems side by side over sizes and shapes: `python -m train.evaluate --compare weights/a weights/b … --data PATH`.
 
-`train/evaluation/methods.py` says how each makes a picture. Picture i has label i mod K and seed i, under each configuration's own
-defaults. Every finished cell is written to comparison.json at once and holds as long as the weights, the judge, the
-real images and the machine stay the same: to go on after a stop, run the same command.
+`train/evaluation/methods.py` says how each makes a picture. Picture i has label i mod K and seed i, under each
+configuration's own defaults. Every finished cell is written to comparison.json at once and holds as long as the
+weights, the judge, the real images and the machine stay the same: to go on after a stop, run the same command.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from train.data.images import ImageSet
 from train.engine.machine import machine
 from train.evaluation.classifier import SIZE, Classifier, accuracy, to_classifier_size
 from train.evaluation.comparison_tables import Results, write_report
-from train.evaluation.methods import Cell, Column, cost_apart, diffuse, giga_operations, show, ways
+from train.evaluation.methods import Cell, Column, cost_apart, diffuse, giga_operations, methods_of, show
 from train.evaluation.metrics import bring_to, central_square, frechet, ink, judge_features, parts, spread
 from train.evaluation.tables import check_match, name, progress
 
@@ -95,20 +95,20 @@ class System:
         files = [self.folder / "config.json", *sorted(self.folder.glob("*.safetensors"))]
         return fingerprint(*(file.read_bytes() for file in files))
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         config, counts = self.pipe.config, {}
         for part in ("denoiser", "resampler"):
             module = getattr(self.pipe, part)
             counts[part] = sum(p.numel() for p in module.parameters()) if module else 0
         training, defaults = config.training and asdict(config.training), asdict(config.defaults)
-        return {"system": config.system, "parameters": counts, "training": training, "defaults": defaults}
+        return {"architecture": config.architecture, "parameters": counts, "training": training, "defaults": defaults}
 
     def latents(self, cell: Cell) -> Iterator[Latent]:
         """cell.column.count rows in batches: row i has label i mod K and seed i."""
         rows = min(MAX_BATCH, max(1, BATCH_CELLS // (cell.latent[0] * cell.latent[1])))
         kept = self.kept.setdefault((cell.latent, cell.aspect), [])
         starts = range(0, cell.column.count, rows)
-        for index, start in enumerate(progress(starts, f"{self.name} {cell.way} {cell.column.title}")):
+        for index, start in enumerate(progress(starts, f"{self.name} {cell.method} {cell.column.title}")):
             if index == len(kept):
                 labels = [i % len(self.pipe.labels) for i in range(start, start + rows)]
                 kept.append(diffuse(self.pipe, cell, labels, seed=start))
@@ -207,7 +207,9 @@ def compare(
     protocol = replace(protocol, counts=counts, ratio_count=min(protocol.ratio_count, generated))
     chosen = {"size": first.training_size, "channels": first.channels}
     judging = Judging(judge.to(systems[0].pipe.device), real, lambda count: load("train", **chosen, limit=count))
-    results = Results({s.name: s.about() for s in systems}, protocol.columns(first.training_size), first.training_size)
+    results = Results(
+        {s.name: s.metadata() for s in systems}, protocol.columns(first.training_size), first.training_size
+    )
     cache = Cache(folder)
     measure(systems, judging, protocol, results, cache)
     heading = f"split {split}, {len(real):,} real images; label i mod {len(real.names)} and seed i; {machine()}"
@@ -225,13 +227,13 @@ def measure(systems: Sequence[System], judging: Judging, protocol: Protocol, res
         if key not in cache.cells:
             cache.keep(key, judging.real_figures(column, distance=distance))
         results.real[column.title] = cache.cells[key]
-        cells = [(system, cell) for system in systems for cell in ways(system.pipe.config, column)]
+        cells = [(system, cell) for system in systems for cell in methods_of(system.pipe.config, column)]
         for system, cell in progress(cells, column.title, "cell"):
-            about = repr((cell, distance, protocol.shown, system.pipe.device, machine()))
-            key = f"{system.name} {cell.way} {column.title} {fingerprint(system.fingerprint, judged, about)}"
+            metadata = repr((cell, distance, protocol.shown, system.pipe.device, machine()))
+            key = f"{system.name} {cell.method} {column.title} {fingerprint(system.fingerprint, judged, metadata)}"
             if "ms" not in cache.cells.get(key, {}):
                 cache.keep(key, *system.measure(cell, judging, protocol))
-            place = system.name, cell.way, column.title
+            place = system.name, cell.method, column.title
             results.cells[place] = cache.cells[key]
             if (picture := cache.picture(key)).exists():
                 results.pictures[place] = picture

@@ -15,7 +15,7 @@ from PIL import Image
 from train.evaluation.methods import Column
 from train.evaluation.tables import Sheet, Table, titled_sheet
 
-WAYS = ("native", "shaped", "resized")
+METHODS = ("native", "shaped", "resized")
 HEIGHT = 96  # pixels of a picture on the sheet
 # How far a native picture may be from the resized one: parts, width / height, size, share read as the label
 PARTS, SHAPE, SCALE, READ = 1.3, 1.15, 1.25, 0.1
@@ -35,28 +35,28 @@ class Results:
     pictures: dict[tuple[str, str, str], Path] = field(default_factory=dict)
     real: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def place(self, system: str, way: str, column: Column) -> tuple[str, str, str]:
+    def place(self, system: str, method: str, column: Column) -> tuple[str, str, str]:
         """A cell's key. At the training size the resized picture is the native one."""
         trained = column.aspect == 1 and column.side == self.training_size
-        return system, "native" if trained and way == "resized" else way, column.title
+        return system, "native" if trained and method == "resized" else method, column.title
 
-    def cell(self, system: str, way: str, column: Column) -> dict[str, Any]:
+    def cell(self, system: str, method: str, column: Column) -> dict[str, Any]:
         """A cell's figures, "time" among them: its ms, had matrix products always run at their median rate."""
-        cell = self.cells.get(self.place(system, way, column), {})
+        cell = self.cells.get(self.place(system, method, column), {})
         return cell | {"time": cell["ms"] * cell["product_gflops"] / self.product_rate()} if "ms" in cell else cell
 
     def rows(self) -> list[tuple[str, str]]:
         """Systems and the ways that they have."""
         measured = {place[:2] for place in self.cells}
-        return [(system, way) for system in self.systems for way in WAYS if (system, way) in measured]
+        return [(system, method) for system in self.systems for method in METHODS if (system, method) in measured]
 
     def product_rate(self) -> float:
         return statistics.median(c["product_gflops"] for c in self.cells.values() if "product_gflops" in c)
 
-    def curve(self, system: str, way: str, key: str) -> dict[int, float]:
+    def curve(self, system: str, method: str, key: str) -> dict[int, float]:
         """Side of the square → figure, where there is one."""
         squares = sorted((column for column in self.columns if column.aspect == 1), key=lambda column: column.side)
-        values = {column.side: self.cell(system, way, column).get(key) for column in squares}
+        values = {column.side: self.cell(system, method, column).get(key) for column in squares}
         return {side: value for side, value in values.items() if value is not None}
 
 
@@ -110,19 +110,19 @@ def tables(results: Results) -> Iterator[Table]:
     yield figures(results, "Peak memory of one picture above the loaded model, MB", "memory_mb", "{:,.0f}", titles)
     yield crossings(results)
     if refused := [(*place, cell["refused"]) for place, cell in results.cells.items() if "refused" in cell]:
-        yield Table("Not to be had", dict.fromkeys(("system", "way", "size", "reason"), "{}"), refused)
+        yield Table("Not to be had", dict.fromkeys(("system", "method", "size", "reason"), "{}"), refused)
 
 
 def trained(results: Results) -> Table:
     """What every system is and cost."""
     rows = []
-    for name, about in results.systems.items():
-        training, defaults = about["training"] or {}, about["defaults"]
+    for name, metadata in results.systems.items():
+        training, defaults = metadata["training"] or {}, metadata["defaults"]
         sampled = f"{defaults['steps']} × {defaults['sampler']}, guidance {defaults['guidance']:g}"
         cost = [shown(training.get("images"), "{:,}"), shown(training.get("steps"), "{:,}")]
         cost += [shown(training.get("operations"), "{:.1f}", 1e12), shown(training.get("seconds"), "{:.0f}", 60)]
-        counts = about["parameters"]
-        rows.append((name, about["system"], sum(counts.values()), counts["resampler"], *cost, sampled))
+        counts = metadata["parameters"]
+        rows.append((name, metadata["architecture"], sum(counts.values()), counts["resampler"], *cost, sampled))
     columns = {"weights": "{}", "system": "{}", "parameters": "{:,}", "of them the resampler's": "{:,}"}
     columns |= dict.fromkeys(("images shown", "steps", "TFLOP", "minutes", "generates with"), "{}")
     return Table("Training, all stages together", columns, rows)
@@ -131,14 +131,16 @@ def trained(results: Results) -> Table:
 def shapes(results: Results) -> Table:
     """The verdict on every picture that is not resized."""
     rows = []
-    for system, way in results.rows():
-        if way != "resized":
-            pairs = [[results.cell(system, w, column) for w in (way, "resized")] for column in results.columns]
-            rows.append((system, way, *(verdict(*pair) if all("parts" in c for c in pair) else "—" for pair in pairs)))
+    for system, method in results.rows():
+        if method != "resized":
+            pairs = [[results.cell(system, w, column) for w in (method, "resized")] for column in results.columns]
+            rows.append(
+                (system, method, *(verdict(*pair) if all("parts" in c for c in pair) else "—" for pair in pairs))
+            )
     title = "What is drawn, against pictures resized from the training size: parts, width / height. "
     title += f"Doubled: parts off by more than {PARTS - 1:.0%}; squashed: width / height, by {SHAPE - 1:.0%}; "
     title += f"scaled: size, by {SCALE - 1:.0%}; misread: {READ:.0%} fewer read right"
-    return Table(title, dict.fromkeys(("weights", "way", *(column.title for column in results.columns)), "{}"), rows)
+    return Table(title, dict.fromkeys(("weights", "method", *(column.title for column in results.columns)), "{}"), rows)
 
 
 def figures(
@@ -148,10 +150,10 @@ def figures(
     columns, rows = [column for column in results.columns if column.title in titles], []
     if real:
         rows.append((real, "", *(shown(results.real[column.title].get(key), form) for column in columns)))
-    for system, way in results.rows():
-        values = [shown(results.cell(system, way, column).get(key), form, unit) for column in columns]
-        rows.append((system, way, *values))
-    return Table(title, dict.fromkeys(("weights", "way", *titles.values()), "{}"), rows)
+    for system, method in results.rows():
+        values = [shown(results.cell(system, method, column).get(key), form, unit) for column in columns]
+        rows.append((system, method, *values))
+    return Table(title, dict.fromkeys(("weights", "method", *titles.values()), "{}"), rows)
 
 
 def crossings(results: Results) -> Table:
@@ -182,9 +184,9 @@ def cost_plot(results: Results) -> Figure:
     axes, reference = figure.add_subplot(), next(iter(results.systems))
     ours = results.curve(reference, "native", "time")
     for index, system in enumerate(results.systems):
-        for way, style in (("native", "o-"), ("resized", ":")):
-            curve = results.curve(system, way, "time")
-            axes.plot(curve.keys(), curve.values(), style, color=f"C{index}", label=f"{system}, {way}")
+        for method, style in (("native", "o-"), ("resized", ":")):
+            curve = results.curve(system, method, "time")
+            axes.plot(curve.keys(), curve.values(), style, color=f"C{index}", label=f"{system}, {method}")
         theirs = results.curve(system, "native", "time")
         side = crossing(ours, theirs) if system != reference else None
         if side is not None and side > min(ours.keys() & theirs.keys()):
@@ -216,9 +218,9 @@ def sheet(results: Results) -> Sheet:
     wide = sorted((column for column in results.columns if column.aspect != 1), key=lambda column: column.aspect)
     columns = [column for column in results.columns if column.aspect == 1] + [*wide[:1], *wide[1:][-1:]]
     rows = {}
-    for system, way in results.rows():
-        paths = [results.pictures.get(results.place(system, way, column)) for column in columns]
-        rows[f"{system}, {way}"] = [path and Image.open(path) for path in paths]
+    for system, method in results.rows():
+        paths = [results.pictures.get(results.place(system, method, column)) for column in columns]
+        rows[f"{system}, {method}"] = [path and Image.open(path) for path in paths]
     titles = {column.title.replace("×", "x"): column.aspect for column in columns}  # PIL's own font has no ×
     picture = titled_sheet(rows, titles, height=HEIGHT)
     return Sheet("comparison", "One label and seed, every size shown equally high", picture)

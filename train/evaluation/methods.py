@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from r2id.allocator import raise_mmap_threshold
 from r2id.config import PipelineConfig
 from r2id.image import to_pil
 from r2id.interpolation import interpolate_tiles
-from r2id.memory import keep_freed
 from r2id.pipeline import Latent, Pipeline
 from r2id.position import window_of
-from train.engine.loop import operations
+from train.engine.loop import count_flops
 from train.engine.machine import median_seconds, peak_memory, reset_peak, square_rate
-from train.evaluation.metrics import frame_size, to_stride
+from train.evaluation.metrics import frame_size, to_multiple
 
 PAGE = 4096  # bytes, the least that memory is counted in
 
@@ -47,24 +47,28 @@ class Cell:
     """A column of the tables and a way to fill it: pictures of `size` from latents of `latent`, (height, width)."""
 
     column: Column
-    way: str  # native, shaped or resized
+    method: str  # native, shaped or resized
     size: tuple[int, int]
     latent: tuple[int, int]
     aspect: float  # of the latent's frame
 
 
-def ways(config: PipelineConfig, column: Column) -> Iterator[Cell]:
+def methods_of(config: PipelineConfig, column: Column) -> Iterator[Cell]:
     """A system's cells of a column. At the training size native and resized are one."""
-    base, stride, size = config.defaults.latent_size, config.stride, frame_size(column.aspect, column.side)
+    base, size_multiple, size = (
+        config.defaults.latent_size,
+        config.size_multiple,
+        frame_size(column.aspect, column.side),
+    )
     resized = Cell(column, "resized", size, base, 1.0)
     if config.resampler is None:
-        whole = tuple(to_stride(v, stride) for v in size)
-        yield replace(resized, way="native", size=whole, latent=whole, aspect=whole[1] / whole[0])
+        whole = tuple(to_multiple(v, size_multiple) for v in size)
+        yield replace(resized, method="native", size=whole, latent=whole, aspect=whole[1] / whole[0])
     else:
-        yield replace(resized, way="native")
+        yield replace(resized, method="native")
         if column.aspect != 1:
-            cells = tuple(to_stride(max(base) * max(1, v), stride) for v in (1 / column.aspect, column.aspect))
-            yield replace(resized, way="shaped", latent=cells, aspect=column.aspect)
+            cells = tuple(to_multiple(max(base) * max(1, v), size_multiple) for v in (1 / column.aspect, column.aspect))
+            yield replace(resized, method="shaped", latent=cells, aspect=column.aspect)
     if size != (config.training_size,) * 2:
         yield resized
 
@@ -75,7 +79,7 @@ def diffuse(pipe: Pipeline, cell: Cell, labels: list[int], *, seed: int, steps: 
 
 def show(pipe: Pipeline, cell: Cell, latent: Latent) -> Tensor:
     """The cell's pictures of latents, in [0, 1]."""
-    if cell.way != "resized":
+    if cell.method != "resized":
         return pipe.resample(latent, size=cell.size, fit="contain")
     height, width = cell.size
     square_BCHW = pipe.resample(latent, size=(pipe.config.training_size,) * 2) * 2 - 1
@@ -92,9 +96,9 @@ def show(pipe: Pipeline, cell: Cell, latent: Latent) -> Tensor:
 def cost(folder: Path, device: str, cell: Cell, label: int, seed: int) -> tuple[dict[str, float], Image.Image]:
     """One picture: its megabytes (the peak above the loaded model), its milliseconds (the median), the rate of matrix
     products before and after these, and the picture. For a process of its own, whose memory holds nothing else."""
-    keep_freed()
+    raise_mmap_threshold()
     pipe = Pipeline.from_pretrained(folder, device=device)
-    least = (2 * pipe.config.stride,) * 2
+    least = (2 * pipe.config.size_multiple,) * 2
     tiny = replace(cell, latent=least, size=least)
     show(pipe, tiny, diffuse(pipe, tiny, [label], seed=seed, steps=1))  # libraries set themselves up
 
@@ -123,7 +127,7 @@ def giga_operations(pipe: Pipeline, cell: Cell) -> float:
     """10⁹ floating-point operations of one picture. All steps after the first are alike, so two are counted."""
     counts = []
     for steps in (1, 2):
-        with operations() as counter:
+        with count_flops() as counter:
             show(pipe, cell, diffuse(pipe, cell, [0], seed=0, steps=steps))
         counts.append(counter.get_total_flops())
     return (counts[0] + (pipe.config.defaults.steps - 1) * (counts[1] - counts[0])) / 1e9

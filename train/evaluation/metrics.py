@@ -123,9 +123,9 @@ def frame_size(aspect: float, short: int) -> tuple[int, int]:
     return (short, long) if aspect >= 1 else (long, short)
 
 
-def to_stride(side: float, stride: int) -> int:
+def to_multiple(side: float, size_multiple: int) -> int:
     """The multiple of the stride nearest to a side, at least one."""
-    return max(1, round(side / stride)) * stride
+    return max(1, round(side / size_multiple)) * size_multiple
 
 
 def ink(images_BCHW: Tensor, background_C: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from r2id.limits import MAX_BATCH
 from r2id.pipeline import Latent, Pipeline
 from train.data.images import ImageSet
 from train.evaluation.classifier import Classifier, to_classifier_size
-from train.evaluation.metrics import to_stride
+from train.evaluation.metrics import to_multiple
 from train.evaluation.tables import check_match, name, progress
 
 FEW = 10  # times fewer pictures where an output has more than LARGE pixels a side
@@ -56,7 +56,7 @@ def in_cells(protocol: Protocol, config: PipelineConfig) -> Protocol:
 
 def in_pixels(protocol: Protocol, config: PipelineConfig) -> Protocol:
     """The protocol for pixel space, where the latent is the picture: half, once and twice the training size."""
-    cells = tuple((to_stride(config.training_size * factor, config.stride),) * 2 for factor in (0.5, 1, 2))
+    cells = tuple((to_multiple(config.training_size * factor, config.size_multiple),) * 2 for factor in (0.5, 1, 2))
     return replace(protocol, cells=cells, generated_cells=cells)
 
 
@@ -112,6 +112,8 @@ class Evaluation:
 
     def frames(self, ratio: tuple[int, int]) -> list[tuple[int, int]]:
         """The cells that are diffused at a ratio: the default's number on the short side, and on the long side."""
-        stride, wide, side = self.pipe.config.stride, ratio[0] / ratio[1], max(self.base)
-        every = [tuple(to_stride(side * bound(1, v), stride) for v in (1 / wide, wide)) for bound in (max, min)]
+        size_multiple, wide, side = self.pipe.config.size_multiple, ratio[0] / ratio[1], max(self.base)
+        every = [
+            tuple(to_multiple(side * bound(1, v), size_multiple) for v in (1 / wide, wide)) for bound in (max, min)
+        ]
         return list(dict.fromkeys(every))

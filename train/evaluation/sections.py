@@ -118,16 +118,16 @@ def aspects(e: Evaluation) -> Iterator[Table]:
     rows = []
     for ratio in e.protocol.ratios:
         wide = ratio[0] / ratio[1]
-        ways = [("resampled", e.base, e.generated(e.base), frame_size(wide, e.size))]
+        methods = [("resampled", e.base, e.generated(e.base), frame_size(wide, e.size))]
         if wide != 1:
-            ways += [("diffused", cells, e.generated(cells, wide), ways[0][3]) for cells in e.frames(ratio)]
-        for way, cells, latents, size in ways:
+            methods += [("diffused", cells, e.generated(cells, wide), methods[0][3]) for cells in e.frames(ratio)]
+        for method, cells, latents, size in methods:
             what = progress(latents, f"resample {name(size)}")
             pictures = torch.cat([e.pipe.resample(latent, size=size, fit="contain") for latent in what])
             read = accuracy(e.judge, to_classifier_size(central_square(pictures) * 2 - 1), e.labels_N)
             margins = margin_square(pictures, e.background_C)
-            rows.append((f"{ratio[0]}:{ratio[1]}", way, name(cells), latents[0].aspect, name(size), read, margins))
-    columns = {"ratio": "{}", "way": "{}", "latent": "{}", "frame": "{:.3f}", "output": "{}"}
+            rows.append((f"{ratio[0]}:{ratio[1]}", method, name(cells), latents[0].aspect, name(size), read, margins))
+    columns = {"ratio": "{}", "method": "{}", "latent": "{}", "frame": "{:.3f}", "output": "{}"}
     columns |= {"accuracy of the central square": "{:.2%}", "margins, mean square": "{:.6f}"}
     yield Table("A square latent contained in another shape, and latents diffused at that shape", columns, rows)
 
@@ -190,30 +190,30 @@ def sampler(e: Evaluation) -> Iterator[Table | Sheet]:
     defaults, size = e.pipe.config.defaults, (e.size, e.size)
     real, real_labels = judge_features(e.judge, to_classifier_size(e.real.images)), e.real.labels
     label, rows, curves = 0 if e.pipe.labels else None, [], {}
-    settings = [(way, steps, defaults.guidance) for way in SAMPLERS for steps in e.protocol.steps]
+    settings = [(method, steps, defaults.guidance) for method in SAMPLERS for steps in e.protocol.steps]
     settings += [(defaults.sampler, defaults.steps, guidance) for guidance in e.protocol.guidances]
-    for way, steps, guidance in settings:
-        options = {"sampler": way, "steps": steps, "guidance": guidance}
+    for method, steps, guidance in settings:
+        options = {"sampler": method, "steps": steps, "guidance": guidance}
         images = e.judged(e.generated(e.base, **options), size)
         features = judge_features(e.judge, images)
         began = time.perf_counter()
         e.pipe.diffuse(label, latent_size=e.base, seed=0, **options)
         taken = 1000 * (time.perf_counter() - began)
         figures = accuracy(e.judge, images, e.labels_N), frechet(features, real)
-        rows.append((way, steps, guidance, *figures, diversity(features, e.labels_N, real, real_labels), taken))
+        rows.append((method, steps, guidance, *figures, diversity(features, e.labels_N, real, real_labels), taken))
     columns = {"sampler": "{}", "steps": "{}", "guidance": "{:g}", "accuracy": "{:.2%}", "Fréchet distance": "{:.2f}"}
     columns |= {"diversity": "{:.3f}", "ms a picture": "{:.0f}"}
     yield Table(f"Latent {name(e.base)}, decoded at {name(size)}: {len(e.labels_N):,} pictures a row", columns, rows)
-    for way in SAMPLERS:
+    for method in SAMPLERS:
         curve = rows[: len(SAMPLERS) * len(e.protocol.steps)]
-        curves[way] = e.protocol.steps, [row[4] for row in curve if row[0] == way]
+        curves[method] = e.protocol.steps, [row[4] for row in curve if row[0] == method]
     labels = {"xlabel": "steps", "ylabel": "Fréchet distance", "xscale": "log", "yscale": "log"}
     yield plot("steps", "Fréchet distance against steps", curves, labels)
 
 
 def loss(e: Evaluation) -> Iterator[Table]:
     """The mean square error of what the denoiser predicts, at every noise level, with the real label and without."""
-    pipe, objective, device = e.pipe, e.pipe.config.denoiser.objective, e.pipe.device
+    pipe, prediction_type, device = e.pipe, e.pipe.config.denoiser.prediction_type, e.pipe.device
     count, rng = e.protocol.loss, torch.Generator().manual_seed(0)
     mean_C11, std_C11 = (torch.tensor(v).view(-1, 1, 1) for v in (pipe.config.latent_mean, pipe.config.latent_std))
     x0_NChw = torch.cat([latent.tensor for latent in e.encoded(e.real.images[:count], e.base)])
@@ -228,14 +228,18 @@ def loss(e: Evaluation) -> Iterator[Table]:
             with torch.no_grad():
                 tokens_BND = pipe.denoiser.condition(weights_BL)
                 prediction_KBChw = pipe.denoiser(*inputs, positions, (tokens_BND, None)).prediction
-            error_KBChw = prediction_KBChw - target(objective, x0_BChw, noise_BChw, alpha_bar_B)
+            error_KBChw = prediction_KBChw - target(prediction_type, x0_BChw, noise_BChw, alpha_bar_B)
             squares_K += error_KBChw.square().flatten(1).sum(dim=1).cpu()
         rows.append((t.item(), *(squares_K / x0_NChw.numel()).tolist()))
-    title = f"Mean square error of {objective} against t: {len(x0_NChw)} images, latent {name(e.base)}"
+    title = f"Mean square error of {prediction_type} against t: {len(x0_NChw)} images, latent {name(e.base)}"
     yield Table(title, {"t": "{:.3f}", "conditional": "{:.4f}", "null": "{:.4f}"}, rows)
     t_N, conditional_N, null_N = zip(*rows, strict=True)
     curves = {"with the label": (t_N, conditional_N), "without": (t_N, null_N)}
-    labels = {"xlabel": "t (0 is clean, 1 is noise)", "ylabel": f"mean square error of {objective}", "ylim": (0, None)}
+    labels = {
+        "xlabel": "t (0 is clean, 1 is noise)",
+        "ylabel": f"mean square error of {prediction_type}",
+        "ylim": (0, None),
+    }
     yield plot("loss", title, curves, labels)
 
 

@@ -84,6 +84,6 @@ def titled_sheet(
         draw.text((GAP, top + (height - LETTERS) // 2), title, "white", font)
         for left, width, picture in zip(lefts, widths, pictures, strict=False):
             if picture is not None:
-                way = Image.Resampling.NEAREST if picture.height <= height else Image.Resampling.BOX
-                sheet.paste(picture.resize((width, height), way), (left, top))
+                method = Image.Resampling.NEAREST if picture.height <= height else Image.Resampling.BOX
+                sheet.paste(picture.resize((width, height), method), (left, top))
     return sheet

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from r2id.position import Positions
-from r2id.resampler import R2IR, local_coefficients, read_direct
-from train.data.buckets import Law
+from r2id.resampler import R2IR, decode_coefficients, local_coefficients
+from train.data.buckets import ShapeSampler
 from train.data.images import ImageSet
 from train.engine.cli import draw
 from train.engine.loop import Run
@@ -20,34 +20,36 @@ RATE = 2e-2
 POINTS = 256  # of each picture, that are compared
 
 
-class DirectAlone(nn.Module):
+class LinearCodecAlone(nn.Module):
     """The direct path of an R2IR as a resampler of its own."""
 
     def __init__(self, model: R2IR):
         super().__init__()
-        self.config, self.basis, self.path = model.config, model.basis, model.direct
+        self.config, self.basis, self.path = model.config, model.basis, model.linear_codec
 
     def encode(self, colour_BNC: Tensor, pixels: Positions, cells: Positions) -> Tensor:
         local_BMF = local_coefficients(colour_BNC, pixels, cells.grid, self.basis)
         return self.path.encode(local_BMF, cells).transpose(1, 2).unflatten(2, cells.grid)
 
-    def memory(self, latent_BChw: Tensor, cells: Positions) -> Tensor:
-        return self.path.memory(latent_BChw.flatten(2).transpose(1, 2), cells)
+    def prepare(self, latent_BChw: Tensor, cells: Positions) -> Tensor:
+        return self.path.prepare(latent_BChw.flatten(2).transpose(1, 2), cells)
 
-    def decode(self, memory_BhwCij: Tensor, pixels: Positions) -> Tensor:
-        return read_direct(memory_BhwCij, pixels, self.basis)
+    def decode(self, coefficient_BhwCij: Tensor, pixels: Positions) -> Tensor:
+        return decode_coefficients(coefficient_BhwCij, pixels, self.basis)
 
 
-def fit_direct(run: Run, loss: ResamplerLoss, train: ImageSet, law: Law, *, size: int | None, steps: int) -> float:
-    """Trains the direct path that is `loss.model` in place, the same in every process. size: see `Law.draw`. → mean
-    square error of the last step."""
+def fit_linear_codec(
+    run: Run, loss: ResamplerLoss, train: ImageSet, shape_sampler: ShapeSampler, *, size: int | None, steps: int
+) -> float:
+    """Trains the direct path that is `loss.model` in place, the same in every process. size: see `ShapeSampler.draw`.
+    → mean square error of the last step."""
     seed, device = run.optimisation.seed, run.accelerator.device
     loss = loss.to(device)
     optimiser = torch.optim.Adam(loss.model.parameters(), betas=(0.9, 0.95))
     bar = tqdm(range(steps), "direct path", dynamic_ncols=True, disable=not run.accelerator.is_main_process)
     for step in bar:
         optimiser.param_groups[0]["lr"] = RATE * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        shape, rng = draw(law, seed, step, size=size, device=device)
+        shape, rng = draw(shape_sampler, seed, step, size=size, device=device)
         value, metrics = loss(train.images[run.batch(step)], shape, 0, POINTS, rng)
         optimiser.zero_grad()
         value.backward()

@@ -19,7 +19,7 @@ from r2id.position import (
     relative_scale,
 )
 from r2id.resampler import R2IR
-from train.data.buckets import Group, OwnFrames, Shape, aspect_of
+from train.data.buckets import Bucket, NativeAspect, Shape, aspect_of
 
 MARGIN_REACH = 2.0  # relative units from the centre that margin points cover: outputs of 1:4 to 4:1
 ENCODED = 500  # pictures at once, where latents of all are kept
@@ -39,13 +39,13 @@ def stacked(read: list[tuple[Tensor, Positions]]) -> tuple[Tensor, Positions]:
 
 
 def mean_of(
-    groups: list[Group], losses: Iterable[tuple[Tensor, dict[str, Tensor]]]
+    buckets: list[Bucket], losses: Iterable[tuple[Tensor, dict[str, Tensor]]]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and parts of it of each group → of all pictures."""
-    total, pictures = {}, sum(len(group) for group in groups)
-    for group, (loss, parts) in zip(groups, losses, strict=True):
+    total, pictures = {}, sum(len(bucket) for bucket in buckets)
+    for bucket, (loss, parts) in zip(buckets, losses, strict=True):
         for key, value in {"loss": loss, **parts}.items():
-            total[key] = total.get(key, 0) + value * (len(group) / pictures)
+            total[key] = total.get(key, 0) + value * (len(bucket) / pictures)
     return total.pop("loss"), total
 
 
@@ -58,23 +58,26 @@ class ResamplerLoss(nn.Module):
         *,
         background: tuple[float, ...],
         jitter: str,
-        penalty: float,
-        margin: float,
+        pre_tanh_l2: float,
+        outside_fraction: float,
     ):
         """jitter: "true" moves a point and reads the colour there, "published" keeps the old colour, "none".
-        penalty: weight of the mean square before tanh. margin: share of the points out drawn around the frame."""
+        pre_tanh_l2: weight of the mean square before tanh. outside_fraction: share of the points out drawn around the
+        frame."""
         super().__init__()
         if jitter not in JITTERS:
             raise ValueError(f"jitter {jitter!r}: must be one of {', '.join(JITTERS)}")
-        if margin and jitter == "published":
-            raise ValueError(f"margin {margin}: must be 0 with the published jitter, which keeps a pixel's old colour")
-        self.model, self.jitter, self.penalty, self.margin = model, jitter, penalty, margin
+        if outside_fraction and jitter == "published":
+            raise ValueError(
+                f"outside_fraction {outside_fraction}: must be 0 with the published jitter, which keeps old colours"
+            )
+        self.model, self.jitter, self.pre_tanh_l2, self.outside_fraction = model, jitter, pre_tanh_l2, outside_fraction
         self.register_buffer("background", torch.tensor(background) * 2 - 1, persistent=False)
 
     def forward(
         self,
         images: Tensor | list[Tensor],
-        shape: Shape | OwnFrames,
+        shape: Shape | NativeAspect,
         pixels_in: int,
         pixels_out: int,
         generator: torch.Generator,
@@ -87,37 +90,37 @@ class ResamplerLoss(nn.Module):
         consistency: weight of the mean square between a pixel's centre and the mean over the pixel, which is what
         outputs of different sizes disagree by. decoder_only: the encoder learns nothing.
         """
-        groups = shape.groups(images, self.background)
+        buckets = shape.buckets(images, self.background)
         if pixels_out == 0:  # all of a picture are another number for every size
-            groups = [alone for group in groups for alone in group.sizes()]
+            buckets = [alone for bucket in buckets for alone in bucket.sizes()]
         how = pixels_in, pixels_out, generator, consistency, decoder_only
-        return mean_of(groups, (self.of(group, *how) for group in groups))
+        return mean_of(buckets, (self.of(bucket, *how) for bucket in buckets))
 
     def of(
         self,
-        group: Group,
+        bucket: Bucket,
         pixels_in: int,
         pixels_out: int,
         generator: torch.Generator,
         consistency: float,
         decoder_only: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        most = max(math.prod(canvas_BCHW.shape[2:]) for canvas_BCHW in group.canvases)
+        most = max(math.prod(canvas_BCHW.shape[2:]) for canvas_BCHW in bucket.canvases)
         as_used = self.jitter == "true"  # the encoder gets all pixels where they are
 
-        def encode(part: Group) -> Tensor:
+        def encode(part: Bucket) -> Tensor:
             count = min(pixels_in, most)
             read = [self.pixels(canvas_BCHW, count, generator, exact=as_used) for canvas_BCHW in part.canvases]
             return self.model.encode(*stacked(read), part.positions)
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_only):
-            latent_BChw = joined([encode(part) for part in ([group] if pixels_in else group.sizes())])
+            latent_BChw = joined([encode(part) for part in ([bucket] if pixels_in else bucket.sizes())])
         count, whole = min(pixels_out, most), consistency > 0
-        read = [self.targets(canvas_BCHW, count, generator, whole=whole) for canvas_BCHW in group.canvases]
+        read = [self.targets(canvas_BCHW, count, generator, whole=whole) for canvas_BCHW in bucket.canvases]
         colour_BNC, pixels = stacked(read)
-        decoded_BNC = self.model.decode(self.model.memory(torch.tanh(latent_BChw), group.positions), pixels)
+        decoded_BNC = self.model.decode(self.model.prepare(torch.tanh(latent_BChw), bucket.positions), pixels)
         error = F.mse_loss(decoded_BNC, colour_BNC)
-        loss, metrics = error + self.penalty * latent_BChw.square().mean(), {"mse": error.detach()}
+        loss, metrics = error + self.pre_tanh_l2 * latent_BChw.square().mean(), {"mse": error.detach()}
         if consistency:
             disagreement = inconsistency(decoded_BNC[:, -5 * WHOLE :])
             loss, metrics["inconsistency"] = loss + consistency * disagreement, disagreement.detach()
@@ -127,7 +130,7 @@ class ResamplerLoss(nn.Module):
         self, canvas_BCHW: Tensor, count: int, generator: torch.Generator, *, whole: bool
     ) -> tuple[Tensor, Positions]:
         """What is decoded: `pixels`, then, if asked for, the points of `whole_pixels`."""
-        colour_BNC, pixels = self.pixels(canvas_BCHW, count, generator, self.margin)
+        colour_BNC, pixels = self.pixels(canvas_BCHW, count, generator, self.outside_fraction)
         if whole:
             whole_BN2 = self.whole_pixels(canvas_BCHW, generator)
             whole_BNC = read_colours(canvas_BCHW, whole_BN2, self.background)
@@ -141,18 +144,18 @@ class ResamplerLoss(nn.Module):
         canvas_BCHW: Tensor,
         count: int,
         generator: torch.Generator,
-        margin: float = 0.0,
+        outside_fraction: float = 0.0,
         *,
         exact: bool = False,
     ) -> tuple[Tensor, Positions]:
         """Colours (B, N, C) at `count` random pixels each (0: at all; of more than there are, some again), jittered
-        unless all are taken exactly; the last `margin` of them anywhere in the plane that an output from 1:4 to 4:1 can
-        show."""
+        unless all are taken exactly; the last `outside_fraction` of them anywhere in the plane that an output from 1:4
+        to 4:1 can show."""
         batch, channels, height, width = canvas_BCHW.shape
         aspect, device, every = aspect_of(canvas_BCHW), canvas_BCHW.device, height * width
-        grid = grid_positions((height, width), aspect, sigma=self.model.config.footprint)
+        grid = grid_positions((height, width), aspect, sigma=self.model.config.ipe_sigma)
         colour_BNC = canvas_BCHW.flatten(2).transpose(1, 2)
-        if (exact or self.jitter == "none") and count == 0 and not margin:
+        if (exact or self.jitter == "none") and count == 0 and not outside_fraction:
             return colour_BNC, grid.to(device)
         drawn_on = generator.device
         absolute_BN2 = grid.absolute.to(drawn_on).expand(batch, -1, -1)  # stays there until all is drawn
@@ -164,12 +167,12 @@ class ResamplerLoss(nn.Module):
             colour_BNC = colour_BNC.gather(1, drawn_BN[..., None].to(device).expand(-1, -1, channels))
         if self.jitter != "none":
             absolute_BN2 = jitter(absolute_BN2, (1 / width, 1 / height), 0.5, generator)
-        if margin:
-            around_BN2 = self.around(batch, round(margin * absolute_BN2.shape[1]), aspect, generator)
+        if outside_fraction:
+            around_BN2 = self.around(batch, round(outside_fraction * absolute_BN2.shape[1]), aspect, generator)
             kept = absolute_BN2.shape[1] - around_BN2.shape[1]
             absolute_BN2 = torch.cat((absolute_BN2[:, :kept], around_BN2), dim=1)
         absolute_BN2 = absolute_BN2.to(device)
-        if self.jitter == "true" or margin:
+        if self.jitter == "true" or outside_fraction:
             colour_BNC = read_colours(canvas_BCHW, absolute_BN2, self.background)
         return colour_BNC, points(absolute_BN2, aspect)
 
@@ -203,7 +206,7 @@ def inconsistency(decoded_BNC: Tensor) -> Tensor:
 def encode(resampler: R2IR, canvas_BCHW: Tensor, cells: tuple[int, int]) -> Tensor:
     """Pictures in [-1, 1] that fill the frame → latents (B, c, h, w), from all their pixels."""
     height, width = canvas_BCHW.shape[2:]
-    pixels = grid_positions((height, width), width / height, sigma=resampler.config.footprint)
+    pixels = grid_positions((height, width), width / height, sigma=resampler.config.ipe_sigma)
     colour_BNC = canvas_BCHW.flatten(2).transpose(1, 2)
     device = canvas_BCHW.device
     cells = grid_positions(cells, width / height).to(device)

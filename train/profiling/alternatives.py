@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from r2id.denoisers import SYSTEMS
+from r2id.denoisers import DENOISERS
 from r2id.interpolation import resize
 from r2id.pipeline import Latent, Pipeline
-from r2id.position import footprint, grid_positions, training_pitch, window_of
+from r2id.position import grid_positions, ipe_sigma_of, training_pitch, window_of
 from r2id.resampler import R2IR
-from train.engine.loop import operations
+from train.engine.loop import count_flops
 from train.engine.machine import CPU, median_seconds, memory_of, square_rate
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 from train.evaluation.tables import Table
@@ -36,29 +36,31 @@ def published(pipe: Pipeline, root: Path) -> Pipeline:
     second = read_recipe(DenoiserRecipe, root / "train/configs/published_r2id.toml")
     resampler = replace(first.model, channels=pipe.config.channels)
     channels = resampler.latent_channels
-    denoiser = replace(second.model, latent_channels=channels, labels=len(pipe.labels))
+    denoiser = replace(second.model, latent_channels=channels, num_classes=len(pipe.labels))
     config = replace(
         pipe.config,
-        system=second.system,
-        stride=denoiser.stride,
+        architecture=second.architecture,
+        size_multiple=denoiser.size_multiple,
         schedule=second.schedule,
         defaults=replace(second.defaults, latent_size=CELLS),
         latent_mean=(0.0,) * channels,
         latent_std=(1.0,) * channels,
-        trained_cells=second.law.cells,
+        trained_cells=second.shape_sampler.cells,
         resampler=resampler,
         denoiser=denoiser,
     )
-    return Pipeline(config, R2IR(resampler), SYSTEMS[second.system][1](denoiser), device=pipe.device)
+    return Pipeline(config, R2IR(resampler), DENOISERS[second.architecture][1](denoiser), device=pipe.device)
 
 
 @torch.no_grad()
 def decode_whole(pipe: Pipeline, latent: Latent, side: int) -> Tensor:
     """Every pixel at once, and all that the latent gives made anew."""
-    spread = footprint(1.0, training_pitch(1.0, pipe.config.training_size), pipe.config.resampler.footprint)
+    ipe_sigma = ipe_sigma_of(1.0, training_pitch(1.0, pipe.config.training_size), pipe.config.resampler.ipe_sigma)
     window, device = window_of((side, side), aspect=1.0, fit="contain"), pipe.resampler_device
-    memory = pipe.resampler.memory(latent.tensor.to(device), grid_positions(latent.size, 1.0).to(device))
-    return pipe.resampler.decode(memory, window.positions(range(side), range(side), spread=spread).to(device)).cpu()
+    context = pipe.resampler.prepare(latent.tensor.to(device), grid_positions(latent.size, 1.0).to(device))
+    return pipe.resampler.decode(
+        context, window.positions(range(side), range(side), ipe_sigma=ipe_sigma).to(device)
+    ).cpu()
 
 
 def step_seconds(pipe: Pipeline, size: tuple[int, int]) -> float:
@@ -84,15 +86,15 @@ def alternatives(pipe: Pipeline, sizes: tuple[int, ...], root: Path) -> Iterator
             lambda side=side: decode_whole(other, theirs, side),
             lambda side=side: resize(small, (side, side)),
         )
-        memory = memory_of(runs[1], device)
+        context = memory_of(runs[1], device)
         rate = square_rate(device)
         decoded[side] = [median_seconds(run, d) for run, d in zip(runs, (device, device, CPU), strict=True)]
-        with operations() as counter:
+        with count_flops() as counter:
             runs[1]()
         own, whole, bicubic = (seconds / side**2 for seconds in decoded[side])
         scaled = 1e6 * whole * rate / ORIGINAL_RATE
         mega = counter.get_total_flops() / side**2 / 1e6
-        pixels.append((side, *(1e6 * v for v in (own, whole)), whole / own, mega, memory / side**2 / 1e3, scaled))
+        pixels.append((side, *(1e6 * v for v in (own, whole)), whole / own, mega, context / side**2 / 1e3, scaled))
         pixels[-1] += (1e6 * bicubic, own / bicubic)
     columns = {"side": "{}", "ours, µs": "{:.2f}", "published, µs": "{:.2f}", "published / ours": "{:.1f}"}
     columns |= {"published, MFLOP": "{:.2f}", "published, KB": "{:.1f}"}

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from r2id.denoisers import SYSTEMS
-from r2id.limits import MAX_CELLS, MAX_SIDE, brief
+from r2id.denoisers import DENOISERS
+from r2id.limits import MAX_CELLS, MAX_SIDE, short_repr
 from r2id.resampler import R2IR
 from train.data.buckets import Shape
-from train.engine.loop import generator, operations
+from train.engine.loop import count_flops, generator
 from train.engine.machine import memory_of
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 from train.evaluation.tables import Table
@@ -135,7 +135,7 @@ class Stage:
 
     def measure(self) -> None:
         self.step(MEASURED[0])  # libraries set themselves up, and the optimiser its moments
-        memory, counts = [self.memory(load) for load in MEASURED], [self.operations(load) for load in COUNTED]
+        memory, counts = [self.memory(load) for load in MEASURED], [self.count_flops(load) for load in COUNTED]
         self.memory_weights = fitted(
             terms_of(memory_terms, MEASURED, self.grid), torch.tensor(memory, dtype=torch.float64)
         )
@@ -147,8 +147,8 @@ class Stage:
         """Bytes of a step above the state."""
         return max(1, memory_of(lambda: self.step(load), self.device))
 
-    def operations(self, load: Load) -> int:
-        with operations() as counter:
+    def count_flops(self, load: Load) -> int:
+        with count_flops() as counter:
             self.step(load)
         return counter.get_total_flops()
 
@@ -171,7 +171,7 @@ PARTS = "the fewest parts whose memory is within the budget"
 WHY = {
     "resampler": {
         "training_size": "the pictures' side",
-        "law.cells": LAW,
+        "shape_sampler.cells": LAW,
         "model.width": "grows with the pixels on a cell's side",
         "model.heads": HEADS,
         "model.latent_channels": "a cell holds more: grow with the root of the pixels on its side",
@@ -182,7 +182,7 @@ WHY = {
         "optimisation.accumulate": PARTS,
     },
     "denoiser": {
-        "law.cells": LAW,
+        "shape_sampler.cells": LAW,
         "defaults.latent_size": SIDE,
         "model.width": "grows with the root of the cells on a side",
         "model.heads": HEADS,
@@ -197,7 +197,7 @@ def adapted(first: ResamplerRecipe, second: DenoiserRecipe, size: int) -> tuple[
     base = max(second.defaults.latent_size)
     cells = min(math.isqrt(MAX_CELLS), max(base, size // 8))
     before, after = first.training_size / base, size / cells  # pixels on a cell's side
-    law = (max(1, cells // 2), min(math.isqrt(MAX_CELLS), 2 * cells))
+    shape_sampler = (max(1, cells // 2), min(math.isqrt(MAX_CELLS), 2 * cells))
     pixels_in = 0 if size**2 <= ALL_PIXELS else SOME_PIXELS
 
     def multiple(value: float, of: int) -> int:
@@ -227,12 +227,12 @@ def adapted(first: ResamplerRecipe, second: DenoiserRecipe, size: int) -> tuple[
         )
         for phase in first.optimisation.phases
     )
-    law_cells = first.law.cells if cells == base else law
+    law_cells = first.shape_sampler.cells if cells == base else shape_sampler
     first = replace(
         first,
         training_size=size,
         model=model,
-        law=replace(first.law, cells=law_cells),
+        shape_sampler=replace(first.shape_sampler, cells=law_cells),
         optimisation=replace(first.optimisation, phases=phases),
     )
     second = replace(
@@ -242,9 +242,11 @@ def adapted(first: ResamplerRecipe, second: DenoiserRecipe, size: int) -> tuple[
             **wider(second.model.width, math.sqrt(cells / base)),
             octaves=octaves(second.model.octaves, cells / base),
             latent_channels=channels,
-            labels=LABELS,
+            num_classes=LABELS,
         ),
-        law=replace(second.law, cells=second.law.cells if cells == base else law),
+        shape_sampler=replace(
+            second.shape_sampler, cells=second.shape_sampler.cells if cells == base else shape_sampler
+        ),
         defaults=replace(second.defaults, latent_size=(cells, cells)),
     )
     return first, second
@@ -289,12 +291,12 @@ def shapes_of(first: ResamplerRecipe, second: DenoiserRecipe) -> Iterator[Shapes
     phases, cells = first.optimisation.phases, second.defaults.latent_size[0]
     out = max(phase.pixels_out + 5 * WHOLE * bool(phase.consistency) for phase in phases)
     for recipe, seen, sides in (
-        (first, phases[0].pixels_in, first.law.cells[1:]),
-        (second, 0, (cells, second.law.cells[1])),
+        (first, phases[0].pixels_in, first.shape_sampler.cells[1:]),
+        (second, 0, (cells, second.shape_sampler.cells[1])),
     ):
-        widest = recipe.law.widest if recipe.law.square < 1 else 1.0
+        max_aspect = recipe.shape_sampler.max_aspect if recipe.shape_sampler.p_square < 1 else 1.0
         square = first.training_size**2
-        largest = tuple(Load(1, seen or round(square * widest), out, side) for side in sides)
+        largest = tuple(Load(1, seen or round(square * max_aspect), out, side) for side in sides)
         yield Shapes(Load(1, seen or square, out, cells), largest)
 
 
@@ -302,15 +304,21 @@ def losses_of(first: ResamplerRecipe, second: DenoiserRecipe) -> Iterator[nn.Mod
     background, channels = (0.0,) * CHANNELS, first.model.latent_channels
     resampler = replace(first.model, channels=CHANNELS)
     shared = {"background": background}
-    yield ResamplerLoss(R2IR(resampler), jitter=first.jitter, penalty=first.penalty, margin=first.margin, **shared)
+    yield ResamplerLoss(
+        R2IR(resampler),
+        jitter=first.jitter,
+        pre_tanh_l2=first.pre_tanh_l2,
+        outside_fraction=first.outside_fraction,
+        **shared,
+    )
     yield DenoiserLoss(
-        SYSTEMS[second.system][1](second.model),
+        DENOISERS[second.architecture][1](second.model),
         R2IR(resampler),
         schedule=second.schedule,
         latent_mean=(0.0,) * channels,
         latent_std=(1.0,) * channels,
         label_dropout=second.label_dropout,
-        finest=second.law.cells[1],
+        jitter_grid=second.shape_sampler.cells[1],
         **shared,
     )
 
@@ -334,7 +342,7 @@ def plan(size: int, config: Path, budget: float, device: torch.device) -> Iterat
     if not SMALLEST <= size <= MAX_SIDE:
         raise ValueError(f"--plan {size}: must be {SMALLEST}…{MAX_SIDE}, pixels on a side")
     if not 0 < budget < math.inf:
-        raise ValueError(f"--budget-memory {brief(budget)}: must be a number of GB above 0")
+        raise ValueError(f"--budget-memory {short_repr(budget)}: must be a number of GB above 0")
     before = dict(resampler=read_recipe(ResamplerRecipe, config), denoiser=read_recipe(DenoiserRecipe, DENOISER))
     pair = adapted(*before.values(), size)
     settings, costs, errors, arguments = [], [], [], []
@@ -342,7 +350,7 @@ def plan(size: int, config: Path, budget: float, device: torch.device) -> Iterat
         grid = name == "denoiser" or not pair[0].optimisation.phases[0].pixels_in
         stage = Stage(name, loss, grid=grid, device=device)
         stage.measure()
-        seen = stage.memory(HELD_OUT), stage.operations(HELD_OUT)
+        seen = stage.memory(HELD_OUT), stage.count_flops(HELD_OUT)
         for unit, size_of, found, expected in zip(
             ("MB", "GFLOP"), (1e6, 1e9), seen, stage.predicted(HELD_OUT), strict=True
         ):

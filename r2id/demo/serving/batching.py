@@ -1,4 +1,4 @@
-"""Calls of a denoiser for several users as one: of a small latent, a row costs a fraction of what a call does."""
+"""Batches denoiser calls of concurrent users: for small latents an extra row costs far less than an extra call."""
 
 from __future__ import annotations
 
@@ -11,62 +11,63 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from r2id.denoisers.output import Denoised
+from r2id.denoisers.output import DenoiserOutput
 from r2id.position import Positions
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a denoiser is called with, see `r2id.denoisers`."""
+    """The arguments of one denoiser call, see `r2id.denoisers`. noisy: (B, C, h, w); other tensors have B rows too."""
 
     denoiser: nn.Module
     noisy: Tensor
     alpha_bar: Tensor
     positions: Positions
     conditions: Sequence[Tensor | None]
-    carry: Any
+    recurrent_state: Any
 
     @property
     def cells(self) -> int:
-        """Of all rows."""
+        """Latent cells of all rows together."""
         return len(self.noisy) * math.prod(self.noisy.shape[2:])
 
     @property
     def key(self) -> Hashable:
-        """Equal for steps that can be computed together: of one model, size and aspect."""
-        given = (*(tokens is None for tokens in self.conditions), self.carry is None)
+        """Steps with equal keys can share a call: same denoiser, latent size, aspect ratio and kinds of input."""
+        given = (*(tokens is None for tokens in self.conditions), self.recurrent_state is None)
         return self.denoiser, self.noisy.shape[1:], *self.positions.relative[0].tolist(), given
 
     def part(self, rows: slice) -> Step:
+        """The same call for some of its rows."""
         conditions = [tokens if tokens is None else tokens[rows] for tokens in self.conditions]
         noisy, alpha_bar = self.noisy[rows], self.alpha_bar[rows]
-        return Step(self.denoiser, noisy, alpha_bar, self.positions, conditions, part(self.carry, rows))
+        return Step(self.denoiser, noisy, alpha_bar, self.positions, conditions, part(self.recurrent_state, rows))
 
 
-def run(steps: list[Step]) -> list[Denoised]:
-    """Steps of one key, together."""
+def run(steps: list[Step]) -> list[DenoiserOutput]:
+    """Runs steps with equal keys as one call. One output per step, in the same order."""
     counts = [len(step.noisy) for step in steps]
     noisy, alpha_bar = (torch.cat([getattr(step, name) for step in steps]) for name in ("noisy", "alpha_bar"))
     columns = zip(*(step.conditions for step in steps), strict=True)
     conditions = [None if tokens[0] is None else torch.cat(tokens) for tokens in columns]
-    carry = joined([step.carry for step in steps])
-    found = steps[0].denoiser(noisy, alpha_bar, steps[0].positions, conditions, carry)
+    recurrent_state = concatenate([step.recurrent_state for step in steps])
+    found = steps[0].denoiser(noisy, alpha_bar, steps[0].positions, conditions, recurrent_state)
     ends = itertools.accumulate(counts)
     return [part(found, slice(end - count, end)) for count, end in zip(counts, ends, strict=True)]
 
 
-def outcomes(steps: list[Step]) -> list[Denoised | BaseException]:
-    """What each of them gives or raises; one that fails does not end the others."""
+def run_or_raise_each(steps: list[Step]) -> list[DenoiserOutput | BaseException]:
+    """Like `run`, but a step that fails yields its exception in place of an output and leaves the others alone."""
     try:
         return run(steps)
-    except BaseException as error:  # the caller's to handle
+    except BaseException as error:  # raised again in the thread that asked
         if len(steps) == 1:
             return [error]
-    return [outcome for step in steps for outcome in outcomes([step])]
+    return [output for step in steps for output in run_or_raise_each([step])]
 
 
 def part(value: Any, rows: slice) -> Any:
-    """Those rows of tensors (K, B, …): of one, of those in a tuple or a dataclass; None as it is."""
+    """Selects rows along dimension 1 of every tensor (K, B, …) in a tensor, tuple or dataclass. None stays None."""
     if value is None or isinstance(value, Tensor):
         return value if value is None else value[:, rows]
     if isinstance(value, tuple):
@@ -74,13 +75,13 @@ def part(value: Any, rows: slice) -> Any:
     return type(value)(*(part(getattr(value, field.name), rows) for field in fields(value)))
 
 
-def joined(values: Sequence[Any]) -> Any:
-    """The inverse of `part`: all rows, in this order."""
+def concatenate(values: Sequence[Any]) -> Any:
+    """The inverse of `part`: concatenates the rows in the given order."""
     first = values[0]
     if first is None or len(values) == 1:
         return first
     if isinstance(first, Tensor):
         return torch.cat(values, dim=1)
     if isinstance(first, tuple):
-        return tuple(map(joined, zip(*values, strict=True)))
-    return type(first)(*(joined([getattr(value, field.name) for value in values]) for field in fields(first)))
+        return tuple(map(concatenate, zip(*values, strict=True)))
+    return type(first)(*(concatenate([getattr(value, field.name) for value in values]) for field in fields(first)))

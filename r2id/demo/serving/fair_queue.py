@@ -1,4 +1,4 @@
-"""Who may compute: of what one user sends at once, one call at a time, so that nobody waits behind all of it."""
+"""Admits one call per user at a time, so that nobody waits behind everything that another user has queued."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections import defaultdict, deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
-MAX_WAITING_PER_USER, MAX_WAITING = (
-    24,
-    96,
-)  # calls that may wait, of one user and of all; each holds a thread of the server
+# Queued calls. Each one occupies a thread of the server.
+MAX_WAITING_PER_USER = 24
+MAX_WAITING = 96
 
 
 class FairQueue:
-    """A line for every user. The heads of all lines compute side by side, and the worker takes their pieces in turn:
-    who sends twenty diffusions delays the first one of somebody else by no more than one."""
+    """One first-in-first-out line per user. The oldest calls of all users run concurrently, and the worker interleaves
+    their pieces: a user with twenty queued jobs delays another user's first job by at most one."""
 
     def __init__(self):
         self._changed = threading.Condition()
@@ -23,14 +22,13 @@ class FairQueue:
 
     @contextmanager
     def turn(self, user: Hashable) -> Iterator[None]:
-        """Until this is the user's oldest call. Raises ValueError at once where too many wait."""
+        """Waits until this is the user's oldest call, and holds the turn until the block ends.
+
+        Raises ValueError immediately if too many calls are queued.
+        """
         with self._changed:
-            for count, most, whose in (
-                (len(self._lines[user]), MAX_WAITING_PER_USER, "yours"),
-                (len(self), MAX_WAITING, "all users"),
-            ):
-                if count >= most:
-                    raise ValueError(f"busy: {count} calls of {whose} are waiting, at most {most} may; try again soon")
+            self._check(len(self._lines[user]), MAX_WAITING_PER_USER, "yours")
+            self._check(len(self), MAX_WAITING, "all users")
             (line := self._lines[user]).append(call := object())
             self._changed.wait_for(lambda: line[0] is call)
         try:
@@ -43,4 +41,10 @@ class FairQueue:
                 self._changed.notify_all()
 
     def __len__(self) -> int:
+        """Calls that run or wait."""
         return sum(map(len, self._lines.values()))
+
+    @staticmethod
+    def _check(count: int, limit: int, whose: str) -> None:
+        if count >= limit:
+            raise ValueError(f"busy: {count} calls of {whose} are waiting, at most {limit} may; try again soon")

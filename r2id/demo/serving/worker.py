@@ -1,9 +1,9 @@
-"""One thread for all the arithmetic of a server, in pieces that take turns: images before steps and large images.
-And what one call may cost where many wait for that thread.
+"""A single thread does all tensor work of the server, in short pieces: small images go before denoising steps and large
+images. Also limits what a single call may cost.
 
-Every thread that computes gets an OpenMP team of its own. With more of them than cores, GNU's OpenMP has each team
-sleep between two operations, and small ones take twice as long. So one team has all the cores, and no work waits for
-longer than a piece of another one takes.
+Why one thread: every thread that computes gets its own OpenMP team. With more teams than cores, GNU OpenMP puts each
+team to sleep between operations, and small operations take twice as long. With one team on all cores, no job waits
+longer than one piece of another job takes.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2id.demo.serving.batching import Step, joined, outcomes
-from r2id.denoisers.output import Denoised
+from r2id.demo.serving.batching import Step, concatenate, run_or_raise_each
+from r2id.denoisers.output import DenoiserOutput
 from r2id.latent import Latent
 from r2id.pipeline import FULL, DiffusionStep, Pipeline
 
-MAX_THREADS = 8  # images are small: more threads wait for each other
-LEAD = 30.0  # seconds by which urgent work counts as older than it is: it goes first, and nothing waits for ever
-SMALL = 2**18  # pixels up to which an image is made in one piece, before anything else
-LOW_PRIORITY_PIXELS = 2**16  # … and one that waits like steps
-MOST_DECODED = 2**24  # points of one call; in a latent of more than FEW_DECODED cells each costs more
-MOST_DIFFUSED = 2**19  # cells of all rows and steps of one call; above FEW_DIFFUSED in a row each costs more
-FEW_DECODED, FEW_DIFFUSED = 2**8, 2**10  # up to so many cells, attention is little beside the rest; measured
+MAX_THREADS = 8  # the images are small, so more threads would only wait for each other
+URGENT_LEAD_SECONDS = 30.0  # urgent jobs count as older by this much: they go first, yet nothing waits forever
+SMALL_PIXELS = 2**18  # up to this size an image is decoded in one piece, ahead of other work
+SMALL_PIXELS_LOW_PRIORITY = 2**16  # the same for images that nobody is waiting for
+MAX_DECODED_POINTS = 2**24  # per call, for latents of up to CHEAP_CELLS_DECODED cells; fewer beyond
+MAX_DENOISED_CELLS = 2**19  # rows × cells × steps per call, for latents of up to CHEAP_CELLS_DENOISED; fewer beyond
+CHEAP_CELLS_DECODED, CHEAP_CELLS_DENOISED = 2**8, 2**10  # measured: above, the cost of attention shows
 END = object()
 
 
 class Worker:
-    """The thread, for the life of the process. All others compute with one OpenMP thread from then on."""
+    """The thread that computes, for the life of the process. All other threads are left with one OpenMP thread each."""
 
     def __init__(self):
         self._jobs: queue.PriorityQueue = queue.PriorityQueue()
-        self._alike: defaultdict[Hashable, deque[tuple[Step, Future]]] = defaultdict(deque)
-        self._lock = threading.Lock()  # of what is alike
+        self._batchable: defaultdict[Hashable, deque[tuple[Step, Future]]] = defaultdict(deque)
+        self._lock = threading.Lock()  # guards _batchable
         self._count = itertools.count()
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
         threads = min(torch.get_num_threads(), MAX_THREADS)
         self._thread.start()
-        self.call(partial(self._settle, threads))
+        self.call(partial(self._set_threads, threads))
         torch.set_num_threads(1)
 
     def call(self, function: Callable[[], Any], *, urgent: bool = False) -> Any:
-        """What function() returns or raises, run by the worker in the order of asking; urgent ones before others that
-        have not waited for LEAD."""
+        """Runs function() in the worker and returns or raises what it does. Calls run in order of arrival; urgent ones
+        go before others that have waited less than URGENT_LEAD_SECONDS."""
         if threading.current_thread() is self._thread:
             return function()
         future: Future = Future()
@@ -63,110 +63,107 @@ class Worker:
         return future.result()
 
     def _put(self, function: Callable[[], Any], future: Future, urgent: bool) -> None:
-        age = time.monotonic() - LEAD * urgent
+        age = time.monotonic() - URGENT_LEAD_SECONDS * urgent
         self._jobs.put((age, next(self._count), partial(contextvars.copy_context().run, function), future))
 
     def steps(self, iterator: Iterator) -> Iterator:
-        """The same values, each one a call."""
+        """Yields the same values; each one is computed in a call of its own."""
         while (value := self.call(partial(next, iterator, END))) is not END:
             yield value
 
-    def denoise(self, step: Step) -> Denoised:
-        """A call of its denoiser, together with those of other callers that it fits to: it costs little more."""
+    def denoise(self, step: Step) -> DenoiserOutput:
+        """Runs the step, batched with waiting steps of other callers that have the same key."""
         future: Future = Future()
         with self._lock:
-            self._alike[step.key].append((step, future))
-        self._put(partial(self._together, step.key), Future(), False)
+            self._batchable[step.key].append((step, future))
+        self._put(partial(self._run_batch, step.key), Future(), False)
         return future.result()
 
-    def _together(self, key: Hashable) -> None:
-        """The oldest steps of this kind that wait, as many as one piece holds; none where an earlier piece had them."""
-        taken, cells = [], 0
+    def _run_batch(self, key: Hashable) -> None:
+        """Runs the oldest waiting steps of this key, as many as fit in one piece; none if an earlier batch took
+        them."""
+        batch, cells = [], 0
         with self._lock:
-            waiting = self._alike[key]
-            while waiting and (not taken or cells + waiting[0][0].cells <= FEW_DIFFUSED):
-                taken.append(waiting.popleft())
-                cells += taken[-1][0].cells
+            waiting = self._batchable[key]
+            while waiting and (not batch or cells + waiting[0][0].cells <= CHEAP_CELLS_DENOISED):
+                batch.append(waiting.popleft())
+                cells += batch[-1][0].cells
             if not waiting:
-                del self._alike[key]
-        found = outcomes([step for step, _ in taken]) if taken else []
-        for (_, future), value in zip(taken, found, strict=True):
+                del self._batchable[key]
+        outputs = run_or_raise_each([step for step, _ in batch]) if batch else []
+        for (_, future), value in zip(batch, outputs, strict=True):
             (future.set_exception if isinstance(value, BaseException) else future.set_result)(value)
 
     @staticmethod
-    def _settle(threads: int) -> None:
+    def _set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
-        torch.zeros(2**17).add_(1)  # a thread takes the number over at its first operation, and keeps it
+        torch.zeros(2**17).add_(1)  # a thread adopts the number at its first operation and keeps it
 
     def _work(self) -> None:
         while True:
             *_, function, future = self._jobs.get()
             try:
                 future.set_result(function())
-            except BaseException as error:  # the caller's to handle
+            except BaseException as error:  # raised again in the thread that asked
                 future.set_exception(error)
-            del function, future  # nothing is held while waiting
+            del function, future  # holds no tensors while it waits
 
 
-worker = cache(Worker)  # one a process
+worker = cache(Worker)  # one per process
 
 
 class QuotaPipeline(Pipeline):
-    """A pipeline that no call holds for more than about two minutes of two cores: what would cost more is a ValueError
-    that says how much is served."""
+    """A pipeline that limits each call to about two minutes on two cores. A larger call raises a ValueError that names
+    the limit."""
 
-    urgent = True  # its images go before steps
+    urgent = True  # small images go before denoising steps
 
     @property
     def low_priority(self) -> QuotaPipeline:
-        """The same whose images wait like steps, for those that nobody asked for by themselves."""
+        """The same pipeline for images that nobody is waiting for: they queue like denoising steps."""
         pipe = copy(self)
         pipe.urgent = False
         return pipe
 
     def diffuse_steps(self, labels, **options) -> Iterator[DiffusionStep]:
-        path = super().diffuse_steps(labels, **options)  # refuses at once what no pipeline does
-        (h, w), rows = self.asked(labels, options)
+        path = super().diffuse_steps(labels, **options)  # checks the arguments immediately
+        h, w = options.get("latent_size") or self.config.defaults.latent_size
+        rows = len(labels) if isinstance(labels, (list, tuple)) else 1
         steps, cells = options.get("steps") or self.config.defaults.steps, h * w
-        most = MOST_DIFFUSED // round(len(rows) * cells * max(1, cells / FEW_DIFFUSED))
-        if steps > most:
-            asked = f"{steps} steps for {len(rows)} x {h} x {w} cells"
-            raise ValueError(f"{asked}: at most {most} are served; ask for fewer steps, cells or images")
+        max_steps = MAX_DENOISED_CELLS // round(rows * cells * max(1, cells / CHEAP_CELLS_DENOISED))
+        if steps > max_steps:
+            call = f"{steps} steps for {rows} x {h} x {w} cells"
+            raise ValueError(f"{call}: at most {max_steps} are served; ask for fewer steps, cells or images")
         return path
-
-    def asked(self, labels, options: dict) -> tuple[tuple[int, int], list]:
-        """Cells of a latent, and a label for each."""
-        rows = labels if isinstance(labels, (list, tuple)) else [labels]
-        return options.get("latent_size") or self.config.defaults.latent_size, rows
 
     def resample_tiles(self, latent: Latent, *, size: tuple[int, int], fit=None, region=FULL) -> Iterator:
         tiles = super().resample_tiles(latent, size=size, fit=fit, region=region)
-        points, cost = self.points(latent, size, fit, region)
-        if cost > MOST_DECODED:
-            asked = f"size {size[0]} x {size[1]} of {len(latent)} x {latent.size[0]} x {latent.size[1]} cells"
-            served = f"{points:,} points to decode, at most {int(MOST_DECODED * points / cost):,} are served"
-            raise ValueError(f"{asked}: {served}; ask for a smaller image or fewer cells")
+        points, cost = self._cost(latent, size, fit, region)
+        if cost > MAX_DECODED_POINTS:
+            call = f"size {size[0]} x {size[1]} of {len(latent)} x {latent.size[0]} x {latent.size[1]} cells"
+            served = f"{points:,} points to decode, at most {int(MAX_DECODED_POINTS * points / cost):,} are served"
+            raise ValueError(f"{call}: {served}; ask for a smaller image or fewer cells")
         return tiles
 
-    def points(self, latent: Latent, size: tuple[int, int], fit, region) -> tuple[int, float]:
-        """How many are decoded, and how many of a small latent would cost as much."""
+    def _cost(self, latent: Latent, size: tuple[int, int], fit, region) -> tuple[int, float]:
+        """Points to decode, and the number of points of a small latent that would cost as much."""
         points = math.prod((len(latent), *size, *self._window(latent, size, fit, region)[1]))
         cells = math.prod(latent.size) if self.resampler else 0
-        return points, points * max(1, cells / FEW_DECODED)
+        return points, points * max(1, cells / CHEAP_CELLS_DECODED)
 
 
 class QueuedPipeline(QuotaPipeline):
-    """A pipeline for many threads, whose arithmetic the worker does, in pieces of a second or so."""
+    """A pipeline for many threads: the worker does the tensor work, in pieces of about a second."""
 
-    def _denoise(self, *inputs) -> Denoised:
+    def _denoise(self, *inputs) -> DenoiserOutput:
         step = Step(self.denoiser, *inputs)
-        rows = max(1, FEW_DIFFUSED // math.prod(step.noisy.shape[2:]))
+        rows = max(1, CHEAP_CELLS_DENOISED // math.prod(step.noisy.shape[2:]))
         pieces = [slice(first, first + rows) for first in range(0, len(step.noisy), rows)]
-        return joined([worker().denoise(step.part(rows)) for rows in pieces])
+        return concatenate([worker().denoise(step.part(rows)) for rows in pieces])
 
     def resample_tiles(self, latent: Latent, *, size: tuple[int, int], fit=None, region=FULL) -> Iterator:
         tiles = super().resample_tiles(latent, size=size, fit=fit, region=region)
-        if self.points(latent, size, fit, region)[1] > (SMALL if self.urgent else LOW_PRIORITY_PIXELS):
+        if self._cost(latent, size, fit, region)[1] > (SMALL_PIXELS if self.urgent else SMALL_PIXELS_LOW_PRIORITY):
             return worker().steps(tiles)
         return iter(worker().call(partial(list, tiles), urgent=self.urgent))
 

@@ -130,9 +130,9 @@ def wanted(session: Session) -> GenerateRequest:
     return session.request
 
 
-def latent_sizes(low: int, high: int, stride: int) -> list[int]:
-    """At most AT_MOST multiples of stride, from the first to the last one in low…high."""
-    sizes = range(-(-low // stride) * stride, high + 1, stride)
+def latent_sizes(low: int, high: int, size_multiple: int) -> list[int]:
+    """At most AT_MOST multiples of size_multiple, from the first to the last one in low…high."""
+    sizes = range(-(-low // size_multiple) * size_multiple, high + 1, size_multiple)
     return sorted({sizes[round(i * (len(sizes) - 1) / (AT_MOST - 1))] for i in range(AT_MOST)})
 
 
@@ -141,8 +141,8 @@ def build(page: Page) -> None:
         with gradio_errors(), page.service.queue.turn(session):
             request = wanted(session)
             config = page.models.get(request.model).config
-            asked = [replace(request, cells=n) for n in latent_sizes(*config.trained_cells, config.stride)]
-            names = ["{1} × {0} cells".format(*d.latent_size(config.stride)) for d in asked]
+            asked = [replace(request, cells=n) for n in latent_sizes(*config.trained_cells, config.size_multiple)]
+            names = ["{1} × {0} cells".format(*d.latent_size(config.size_multiple)) for d in asked]
             yield from diffused(page, session, dict(zip(names, asked, strict=True)), SIZES_TITLE, STOP_SIZES)
 
     def of_models(session: Session, *models: str):

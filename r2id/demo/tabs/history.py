@@ -15,7 +15,7 @@ from r2id.demo.request import from_dict, to_dict
 from r2id.demo.serving.generation import seconds
 from r2id.demo.session import MAX_HISTORY, Entry, Session, named_label, png, render
 from r2id.image import read_parameters
-from r2id.limits import brief
+from r2id.limits import short_repr
 
 FRAMES = 48  # of an animation
 MAX_ZIP = 2**24  # pixels of all images in a zip
@@ -77,7 +77,7 @@ def build(page: Page) -> None:
         with gradio_errors():
             values = read_parameters(file)
             if "origin" in values:
-                origin = brief(values["origin"])
+                origin = short_repr(values["origin"])
                 raise ValueError(f"this image is of a latent that was not diffused, {origin}: load the latent's file")
             request, view = from_dict(values)
             restored = page.restore(session, request, view)

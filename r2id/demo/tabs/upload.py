@@ -75,7 +75,7 @@ def opened(file: Path | io.BytesIO, name: str) -> Image.Image:
 def encoded(pipe: Pipeline, given: Given, request: GenerateRequest) -> tuple[Tensor, Latent]:
     """The image, (1, C, H, W) in [0, 1], at the training size at most, and its latent, with the cells of request."""
     image_BCHW = from_pil(given.image, pipe.config.channels, pipe.config.background)[None]
-    latent = pipe.encode(image_BCHW, latent_size=request.latent_size(pipe.config.stride))
+    latent = pipe.encode(image_BCHW, latent_size=request.latent_size(pipe.config.size_multiple))
     height, width = image_BCHW.shape[2:]
     if (reduce := min(height, width) / pipe.config.training_size) > 1:
         image_BCHW = F.interpolate(image_BCHW, size=(round(height / reduce), round(width / reduce)), mode="area")
@@ -148,10 +148,10 @@ def build(page: Page) -> None:
             return gr.skip(), gr.skip()
         with gradio_errors():
             config = page.models.get(model).config
-        (low, high), stride = config.trained_cells, config.stride
+        (low, high), size_multiple = config.trained_cells, config.size_multiple
         cells = cells if low <= cells <= high else max(config.defaults.latent_size)
         ground = [round(255 * c) for c in (config.background * 3)[:3]]
-        slider = gr.Slider(low, max(high, low + stride), step=stride, value=cells, interactive=low < high)
+        slider = gr.Slider(low, max(high, low + size_multiple), step=size_multiple, value=cells, interactive=low < high)
         return slider, gr.HTML(ground="rgb({}, {}, {})".format(*ground), ink="#fff" if sum(ground) < 384 else "#000")
 
     with gr.Tab("Your own image"):

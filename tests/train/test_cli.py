@@ -1,0 +1,126 @@
+"""What the entry points share: the bar, the cost of a run before it begins, and errors of one line."""
+
+from __future__ import annotations
+
+import errno
+import re
+import signal
+from dataclasses import replace
+
+import datasets
+import pytest
+import torch
+from digits import digit_bytes
+from PIL import Image
+from test_loop import SMALL, compute, small, train
+
+from train import train_denoiser, train_resampler
+from train.engine.cli import clock, dry_run, script, train_with_progress
+from train.engine.loop import Phase
+from train.engine.state import load_state
+
+RESAMPLER = """
+name = "small"
+training_size = 16
+
+[model]
+latent_channels = 2
+width = 8
+heads = 1
+encoder_blocks = 1
+
+[[optimisation.phases]]
+steps = 40
+rate = [1e-3, 1e-3]
+"""
+
+
+def told(capfd) -> str:
+    return "".join(capfd.readouterr())
+
+
+def test_a_run_is_followed_to_its_end(tmp_path, capfd):
+    evaluated = []
+
+    def evaluate(progress) -> str:
+        evaluated.append(progress.step)
+        return f"sheet {progress.metrics['mse']:.4f}"
+
+    train_with_progress(small(tmp_path, replace(SMALL, evaluate_every=10)), compute, evaluate)
+    text = told(capfd)
+    assert evaluated == [10, 12] and re.search(r"10: sheet \d\.\d{4}", text)
+    assert re.search(r"12/12 .*loss=\d\.\d{4}, gradient=\d+\.?\d*, images=[\d.]+/s", text)
+    train_with_progress(small(tmp_path), compute, evaluate)
+    assert "all 12 steps are done; more steps or another --out go on" in told(capfd)
+
+
+def test_what_changed_is_told_when_a_run_goes_on(tmp_path, capfd):
+    train(small(tmp_path), send=signal.SIGTERM, at=4)
+    train_with_progress(small(tmp_path, replace(SMALL, accumulate=2)), compute, str)
+    assert "changed since step 5, from here on as it is now: recipe.accumulate: 1 → 2" in told(capfd)
+    assert load_state(tmp_path).metadata["recipe"]["accumulate"] == 2
+
+
+def test_the_cost_is_that_of_the_phases():
+    run = small(None, replace(SMALL, phases=(Phase(2, (0.1, 0.1)), Phase(6000, (0.1, 0.1)))))
+    steps = []
+
+    def computed(loss, indices, phase, step, part):
+        steps.append(step)
+        value, metrics = compute(loss, indices, phase, step, part)
+        if step > 1:  # 4e7 operations forward, as many for the one gradient asked for
+            value = value + (torch.zeros(4, 1000, requires_grad=True) @ torch.zeros(1000, 5000)).sum()
+        return value, metrics
+
+    header, size, first, second, total = dry_run(run, computed)
+    assert "device cpu, mixed precision no" in header
+    assert size == "97 parameters; 4 images a step in 1 parts"  # (4 + 1) · 16 + 16 + 1
+    assert set(steps) == {0, 1, 2, 2002, 4002}
+    cost = r"phase 0: 2 steps, 0\.0 GFLOP and [\d.e-]+ s a step, [\d,]+ MB at most, 0 s"
+    assert re.fullmatch(cost, first), first
+    assert second.startswith("phase 1: 6,000 steps, 0.1 GFLOP")
+    assert total.startswith("in all: 6,002 steps, 0.5 TFLOP, ") and total.endswith("without evaluations")
+    assert [clock(seconds) for seconds in (4.4, 61, 3660, 360_000)] == [
+        "4 s",
+        "0 h 01 min",
+        "1 h 01 min",
+        "100 h 00 min",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("batch 0: must be 1"), "error: batch 0: must be 1"),
+        (FloatingPointError("step 4"), "error: step 4"),
+        (OSError(errno.ENOSPC, "No space left on device"), r"make room, then the same command goes on"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), "error: .*Permission denied: 'runs'$"),
+        (torch.OutOfMemoryError("Tried 2 GiB.\nmore"), "error: Tried 2 GiB.; raise optimisation.accumulate or lower"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error, message):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit, match=message) as caught:
+        script(main)
+    assert "\n" not in caught.value.code
+
+
+def test_a_dry_run_of_a_script_takes_settings_and_writes_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    for number, pixels in enumerate(digit_bytes()):
+        (tmp_path / "images" / str(number % 10)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / str(number % 10) / f"{number:02}.png")
+    recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text(RESAMPLER)
+    command = ["--config", str(recipe), "--data", str(tmp_path / "images"), "--out", str(run), "--dry-run"]
+    train_resampler.main([*command, "--set", "optimisation.batch=6", "--set", "optimisation.accumulate=3"])
+    lines = capfd.readouterr().out.splitlines()
+    assert "parameters; 6 images a step in 3 parts" in lines[1]
+    assert lines[2].startswith("phase 0: 40 steps, ") and lines[3].startswith("in all: 40 steps, ")
+    assert not run.exists()
+    recipe.write_text("pixels = true\n" + re.sub("latent_channels.*\n", "", RESAMPLER))
+    train_denoiser.main([*command, "--set", "optimisation.batch=6"])
+    assert "in all: 40 steps" in capfd.readouterr().out and not run.exists()
