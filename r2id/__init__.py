@@ -5,10 +5,19 @@ points, M cells or context tokens, D width, F features, L labels. Sizes are (hei
 """
 
 from r2id.config import PipelineConfig
+from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
 from r2id.denoisers.r2id import R2ID, R2IDConfig
 from r2id.latent import Latent
 from r2id.pipeline import DiffusionStep, Pipeline
-from r2id.resampler import R2IR, R2IRConfig
 
-__all__ = ["R2ID", "R2IR", "DiffusionStep", "Latent", "Pipeline", "PipelineConfig", "R2IDConfig", "R2IRConfig"]
+__all__ = [
+    "R2ID",
+    "CrossAttentionR2IR",
+    "DiffusionStep",
+    "Latent",
+    "Pipeline",
+    "PipelineConfig",
+    "R2IDConfig",
+    "CrossAttentionR2IRConfig",
+]
 __version__ = "0.2.0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from r2id.cross_attention_resampler import CrossAttentionR2IRConfig
 from r2id.denoisers import DENOISERS
 from r2id.limits import (
     MAX_ASPECT,
@@ -19,7 +20,6 @@ from r2id.limits import (
     check_interval,
 )
 from r2id.position import FITS
-from r2id.resampler import R2IRConfig
 from r2id.sampler import SAMPLERS
 from r2id.schedule import Schedule
 
@@ -77,7 +77,7 @@ class PipelineConfig:
     latent_std: tuple[float, ...]
     schedule: Schedule
     defaults: Defaults
-    resampler: R2IRConfig | None = None
+    resampler: CrossAttentionR2IRConfig | None = None
     denoiser: Any  # the system's own configuration, as `DENOISERS` names it
     training: Training | None = None
 

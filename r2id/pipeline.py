@@ -23,6 +23,7 @@ from r2id.checkpoint import (
 )
 from r2id.condition import mixture
 from r2id.config import PipelineConfig
+from r2id.cross_attention_resampler import CrossAttentionR2IR, DecoderContext
 from r2id.denoisers import DENOISERS
 from r2id.denoisers.output import DenoiserOutput
 from r2id.image import as_images
@@ -52,7 +53,6 @@ from r2id.position import (
     training_pitch,
     window_of,
 )
-from r2id.resampler import R2IR, DecoderContext
 from r2id.sampler import sample
 
 TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory
@@ -75,7 +75,7 @@ class Pipeline:
     def __init__(
         self,
         config: PipelineConfig,
-        resampler: R2IR | None,
+        resampler: CrossAttentionR2IR | None,
         denoiser: nn.Module,
         *,
         device="auto",
@@ -108,7 +108,9 @@ class Pipeline:
             config, denoiser=from_dict(config_type, config.denoiser, f"{folder / 'config.json'}: denoiser")
         )
         denoiser = load_module(lambda: model_type(config.denoiser), folder / "denoiser.safetensors")
-        resampler = config.resampler and load_module(lambda: R2IR(config.resampler), folder / "resampler.safetensors")
+        resampler = config.resampler and load_module(
+            lambda: CrossAttentionR2IR(config.resampler), folder / "resampler.safetensors"
+        )
         return cls(config, resampler, denoiser, device=device, resampler_device=resampler_device)
 
     def save(self, folder: str | Path) -> None:

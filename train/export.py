@@ -20,9 +20,9 @@ from torch import Tensor
 
 from r2id.checkpoint import HUB_ID, HUB_TIMEOUT_SECONDS, CheckpointError, from_dict
 from r2id.config import FORMAT, Defaults, PipelineConfig, Training
+from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
 from r2id.denoisers import DENOISERS
 from r2id.pipeline import Pipeline
-from r2id.resampler import R2IR, R2IRConfig
 from r2id.schedule import Schedule
 from train.engine.recipe import DenoiserRecipe, read_recipe
 from train.engine.state import State, load_state
@@ -40,7 +40,7 @@ def build_pipeline(stage_1: State | None, metadata: dict, denoiser_tensors: dict
     recipe, shape_sampler = metadata["recipe"], metadata["recipe"]["shape_sampler"]
     config_type, model_type = DENOISERS[recipe["architecture"]]
     denoiser_config = from_dict(config_type, metadata["model"], "denoiser state")
-    resampler_config = stage_1 and from_dict(R2IRConfig, stage_1.metadata["model"], "resampler state")
+    resampler_config = stage_1 and from_dict(CrossAttentionR2IRConfig, stage_1.metadata["model"], "resampler state")
     channels = resampler_config.channels if stage_1 else denoiser_config.latent_channels
     stages = [stage_1.metadata, metadata] if stage_1 else [metadata]
     first = stages[0]  # it saw the pictures
@@ -67,7 +67,7 @@ def build_pipeline(stage_1: State | None, metadata: dict, denoiser_tensors: dict
         denoiser=denoiser_config,
         training=Training(**{key: sum(part[key] for part in cost) for key in cost[0]}) if all(cost) else None,
     )
-    resampler, denoiser = resampler_config and R2IR(resampler_config), model_type(denoiser_config)
+    resampler, denoiser = resampler_config and CrossAttentionR2IR(resampler_config), model_type(denoiser_config)
     if resampler:
         resampler.load_state_dict(stage_1.part("ema"))
     denoiser.load_state_dict(denoiser_tensors)

@@ -14,9 +14,9 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from r2id.checkpoint import from_dict, load_into, save_module
+from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
 from r2id.denoisers import DENOISERS
 from r2id.image import contact_sheet
-from r2id.resampler import R2IR, R2IRConfig
 from train.data.buckets import ShapeSampler
 from train.data.images import load_images, stream_images
 from train.engine.cli import arguments, draw, run, run_of, script, start_from
@@ -154,18 +154,18 @@ def as_it_was(model: nn.Module, path: Path | None) -> nn.Module:
     return teacher
 
 
-def trained_resampler(folder: Path) -> tuple[State, R2IR]:
+def trained_resampler(folder: Path) -> tuple[State, CrossAttentionR2IR]:
     state = load_state(folder)
     if state is None:
         raise ValueError(f"{folder}: no trained resampler; run train/train_resampler.py first")
-    resampler = R2IR(from_dict(R2IRConfig, state.metadata["model"], folder)).eval()
+    resampler = CrossAttentionR2IR(from_dict(CrossAttentionR2IRConfig, state.metadata["model"], folder)).eval()
     resampler.load_state_dict(state.part("ema"))
     return state, resampler
 
 
 @torch.no_grad()
 def latent_statistics(
-    resampler: R2IR,
+    resampler: CrossAttentionR2IR,
     images: Tensor | list[Tensor],
     shape_sampler: ShapeSampler,
     background: tuple[float, ...],

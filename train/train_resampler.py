@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r2id.cross_attention_resampler import CrossAttentionR2IR
 from r2id.image import contact_sheet
 from r2id.position import grid_positions
-from r2id.resampler import R2IR
 from train.data.images import load_images, stream_images
 from train.engine.cli import arguments, draw, run, run_of, script, start_from
 from train.engine.recipe import ResamplerRecipe, read_recipe, shape_sampler_of
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         pre_tanh_l2=recipe.pre_tanh_l2,
         outside_fraction=recipe.outside_fraction,
     )
-    loss = loss_of(R2IR(recipe.model))
+    loss = loss_of(CrossAttentionR2IR(recipe.model))
     frame = None if own else recipe.training_size
     training = run_of(args, recipe, loss, train, folder, model=asdict(recipe.model), data=data)
 
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             size=frame,
             steps=recipe.linear_codec_steps,
         )
-    averaged = R2IR(recipe.model).eval().to(device)
+    averaged = CrossAttentionR2IR(recipe.model).eval().to(device)
 
     def evaluated(progress):
         averaged.load_state_dict(training.ema)
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: R2IR, images: Tensor):
+def evaluate(model: CrossAttentionR2IR, images: Tensor):
     """Mean square error on [-1, 1] at every latent size, latent statistics, and a sheet of reconstructions."""
     device = next(model.parameters()).device
     figures, rows = {}, [*images[:10]]

@@ -15,7 +15,7 @@ from test_data import save_parquet
 from test_train import DENOISER, RESAMPLER
 from torch import nn
 
-from r2id import R2ID, R2IR, Pipeline, R2IDConfig, R2IRConfig
+from r2id import R2ID, CrossAttentionR2IR, CrossAttentionR2IRConfig, Pipeline, R2IDConfig
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import DenoiserOutput
 from r2id.image import from_pil
@@ -30,7 +30,7 @@ from train.losses.denoiser import DenoiserLoss
 from train.losses.resampler import ResamplerLoss, encode
 
 WIDEST = 16 / 9
-TINY = R2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
+TINY = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 SIZES = ((8, 8), (8, 12), (12, 8), (6, 9), (8, 8), (5, 9), (8, 11))  # 8 × 12, 6 × 9 and 8 × 11 have the same cells
 OWN = NativeAspect(side=3.4, longest=6.9)
 
@@ -45,7 +45,7 @@ def pictures() -> list[torch.Tensor]:
 
 def resampler_loss(jitter: str = "none", **settings) -> ResamplerLoss:
     torch.manual_seed(0)
-    model = R2IR(TINY)
+    model = CrossAttentionR2IR(TINY)
     for parameter in model.parameters():  # zero-initialised layers would say nothing of positions
         nn.init.normal_(parameter, std=0.2)
     return ResamplerLoss(

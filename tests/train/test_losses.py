@@ -11,7 +11,7 @@ from digits import digits
 from torch import nn
 from torch.nn import functional as F
 
-from r2id import R2ID, R2IR, R2IDConfig, R2IRConfig
+from r2id import R2ID, CrossAttentionR2IR, CrossAttentionR2IRConfig, R2IDConfig
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import DenoiserOutput
 from r2id.position import grid_positions, read_colours
@@ -20,7 +20,7 @@ from train.data.buckets import Shape, ShapeSampler, pad_to
 from train.losses.denoiser import DenoiserLoss, coarse_error
 from train.losses.resampler import MARGIN_REACH, ResamplerLoss, encode
 
-TINY = R2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
+TINY = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 WIDE = Shape((8, 14), (4, 7))
 
 
@@ -29,11 +29,20 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def resampler_loss(
-    config: R2IRConfig = TINY, *, background=(0.0,), jitter="true", pre_tanh_l2=0.003, outside_fraction=0.0
+    config: CrossAttentionR2IRConfig = TINY,
+    *,
+    background=(0.0,),
+    jitter="true",
+    pre_tanh_l2=0.003,
+    outside_fraction=0.0,
 ):
     torch.manual_seed(0)
     return ResamplerLoss(
-        R2IR(config), background=background, jitter=jitter, pre_tanh_l2=pre_tanh_l2, outside_fraction=outside_fraction
+        CrossAttentionR2IR(config),
+        background=background,
+        jitter=jitter,
+        pre_tanh_l2=pre_tanh_l2,
+        outside_fraction=outside_fraction,
     )
 
 
@@ -157,7 +166,9 @@ def test_published_jitter_moves_the_point_and_keeps_the_colour():
 def test_points_around_the_frame_carry_the_background(shape):
     background = torch.tensor([0.25, -0.5, 0.75])
     canvas = torch.rand(4, 3, *shape.canvas, generator=rng(2)) * 0.1
-    loss = resampler_loss(R2IRConfig(channels=3, width=16, heads=2), background=tuple(((background + 1) / 2).tolist()))
+    loss = resampler_loss(
+        CrossAttentionR2IRConfig(channels=3, width=16, heads=2), background=tuple(((background + 1) / 2).tolist())
+    )
     plain = loss.pixels(canvas, 40, rng())[1].absolute
     colour_BNC, pixels = loss.pixels(canvas, 40, rng(), 0.25)
     assert colour_BNC.shape == (4, 40, 3)
@@ -243,7 +254,7 @@ def denoiser_loss(
     torch.manual_seed(0)
     return DenoiserLoss(
         Oracle(prediction_type, jitter=0.0),
-        R2IR(TINY),
+        CrossAttentionR2IR(TINY),
         schedule=schedule,
         background=(0.0,),
         latent_mean=(0.1, 0.0, -0.1),

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from r2id import R2ID, R2IR
+from r2id import R2ID, CrossAttentionR2IR
 from r2id.config import Defaults
 from r2id.denoisers import DENOISERS
 from train.data.buckets import ShapeSampler
@@ -27,7 +27,7 @@ def kind_of(path: Path) -> type:
 def test_every_recipe_reads_and_its_model_can_be_built(path):
     recipe = read_recipe(kind_of(path), path)
     with torch.device("meta"):
-        model_type = R2IR if kind_of(path) is ResamplerRecipe else DENOISERS[recipe.architecture][1]
+        model_type = CrossAttentionR2IR if kind_of(path) is ResamplerRecipe else DENOISERS[recipe.architecture][1]
         model = model_type(recipe.model)
     assert model.config == recipe.model
     stages = [read_recipe(kind_of(other), other) for other in CONFIGS.glob("*.toml")]
@@ -47,7 +47,7 @@ def parameters(model_type: type, config) -> int:
 
 def test_the_published_resampler_is_as_published():
     recipe = read_recipe(ResamplerRecipe, CONFIGS / "published_resampler.toml")
-    assert parameters(R2IR, recipe.model) == pytest.approx(3.67e6, rel=0.01)
+    assert parameters(CrossAttentionR2IR, recipe.model) == pytest.approx(3.67e6, rel=0.01)
     model = recipe.model
     assert (model.latent_channels, model.width, model.heads) == (64, 192, 6)
     assert (model.encoder_blocks, model.decoder_blocks, model.cell_blocks) == (4, 4, 0)

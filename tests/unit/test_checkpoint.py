@@ -24,7 +24,7 @@ from r2id.checkpoint import (
     save_module,
     save_tensors,
 )
-from r2id.resampler import R2IR, R2IRConfig
+from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
 
 
 @dataclass(frozen=True)
@@ -225,10 +225,10 @@ def only_sketch() -> nn.Module:
 
 
 def test_a_module_is_made_with_the_weights_of_a_file(tmp_path):
-    config = R2IRConfig(latent_channels=3, width=16, heads=2)
-    model = R2IR(config)
+    config = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2)
+    model = CrossAttentionR2IR(config)
     save_module(model, tmp_path / "a.safetensors")
-    loaded = load_module(lambda: R2IR(config), tmp_path / "a.safetensors")
+    loaded = load_module(lambda: CrossAttentionR2IR(config), tmp_path / "a.safetensors")
     for part in (nn.Module.state_dict, lambda module: dict(module.named_buffers())):  # frequencies are in no file
         theirs = part(loaded)
         assert part(model).keys() == theirs.keys()
@@ -246,17 +246,17 @@ def test_a_module_is_made_with_the_weights_of_a_file(tmp_path):
     ids=["missing", "extra", "wide", "misshapen"],
 )
 def test_a_configuration_that_asks_for_another_model_takes_no_memory(tmp_path, values, text):
-    config = R2IRConfig(latent_channels=3, width=16, heads=2, linear_codec=False)
-    save_module(R2IR(config), tmp_path / "a.safetensors")
+    config = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2, linear_codec=False)
+    save_module(CrossAttentionR2IR(config), tmp_path / "a.safetensors")
     other, made = replace(config, **values), []
 
     def make() -> nn.Module:
-        made.append(R2IR(other))
+        made.append(CrossAttentionR2IR(other))
         return made[-1]
 
     with pytest.raises(CheckpointError) as error:
         load_module(make, tmp_path / "a.safetensors")
-    assert "a.safetensors: does not fit R2IR: " in message(error) and text in message(error)
+    assert "a.safetensors: does not fit CrossAttentionR2IR: " in message(error) and text in message(error)
     assert [module.cell_in.weight.is_meta for module in made] == [True]
 
 

@@ -8,13 +8,13 @@ from dataclasses import fields
 import pytest
 
 from r2id.checkpoint import MAX_FILE_BYTES, CheckpointError, from_dict, sketch
+from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
 from r2id.denoisers import DENOISERS
 from r2id.denoisers.dimr import DiMR, DiMRConfig
 from r2id.denoisers.rin import RINConfig
 from r2id.limits import MAX_BLOCKS, MODEL_SIZES
-from r2id.resampler import R2IR, R2IRConfig
 
-CONFIGS = {"resampler": R2IRConfig, **{name: config_type for name, (config_type, _) in DENOISERS.items()}}
+CONFIGS = {"resampler": CrossAttentionR2IRConfig, **{name: config_type for name, (config_type, _) in DENOISERS.items()}}
 NO_NUMBER = [True, "3", None, [], [3], {}, [[[]]]]
 BAD = {  # type of a field → values that none of that type may have
     int: [-1, 2**31, 2**63, 10**30, 1.0, float("nan"), *NO_NUMBER],
@@ -81,7 +81,7 @@ LARGEST = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_largest_configurations_are_sketched_in_little_memory(name):
     config = from_dict(CONFIGS[name], LARGEST[name] | {"heads": 1024, "latent_channels": 4096}, "config.json")
-    model_type = R2IR if name == "resampler" else DENOISERS[name][1]
+    model_type = CrossAttentionR2IR if name == "resampler" else DENOISERS[name][1]
     tensors = [*(module := sketch(lambda: model_type(config))).parameters(), *module.buffers()]
     assert sum(tensor.numel() for tensor in tensors) > 2**36
     assert sum(tensor.nbytes for tensor in tensors if tensor.device.type != "meta") < 2**28

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from refusals import refused
 
-from r2id import R2ID, R2IR, Latent, Pipeline, pipeline
+from r2id import R2ID, CrossAttentionR2IR, Latent, Pipeline, pipeline
 from r2id.image import to_pil
 from r2id.position import FITS, grid_positions, ipe_sigma_of, training_pitch
 
@@ -138,7 +138,7 @@ def test_names_indices_and_mixtures_are_labels(tiny):
 
 def test_a_model_without_labels_diffuses(tiny):
     config = replace(tiny.config, labels=(), denoiser=replace(tiny.config.denoiser, num_classes=0))
-    unlabelled = Pipeline(config, R2IR(config.resampler), R2ID(config.denoiser), device="cpu")
+    unlabelled = Pipeline(config, CrossAttentionR2IR(config.resampler), R2ID(config.denoiser), device="cpu")
     assert unlabelled.diffuse([None, None], seed=0, **LATENT).tensor.shape == (2, 3, 3, 4)
     assert "no labels" in refused(lambda: unlabelled.diffuse([0]))
 
@@ -173,8 +173,8 @@ def test_tiles_equal_the_whole_and_come_in_reading_order(tiny, latent, size, fit
 
 def test_tiles_stay_within_the_budget(tiny, latent, monkeypatch):
     monkeypatch.setattr(pipeline, "TILE_POINTS", {"cpu": 200, "other": 200})
-    decode, points = R2IR.decode_grid, []
-    monkeypatch.setattr(R2IR, "decode_grid", lambda *args: points.append(decode(*args)) or points[-1])
+    decode, points = CrossAttentionR2IR.decode_grid, []
+    monkeypatch.setattr(CrossAttentionR2IR, "decode_grid", lambda *args: points.append(decode(*args)) or points[-1])
     tiny.resample(latent, size=(5, 40))
     assert max(colour_BNC.shape[:2].numel() for colour_BNC in points) <= 200
 
@@ -253,14 +253,14 @@ def test_the_largest_zoom_is_finite(tiny, latent):
 @pytest.fixture
 def contexts(monkeypatch):
     """Weak references to every context that is made."""
-    made, prepare = [], R2IR.prepare
+    made, prepare = [], CrossAttentionR2IR.prepare
 
     def counted(*args):
         result = prepare(*args)
         made.append(weakref.ref(result))
         return result
 
-    monkeypatch.setattr(R2IR, "prepare", counted)
+    monkeypatch.setattr(CrossAttentionR2IR, "prepare", counted)
     return made
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from r2id import R2ID, R2IR, Latent, Pipeline, R2IRConfig, pipeline
+from r2id import R2ID, CrossAttentionR2IR, CrossAttentionR2IRConfig, Latent, Pipeline, pipeline
 from r2id.position import ipe_sigma_of
 
 FRAMED = ("contain", "cover", "stretch")
@@ -100,7 +100,7 @@ def test_a_resampler_and_its_configuration_come_together(tiny, tiny_pixels):
     with pytest.raises(ValueError, match="resampler: must be given where the configuration has one"):
         Pipeline(tiny.config, None, tiny.denoiser, device="cpu")
     with pytest.raises(ValueError, match="and be None in pixel space"):
-        Pipeline(tiny_pixels.config, R2IR(R2IRConfig()), tiny_pixels.denoiser, device="cpu")
+        Pipeline(tiny_pixels.config, CrossAttentionR2IR(CrossAttentionR2IRConfig()), tiny_pixels.denoiser, device="cpu")
     with pytest.raises(ValueError, match="channels 3: must agree"):
         replace(tiny_pixels.config, background=(0.0,))
     with pytest.raises(ValueError, match="must hold 3 values"):

@@ -16,8 +16,8 @@ else:
 
 from r2id.checkpoint import from_dict
 from r2id.config import Defaults
+from r2id.cross_attention_resampler import CrossAttentionR2IRConfig
 from r2id.denoisers import DENOISERS
-from r2id.resampler import R2IRConfig
 from r2id.sampler import SAMPLERS
 from r2id.schedule import Schedule
 from train.data.buckets import ShapeSampler
@@ -183,7 +183,7 @@ class ResamplerRecipe:
     outside_fraction: float = 0.125  # share of the points out around the frame; 0 for sets without a known background
     linear_codec_steps: int = 1500  # in which the model's direct path is fitted before all else
     shape_sampler: ShapeSampler = field(default_factory=ShapeSampler)
-    model: R2IRConfig = field(default_factory=R2IRConfig)
+    model: CrossAttentionR2IRConfig = field(default_factory=CrossAttentionR2IRConfig)
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,9 @@ class DenoiserRecipe:
             sizes |= {f"cache_latents.cells[{i}]": cells for i, cells in enumerate(self.cache_latents.cells)}
         for where, cells in sizes.items():
             if any(side % size_multiple for side in cells):
-                raise ValueError(f"{where}: cells {cells} must be multiples of {size_multiple}, the model's size_multiple")
+                raise ValueError(
+                    f"{where}: cells {cells} must be multiples of {size_multiple}, the model's size_multiple"
+                )
         check_choice("defaults.sampler", self.defaults.sampler, SAMPLERS)
 
     @property

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from r2id.cross_attention_resampler import CrossAttentionR2IR, decode_coefficients, local_coefficients
 from r2id.position import Positions
-from r2id.resampler import R2IR, decode_coefficients, local_coefficients
 from train.data.buckets import ShapeSampler
 from train.data.images import ImageSet
 from train.engine.cli import draw
@@ -23,7 +23,7 @@ POINTS = 256  # of each picture, that are compared
 class LinearCodecAlone(nn.Module):
     """The direct path of an R2IR as a resampler of its own."""
 
-    def __init__(self, model: R2IR):
+    def __init__(self, model: CrossAttentionR2IR):
         super().__init__()
         self.config, self.basis, self.path = model.config, model.basis, model.linear_codec
 

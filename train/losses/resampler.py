@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r2id.cross_attention_resampler import CrossAttentionR2IR
 from r2id.position import (
     Positions,
     batched,
@@ -18,7 +19,6 @@ from r2id.position import (
     read_colours,
     relative_scale,
 )
-from r2id.resampler import R2IR
 from train.data.buckets import Bucket, NativeAspect, Shape, aspect_of
 
 MARGIN_REACH = 2.0  # relative units from the centre that margin points cover: outputs of 1:4 to 4:1
@@ -54,7 +54,7 @@ class ResamplerLoss(nn.Module):
 
     def __init__(
         self,
-        model: R2IR,
+        model: CrossAttentionR2IR,
         *,
         background: tuple[float, ...],
         jitter: str,
@@ -203,7 +203,7 @@ def inconsistency(decoded_BNC: Tensor) -> Tensor:
     return F.mse_loss(sum(gauss) / len(gauss), centre)
 
 
-def encode(resampler: R2IR, canvas_BCHW: Tensor, cells: tuple[int, int]) -> Tensor:
+def encode(resampler: CrossAttentionR2IR, canvas_BCHW: Tensor, cells: tuple[int, int]) -> Tensor:
     """Pictures in [-1, 1] that fill the frame → latents (B, c, h, w), from all their pixels."""
     height, width = canvas_BCHW.shape[2:]
     pixels = grid_positions((height, width), width / height, sigma=resampler.config.ipe_sigma)

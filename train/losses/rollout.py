@@ -18,9 +18,9 @@ from torch import Generator, Tensor, nn
 from r2id.checkpoint import save_module
 from r2id.condition import one_hot
 from r2id.config import Defaults
+from r2id.cross_attention_resampler import CrossAttentionR2IR
 from r2id.denoisers.output import DenoiserOutput
 from r2id.position import Positions, grid_positions, ipe_sigma_of, training_pitch, window_of
-from r2id.resampler import R2IR
 from r2id.sampler import dpm_step
 from r2id.schedule import x0_from
 from train.data.buckets import Shape
@@ -163,7 +163,7 @@ def call(
         return model(x_BChw, x_BChw.new_full((len(x_BChw),), alpha_bar), positions, conditions, recurrent_state)
 
 
-def decode(resampler: R2IR, latent_BChw: Tensor, aspect: float, side: int) -> Tensor:
+def decode(resampler: CrossAttentionR2IR, latent_BChw: Tensor, aspect: float, side: int) -> Tensor:
     """Latents → the central square of their frames, (B, C, side, side) in [-1, 1], with gradients."""
     device = latent_BChw.device
     context = resampler.prepare(latent_BChw, grid_positions(tuple(latent_BChw.shape[2:]), aspect).to(device))

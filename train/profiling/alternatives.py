@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from r2id.cross_attention_resampler import CrossAttentionR2IR
 from r2id.denoisers import DENOISERS
 from r2id.interpolation import resize
 from r2id.pipeline import Latent, Pipeline
 from r2id.position import grid_positions, ipe_sigma_of, training_pitch, window_of
-from r2id.resampler import R2IR
 from train.engine.loop import count_flops
 from train.engine.machine import CPU, median_seconds, memory_of, square_rate
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
@@ -49,7 +49,9 @@ def published(pipe: Pipeline, root: Path) -> Pipeline:
         resampler=resampler,
         denoiser=denoiser,
     )
-    return Pipeline(config, R2IR(resampler), DENOISERS[second.architecture][1](denoiser), device=pipe.device)
+    return Pipeline(
+        config, CrossAttentionR2IR(resampler), DENOISERS[second.architecture][1](denoiser), device=pipe.device
+    )
 
 
 @torch.no_grad()

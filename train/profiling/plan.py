@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from r2id.cross_attention_resampler import CrossAttentionR2IR
 from r2id.denoisers import DENOISERS
 from r2id.limits import MAX_CELLS, MAX_SIDE, short_repr
-from r2id.resampler import R2IR
 from train.data.buckets import Shape
 from train.engine.loop import count_flops, generator
 from train.engine.machine import memory_of
@@ -305,7 +305,7 @@ def losses_of(first: ResamplerRecipe, second: DenoiserRecipe) -> Iterator[nn.Mod
     resampler = replace(first.model, channels=CHANNELS)
     shared = {"background": background}
     yield ResamplerLoss(
-        R2IR(resampler),
+        CrossAttentionR2IR(resampler),
         jitter=first.jitter,
         pre_tanh_l2=first.pre_tanh_l2,
         outside_fraction=first.outside_fraction,
@@ -313,7 +313,7 @@ def losses_of(first: ResamplerRecipe, second: DenoiserRecipe) -> Iterator[nn.Mod
     )
     yield DenoiserLoss(
         DENOISERS[second.architecture][1](second.model),
-        R2IR(resampler),
+        CrossAttentionR2IR(resampler),
         schedule=second.schedule,
         latent_mean=(0.0,) * channels,
         latent_std=(1.0,) * channels,

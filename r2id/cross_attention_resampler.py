@@ -27,7 +27,7 @@ Lapped = tuple[Tensor, Tensor]  # what `LocalBasis.evaluate` gives: index (…, 
 
 
 @dataclass(frozen=True)
-class R2IRConfig:
+class CrossAttentionR2IRConfig:
     """Sizes of an R2IR. The shipped values are in `train/configs/mnist_resampler.toml`."""
 
     channels: int = 1  # of the image
@@ -93,8 +93,8 @@ class AxisFeatures:
         return AxisFeatures(self.position_ND[part], (index[part], basis[part]), self.dense_NKF[part])
 
 
-class R2IR(nn.Module):
-    def __init__(self, config: R2IRConfig):
+class CrossAttentionR2IR(nn.Module):
+    def __init__(self, config: CrossAttentionR2IRConfig):
         super().__init__()
         self.config = config
         width, narrow = config.width, config.of_pixel
@@ -223,7 +223,7 @@ class LinearCodec(nn.Module):
     learned here, soon and exactly; attention adds the rest. How much each harmonic counts depends on how large a cell
     is, since those of small cells are finer than the pixels."""
 
-    def __init__(self, config: R2IRConfig):
+    def __init__(self, config: CrossAttentionR2IRConfig):
         super().__init__()
         self.channels, self.basis = config.channels, 2 * config.harmonics + 1
         self.latent = nn.Linear(self.basis**2 * config.channels, config.latent_channels)
@@ -263,7 +263,7 @@ def cell_sides(cells: Positions) -> tuple[Tensor, Tensor]:
 class LocalBasis(nn.Module):
     """The lapped Fourier basis of one axis."""
 
-    def __init__(self, config: R2IRConfig):
+    def __init__(self, config: CrossAttentionR2IRConfig):
         super().__init__()
         self.size = 2 * config.harmonics + 1
         frequencies = 2 * math.pi * config.base_frequency * torch.arange(1, config.harmonics + 1)

@@ -6,13 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r2id.position import Positions, grid_positions, points, window_of
-from r2id.resampler import (
-    R2IR,
+from r2id.cross_attention_resampler import (
     AxisFeatures,
+    CrossAttentionR2IR,
+    CrossAttentionR2IRConfig,
     LinearCodec,
     LocalBasis,
-    R2IRConfig,
     cell_sides,
     decode_coefficients,
     dense,
@@ -20,8 +19,9 @@ from r2id.resampler import (
     read_grid,
     read_points,
 )
+from r2id.position import Positions, grid_positions, points, window_of
 
-TINY = R2IRConfig(channels=2, latent_channels=3, width=16, heads=2, octaves=(-2, 3))
+TINY = CrossAttentionR2IRConfig(channels=2, latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 VARIANTS = {
     "softmax": TINY,
     "linear": replace(TINY, attention="linear"),
@@ -35,9 +35,9 @@ BASIS = 9  # their sines and cosines, and the constant
 
 
 @pytest.fixture(params=VARIANTS)
-def model(request) -> R2IR:
+def model(request) -> CrossAttentionR2IR:
     torch.manual_seed(0)
-    return R2IR(VARIANTS[request.param]).eval().requires_grad_(False)
+    return CrossAttentionR2IR(VARIANTS[request.param]).eval().requires_grad_(False)
 
 
 def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -216,7 +216,7 @@ def test_one_memory_serves_every_size(model):
 
 def test_points_without_a_place_in_the_frame_skip_the_local_path():
     torch.manual_seed(0)
-    model = R2IR(TINY).eval().requires_grad_(False)
+    model = CrossAttentionR2IR(TINY).eval().requires_grad_(False)
     grid, cells = grid_positions((4, 4), 1.0), grid_positions((2, 2), 1.0)
     context = model.prepare(uniform(1, 3, 2, 2), cells)
     unframed = model.decode(context, replace(grid, framed=False))
@@ -228,7 +228,7 @@ def test_points_without_a_place_in_the_frame_skip_the_local_path():
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_parameter_is_trained(name):
     torch.manual_seed(0)
-    model = R2IR(VARIANTS[name])
+    model = CrossAttentionR2IR(VARIANTS[name])
     grid, cells = grid_positions((5, 5), 1.0), grid_positions((2, 3), 1.0)
     latent = model.encode(uniform(2, 25, 2), grid, cells).tanh()
     model.decode(model.prepare(latent, cells), grid).square().sum().backward()
@@ -236,7 +236,7 @@ def test_every_parameter_is_trained(name):
 
 
 def test_the_published_size():
-    config = R2IRConfig(
+    config = CrossAttentionR2IRConfig(
         width=192,
         heads=6,
         latent_channels=64,
@@ -250,7 +250,7 @@ def test_the_published_size():
         octaves=(-6, 9),
     )
     with torch.device("meta"):
-        assert sum(p.numel() for p in R2IR(config).parameters()) == pytest.approx(3.67e6, rel=0.01)
+        assert sum(p.numel() for p in CrossAttentionR2IR(config).parameters()) == pytest.approx(3.67e6, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_the_published_size():
 )
 def test_a_bad_config_is_refused(options):
     with pytest.raises(ValueError, match=f"^{next(iter(options))} .*must be"):
-        R2IR(R2IRConfig(**options))
+        CrossAttentionR2IR(CrossAttentionR2IRConfig(**options))
 
 
 @pytest.mark.parametrize("cells", [(1, 1), (3, 4), (2, 9)])

@@ -1,0 +1,7 @@
+"""The resamplers, by the name that `resampler.architecture` has in `config.json`. Another one is one line here."""
+
+from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
+
+RESAMPLERS = {
+    "r2ir-cross-attention": (CrossAttentionR2IRConfig, CrossAttentionR2IR),
+}
