@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 SUFFIXES = (".otf", ".ttc", ".ttf", ".woff2")
@@ -226,10 +226,12 @@ def ink(font: ImageFont.FreeTypeFont, character: str) -> Image.Image | None:
     left, top, right, bottom = font.getbbox(character)
     if max(abs(left), abs(top), abs(right), abs(bottom)) > LARGEST * font.size:
         raise ValueError("oversized")
-    mask = font.getmask(character, "L")
-    if min(mask.size) < 1 or mask.getbbox() is None:
+    if right <= left or bottom <= top:
         return None
-    return Image.frombytes("L", mask.size, bytes(mask)).crop(mask.getbbox())
+    image = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(image).text((-left, -top), character, fill=255, font=font)
+    box = image.getbbox()
+    return image.crop(box) if box else None
 
 
 def centred(glyph: Image.Image | None, size: int) -> Image.Image:
