@@ -190,7 +190,7 @@ def test_the_resampler_loss_is_the_error_at_its_points_and_the_penalty():
     images, shape = pictures(), Shape((8, 8), (4, 5))
     loss = resampler_loss(jitter="none", pre_tanh_l2=0.5)
     total, parts = loss(images, shape, 0, 0, rng())
-    grid, cells = grid_positions((8, 8), 1.0, sigma=TINY.footprint), grid_positions((4, 5), 1.0)
+    grid, cells = grid_positions((8, 8), 1.0, sigma=TINY.ipe_sigma), grid_positions((4, 5), 1.0)
     raw = loss.model.encode(images.flatten(2).transpose(1, 2), grid, cells)
     decoded = loss.model.decode(loss.model.prepare(raw.tanh(), cells), grid).transpose(1, 2).view_as(images)
     error = (decoded - images).square().mean()

@@ -114,7 +114,7 @@ def test_a_recipe_in_pixel_space_trains_the_square_picture_unless_its_law_says_o
 def test_the_model_is_that_of_the_system(tmp_path, monkeypatch):
     monkeypatch.setitem(DENOISERS, "strided", (StridedConfig, None))
     path = tmp_path / "recipe.toml"
-    text = 'system = "strided"\n' + PIXELS.replace("28", "32") + "[defaults]\nlatent_size = [32, 16]\n"
+    text = 'architecture = "strided"\n' + PIXELS.replace("28", "32") + "[defaults]\nlatent_size = [32, 16]\n"
     path.write_text(text + "[model]\nwidth = 5\n")
     assert read_recipe(DenoiserRecipe, path).model == StridedConfig(width=5)
     for wrong, message in (
@@ -145,8 +145,8 @@ class StridedConfig:
         (MINIMAL.replace("3", "0"), "optimisation: phases: there must be at least one, each of 1 step"),
         (MINIMAL.replace("= 3", '= "3"'), r"optimisation.phases\[0\].steps: must be int, not '3'"),
         (MINIMAL + "[shape_sampler]\ncells = [9, 4]\n", r"shape_sampler: cells \(9, 4\): must be"),
-        (MINIMAL + '[model]\nobjective = "y"\n', "model: objective 'y': must be"),
-        ('system = "s9"\n' + MINIMAL, "system 's9': must be one of r2id"),
+        (MINIMAL + '[model]\nprediction_type = "y"\n', "model: prediction_type 'y': must be"),
+        ('architecture = "s9"\n' + MINIMAL, "architecture 's9': must be one of r2id"),
         (MINIMAL + '[defaults]\nsampler = "euler"\n', "defaults.sampler 'euler': must be one of ddim, dpm"),
         (MINIMAL.replace("name", "pixels = true\nname"), "training_size None: give it with pixels = true, and only"),
         (MINIMAL.replace("name", "training_size = 32\nname"), "training_size 32: give it with pixels = true"),

@@ -70,7 +70,7 @@ def test_every_number_is_checked(folder, monkeypatch):
 
 def test_weights_that_do_not_fit_are_refused_before_the_model_is_built(folder):
     shutil.copy(folder / "config.json", folder.parent)
-    for key, value in (("width", 2**14), ("decoder_blocks", 128), ("label_tokens", 4096), ("labels", 2**17)):
+    for key, value in (("width", 2**14), ("decoder_blocks", 128), ("label_tokens", 4096), ("num_classes", 2**17)):
         config = json.loads((folder.parent / "config.json").read_text())
         config["denoiser"][key] = value
         (folder / "config.json").write_text(json.dumps(config))

@@ -71,7 +71,7 @@ def test_heads_must_divide_every_width_they_are_taken_from(name):
 
 LARGEST = {
     "resampler": {"width": 2**14, "cell_mlp_ratio": 64, "encoder_blocks": 16},
-    "r2id": {"width": 2**14, "noise_width": 2**14, "label_tokens": 4096, "labels": 2**17},
+    "r2id": {"width": 2**14, "noise_width": 2**14, "label_tokens": 4096, "num_classes": 2**17},
     "s2id": {"width": 2**14, "noise_width": 2**14, "encoder_blocks": 16},
     "rin": {"interface_width": 2**14, "latent_width": 2**14, "blocks": 8, "patch": 256},
     "dimr": {"patches": [256, 1], "widths": [2**14, 2**14], "blocks": [8, MAX_BLOCKS - 8], "gated_mlp_ratio": 64},

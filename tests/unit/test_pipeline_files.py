@@ -38,7 +38,7 @@ def test_a_saved_pipeline_is_the_same(tiny, tiny_weights, latent):
     "change",
     [
         {"format": 2},
-        {"system": "other"},
+        {"architecture": "other"},
         {"fit": "crop"},
         {"latent_mean": [0.0]},
         {"latent_std": [0.5, 0.0, 0.3]},

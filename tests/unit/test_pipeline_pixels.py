@@ -127,4 +127,4 @@ def test_where_training_moved_the_positions_features_average_over_it(tiny_pixels
 
 class JitteredConfig:
     def __init__(self, config, jitter: float):
-        self.labels, self.latent_channels, self.jitter = config.labels, config.latent_channels, jitter
+        self.num_classes, self.latent_channels, self.jitter = config.num_classes, config.latent_channels, jitter

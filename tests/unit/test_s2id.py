@@ -224,6 +224,6 @@ def test_a_bad_config_is_refused(options):
         S2IDConfig(**options)
 
 
-def test_an_unknown_objective_is_refused():
-    with pytest.raises(ValueError, match="^objective 'eps' .*choose one of v, epsilon, x0"):
+def test_an_unknown_prediction_type_is_refused():
+    with pytest.raises(ValueError, match="^prediction_type 'eps' .*choose one of v, epsilon, x0"):
         S2IDConfig(prediction_type="eps")

@@ -79,7 +79,7 @@ class NativeAspect:
     size_multiple: int = 1
 
     def cells(self, aspect: float) -> tuple[int, int]:
-        """(height, width) of the latent, multiples of the stride."""
+        """(height, width) of the latent, multiples of `size_multiple`."""
         w, h = self.side * math.sqrt(aspect * self.skew), self.side / math.sqrt(aspect * self.skew)
         shrink = min(1.0, self.longest / max(w, h))
         return tuple(max(1, int(v * shrink / self.size_multiple)) * self.size_multiple for v in (h, w))
@@ -123,7 +123,7 @@ class ShapeSampler:
             raise ValueError(f"max_aspect {self.max_aspect}: must be 1 or more, width / height")
 
     def draw(self, size: int | None, *, generator: torch.Generator, size_multiple: int = 1) -> Shape | NativeAspect:
-        """A shape for pictures of size × size pixels, or (None) of any sizes; its cells are multiples of the stride."""
+        """A shape for pictures of size × size pixels, or (None) of any sizes; its cells are multiples of `size_multiple`."""
         u = torch.rand(5, generator=generator).tolist()
         low, high = self.cells
         side = low * ((high + size_multiple) / low) ** u[0]

@@ -124,7 +124,7 @@ def frame_size(aspect: float, short: int) -> tuple[int, int]:
 
 
 def to_multiple(side: float, size_multiple: int) -> int:
-    """The multiple of the stride nearest to a side, at least one."""
+    """The multiple nearest to a side, at least one."""
     return max(1, round(side / size_multiple)) * size_multiple
 
 
