@@ -85,8 +85,9 @@ def sample(
     eta: float = 0.0,
     clip: Callable[[Tensor], Tensor] | None = None,
     row_noise: Callable[[], Tensor] | None = None,
+    gradients: bool = False,
 ) -> Iterator[SampleStep]:
-    """Noise (B, C, h, w) → the steps to a clean latent, in the noise's dtype, without gradients.
+    """Noise (B, C, h, w) → the steps to a clean latent, in the noise's dtype; without gradients unless asked for.
 
     denoiser: `denoiser(noisy, alpha_bar_B, positions, conditions, recurrent_state)` → `DenoiserOutput`; alpha_bar_B is
         float32. The recurrent state goes to the next step, unless guidance begins or ends in between.
@@ -116,7 +117,6 @@ def sample(
     path, steps = alpha_bars.tolist(), len(alpha_bars) - 1
     weights = [guidance if lo <= t <= hi else 1.0 for t in times.tolist()]
 
-    @torch.no_grad()
     def run() -> Iterator[SampleStep]:
         x_BChw, x0_BChw, recurrent_state = noise_BChw, None, None
         for i in range(steps):
@@ -140,7 +140,7 @@ def sample(
                 before = path[i - 1] if i > 0 else None
                 x_BChw = dpm_step(x_BChw, x0_BChw, x0_previous_BChw, path[i], path[i + 1], before)
 
-    return run()
+    return run() if gradients else torch.no_grad()(run)()
 
 
 def _conditions(tokens: Tensor | None, weight: float) -> tuple[Tensor | None, ...]:

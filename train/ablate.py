@@ -22,7 +22,7 @@ from r2id.denoisers import DENOISERS
 from train import train_denoiser, train_resampler
 from train.data.images import load_images
 from train.engine.cli import script
-from train.engine.loop import count_flops
+from train.engine.flops import count_flops
 from train.engine.recipe import DenoiserRecipe, read_recipe
 from train.engine.state import load_state
 from train.evaluate import CLASSIFIER

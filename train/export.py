@@ -16,14 +16,9 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from torch import Tensor
 
-from r2id.checkpoint import HUB_ID, HUB_TIMEOUT_SECONDS, CheckpointError, from_dict
-from r2id.config import FORMAT, Defaults, PipelineConfig, Training
-from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
-from r2id.denoisers import DENOISERS
-from r2id.pipeline import Pipeline
-from r2id.schedule import Schedule
+from r2id.checkpoint import HUB_ID, HUB_TIMEOUT_SECONDS, CheckpointError
+from train.engine.assemble import build_pipeline
 from train.engine.recipe import DenoiserRecipe, read_recipe
 from train.engine.state import State, load_state
 from train.evaluation.card import Origin, model_card
@@ -33,45 +28,6 @@ REFUSED = {
     401: "the token is not valid; run `hf auth login`, or set HF_TOKEN to one that may write",
     403: "the token may not write there; use one that may, or a name of your own",
 }
-
-
-def build_pipeline(stage_1: State | None, metadata: dict, denoiser_tensors: dict[str, Tensor]) -> Pipeline:
-    """The resampler's state (None: pixel space), the denoiser's `metadata` and its weights → a pipeline on the CPU."""
-    recipe, shape_sampler = metadata["recipe"], metadata["recipe"]["shape_sampler"]
-    config_type, model_type = DENOISERS[recipe["architecture"]]
-    denoiser_config = from_dict(config_type, metadata["model"], "denoiser state")
-    resampler_config = stage_1 and from_dict(CrossAttentionR2IRConfig, stage_1.metadata["model"], "resampler state")
-    channels = resampler_config.channels if stage_1 else denoiser_config.latent_channels
-    stages = [stage_1.metadata, metadata] if stage_1 else [metadata]
-    first = stages[0]  # it saw the pictures
-    cost = [stage.get("cost") for stage in stages]
-    beyond = first["recipe"].get("outside_fraction", first["background"])  # whether there is anything beyond the frame
-    own = first["recipe"].get("native_aspect", False)
-    max_aspect = shape_sampler["max_aspect"] if own or shape_sampler["p_square"] < 1 else 1.0
-    config = PipelineConfig(
-        format=FORMAT,
-        architecture=recipe["architecture"],
-        labels=tuple(metadata["labels"]),
-        channels=channels,
-        background=tuple(first["background"] or (0.0,) * channels),
-        training_size=first["recipe"]["training_size"],
-        trained_cells=tuple(shape_sampler["cells"]),
-        trained_aspects=(1 / max_aspect, max_aspect),
-        size_multiple=denoiser_config.size_multiple,
-        fit="contain" if beyond else "cover",
-        latent_mean=tuple(metadata["latent_mean"]),
-        latent_std=tuple(metadata["latent_std"]),
-        schedule=from_dict(Schedule, recipe["schedule"], "denoiser state: schedule"),
-        defaults=from_dict(Defaults, recipe.get("defaults", {}), "denoiser state: defaults"),
-        resampler=resampler_config,
-        denoiser=denoiser_config,
-        training=Training(**{key: sum(part[key] for part in cost) for key in cost[0]}) if all(cost) else None,
-    )
-    resampler, denoiser = resampler_config and CrossAttentionR2IR(resampler_config), model_type(denoiser_config)
-    if resampler:
-        resampler.load_state_dict(stage_1.part("ema"))
-    denoiser.load_state_dict(denoiser_tensors)
-    return Pipeline(config, resampler, denoiser, device="cpu")
 
 
 def main(argv: list[str] | None = None) -> None:

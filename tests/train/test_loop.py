@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from train.engine import loop
-from train.engine.loop import Optimisation, Phase, Progress, Run, count_flops, differences, generator
+from train.engine.flops import count_flops
+from train.engine.loop import Optimisation, Phase, Progress, Run, differences, generator
 from train.engine.state import load_state, states
 
 COUNT = 10  # rows of data: with a batch of 4 two batches an epoch

@@ -45,7 +45,7 @@ def stages(recipes):
         patch.setattr(plan, "MEASURED", LOADS)
         patch.setattr(Stage, "memory", lambda self, load: terms_of(memory_terms, [load], self.grid).sum().item())
         pair = adapted(*recipes, 32)
-        made = [Stage(name, loss, grid=True, device=CPU) for name, loss in zip("rd", losses_of(*pair), strict=True)]
+        made = [Stage(name, *parts, grid=True, device=CPU) for name, parts in zip("rd", losses_of(*pair), strict=True)]
         for stage in made:
             stage.measure()
     return made

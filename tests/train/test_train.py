@@ -23,7 +23,7 @@ from r2id import Pipeline
 from r2id.position import grid_positions
 from train import export, train_denoiser, train_resampler
 from train.engine import cli
-from train.engine.loop import count_flops
+from train.engine.flops import count_flops
 from train.engine.state import load_state, save_state, states
 
 ROOT = Path(__file__).parents[2]

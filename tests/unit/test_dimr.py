@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from r2id.denoisers.dimr import DiMR, DiMRConfig, LongSkips, TimeDependentNorm
 from r2id.position import Positions, grid_positions, jitter, patch_centres, points
-from train.engine.loop import count_flops
+from train.engine.flops import count_flops
 from train.engine.recipe import DenoiserRecipe, read_recipe
 
 TINY = DiMRConfig(

@@ -7,7 +7,7 @@ import errno
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -18,7 +18,8 @@ from tqdm import tqdm
 from r2id.checkpoint import load_tensors
 from train.data.buckets import NativeAspect, Shape, ShapeSampler
 from train.data.images import ImageSet
-from train.engine.loop import TRACKERS, Compute, Progress, Run, count_flops, generator, listed
+from train.engine.flops import count_flops
+from train.engine.loop import TRACKERS, Compute, Progress, Run, generator, listed
 from train.engine.machine import machine, peak_memory, reset_peak
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe
 
@@ -54,9 +55,10 @@ def run_of(
 ) -> Run:
     """The run of a recipe, which writes nothing if it is dry. metadata: what its states keep beside recipe and data."""
     metadata |= {"recipe": asdict(recipe), "labels": train.names, "background": train.background, "images": train.count}
+    phases = recipe.phases if isinstance(recipe, DenoiserRecipe) else recipe.optimisation.phases
     return Run(
         loss,
-        recipe.optimisation,
+        replace(recipe.optimisation, phases=phases),
         count=train.count,
         folder=None if args.dry_run else folder,
         metadata=metadata,

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from train.engine.flops import count_flops
+from train.engine.machine import faster_precision
 from train.engine.recipe import Optimisation, Phase
 from train.engine.state import State, load_state, save_state
 
@@ -70,11 +71,13 @@ class Run:
             raise ValueError(f"track {track}: it is not installed; pip install {track}, or --track none")
         tracker = track if folder and track != "none" else None
         unused = DistributedDataParallelKwargs(find_unused_parameters=any(p.partial for p in optimisation.phases))
-        self.accelerator = Accelerator(log_with=tracker, project_dir=folder, kwargs_handlers=[unused])
+        options = {"log_with": tracker, "project_dir": folder, "kwargs_handlers": [unused]}
+        self.accelerator = Accelerator(mixed_precision="no", **options)  # `autocast` does what it is asked to
         self.optimisation, self.count, self.stream, self.folder = optimisation, count, stream, folder
         if self.accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32, where mixed precision leaves float32
             torch.backends.cuda.enable_cudnn_sdp(False)  # makes a plan for every new shape, and steps differ by theirs
+        self.precision = self.chosen_precision()
         if optimisation.batch % self.parts or (count is not None and count < self.parts):
             parts = f"{self.accelerator.num_processes} processes x accumulate {optimisation.accumulate}"
             raise ValueError(f"batch {optimisation.batch}, {count} images: must fill {parts} parts of equal size")
@@ -101,6 +104,22 @@ class Run:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             self.resume()
+
+    def chosen_precision(self) -> str:
+        """What the recipe asks for; for "auto" what this machine multiplies faster in, the same in every process."""
+        if self.optimisation.precision != "auto":
+            return self.optimisation.precision
+        chosen, why = [None], ""
+        if self.accelerator.is_main_process:
+            chosen[0], why = faster_precision(self.accelerator.device)
+        broadcast_object_list(chosen)
+        self.accelerator.print(f"precision: {chosen[0]}, {why}")
+        return chosen[0]
+
+    def autocast(self) -> torch.autocast:
+        """In which the forward pass of a step runs; weights and averages are float32 whatever the precision."""
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
 
     @property
     def parts(self) -> int:
@@ -164,7 +183,8 @@ class Run:
             torch.manual_seed(derive_seed(self.optimisation.seed, self.step, part))  # dropout
             more = part + 1 < first + accumulate  # gradients are averaged over the processes with the last part
             with self.accelerator.no_sync(self.loss) if more else nullcontext():
-                loss, metrics = compute(self.loss, indices[part :: self.parts], phase, self.step, part)
+                with self.autocast():
+                    loss, metrics = compute(self.loss, indices[part :: self.parts], phase, self.step, part)
                 self.accelerator.backward(loss / accumulate)
             images += metrics.pop("images", len(indices) // self.parts) * self.accelerator.num_processes
             for key, value in {"loss": loss.detach(), **metrics}.items():
@@ -185,8 +205,7 @@ class Run:
         if self.last is None:
             return
         loss, norm = self.last
-        # A scaler of gradients expects that they overflow now and then, and leaves that step out.
-        if not loss.isfinite() or not (self.accelerator.scaler or norm.isfinite()):
+        if not (loss.isfinite() and norm.isfinite()):
             fault = f"the loss is {loss.item()}, the gradient's norm {norm.item()}"
             remedy = "the last state on disk is good, go on from it with a lower rate"
             raise FloatingPointError(f"step {self.step}: {fault}; {remedy}")
@@ -217,7 +236,7 @@ class Run:
     def log(self, metrics: dict[str, float]) -> None:
         """One line of `metrics.jsonl`, and the trackers."""
         if self.accelerator.is_main_process:
-            with open(self.folder / "metrics.jsonl", "a") as file:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, **metrics}) + "\n")
         self.accelerator.log(metrics, step=self.step)
 
@@ -231,9 +250,8 @@ class Run:
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
-        scaler = self.accelerator.scaler and self.accelerator.scaler.state_dict()
         place = self.stream and self.stream.position(self.step * self.optimisation.batch)
-        metadata = {"step": self.step, "cost": self.cost, "scaler": scaler, "stream": place, **self.metadata}
+        metadata = {"step": self.step, "cost": self.cost, "stream": place, **self.metadata}
         try:
             save_state(self.folder, State(tensors, metadata))
         except OSError as error:
@@ -256,8 +274,6 @@ class Run:
         self.changed = differences(before, {key: self.metadata[key] for key in before})
         self.step = state.metadata["step"]
         self.cost = state.metadata.get("cost")  # unknown for a run that began without counting
-        if self.accelerator.scaler and state.metadata.get("scaler"):
-            self.accelerator.scaler.load_state_dict(state.metadata["scaler"])
         if self.stream and state.metadata.get("stream") and state.metadata.get("data") == self.metadata.get("data"):
             self.stream.seek(*state.metadata["stream"])
         self.model.load_state_dict(state.part("model"))
@@ -281,22 +297,6 @@ def differences(old, new, key: str = "") -> list[str]:
 
 def listed(lines: list[str], most: int = 6) -> str:
     return ", ".join(lines[:most]) + (f" and {len(lines) - most} more" if lines[most:] else "")
-
-
-@contextmanager
-def count_flops() -> Iterator[FlopCounterMode]:
-    """Counts floating-point operations, forward and backward: `get_total_flops()`. Attention runs as plain products
-    meanwhile, and nothing compiled, since fused kernels go uncounted on a CPU."""
-    mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=mapping)
-    with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), counter:
-        yield counter
-
-
-def convolution_backward_flops(grad, x, weight, *rest, out_shape=None, **_) -> int:
-    """Of the shapes' gradients asked for; the counter's own rule takes grouped convolutions for dense ones."""
-    asked = rest[-1]  # for x, weight and bias, which is a sum
-    return 2 * math.prod(weight) * grad[0] * math.prod(grad[2:]) * sum(asked[:2])
 
 
 class StopSignal:

@@ -157,7 +157,7 @@ class CacheConfig:
     the shape of their cells."""
 
     cells: tuple[tuple[int, int], ...]  # (height, width) of each size; a step takes one of them
-    dtype: str = "bfloat16"
+    dtype: str = "float16"
 
     def __post_init__(self):
         if not self.cells or min(map(min, self.cells)) < 1:

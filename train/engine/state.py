@@ -42,7 +42,7 @@ def save_state(folder: Path, state: State) -> Path:
         files = split(state.tensors)
         for number, tensors in enumerate(files, 1):
             save_tensors(tensors, temporary / file_name(number, len(files)))
-        (temporary / "state.json").write_text(json.dumps(state.metadata, indent=1))
+        (temporary / "state.json").write_text(json.dumps(state.metadata, indent=1), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             flush(path)
     except OSError:
@@ -72,7 +72,7 @@ def read_state(path: Path) -> State:
     tensors = {}
     for number in range(1, count + 1):
         tensors |= load_tensors(path / file_name(number, count))
-    return State(tensors, json.loads((path / "state.json").read_text()))
+    return State(tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
 
 
 def split(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -96,6 +96,8 @@ def states(folder: Path) -> list[Path]:
 
 
 def flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # which Windows cannot flush
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

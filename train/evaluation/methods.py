@@ -25,7 +25,7 @@ from r2id.image import to_pil
 from r2id.interpolation import interpolate_tiles
 from r2id.pipeline import Latent, Pipeline
 from r2id.position import window_of
-from train.engine.loop import count_flops
+from train.engine.flops import count_flops
 from train.engine.machine import median_seconds, peak_memory, reset_peak, square_rate
 from train.evaluation.metrics import frame_size, to_multiple
 

@@ -9,8 +9,12 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from r2id.config import PipelineConfig
+from r2id.image import contact_sheet
+from r2id.pipeline import Pipeline
 from train.evaluation.classifier import Classifier
 
+# Latent sizes on a sheet of samples, in eighths of the default's side
+SAMPLED = ((4, 4), (8, 8), (12, 12), (5, 8), (8, 5))
 GAP, LETTERS = 4, 13  # pixels between pictures, of a line of text
 
 
@@ -61,6 +65,16 @@ def check_match(config: PipelineConfig, names: tuple[str, ...], judge: Classifie
         raise ValueError(
             f"classifier has {has}, not {needed}; train one with train/evaluation/classifier.py --data --out"
         )
+
+
+def sample_sheet(pipe: Pipeline) -> Image.Image:
+    """Ten labels at every size of SAMPLED, contained in 64 × 64."""
+    labels = [i % max(1, len(pipe.labels)) if pipe.labels else None for i in range(10)]
+    multiple, side, rows = pipe.config.size_multiple, max(pipe.config.defaults.latent_size) / 8, []
+    for eighths in SAMPLED:
+        size = tuple(max(1, round(side * n / multiple)) * multiple for n in eighths)
+        rows += pipe.resample(pipe.diffuse(labels, latent_size=size, seed=0), size=(64, 64))
+    return contact_sheet(rows, columns=10)
 
 
 def titled_sheet(

@@ -16,7 +16,7 @@ from r2id.denoisers import DENOISERS
 from r2id.interpolation import resize
 from r2id.pipeline import Latent, Pipeline
 from r2id.position import grid_positions, ipe_sigma_of, training_pitch, window_of
-from train.engine.loop import count_flops
+from train.engine.flops import count_flops
 from train.engine.machine import CPU, median_seconds, memory_of, square_rate
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 from train.evaluation.tables import Table

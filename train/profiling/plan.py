@@ -21,11 +21,13 @@ from r2id.cross_attention_resampler import CrossAttentionR2IR
 from r2id.denoisers import DENOISERS
 from r2id.limits import MAX_CELLS, MAX_SIDE, short_repr
 from train.data.buckets import Shape
-from train.engine.loop import count_flops, generator
+from train.engine.flops import count_flops
+from train.engine.loop import generator
 from train.engine.machine import memory_of
 from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
 from train.evaluation.tables import Table
 from train.losses.denoiser import DenoiserLoss
+from train.losses.latent_space import LatentSpace
 from train.losses.resampler import WHOLE, ResamplerLoss
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -110,13 +112,13 @@ def fitted(terms_PK: Tensor, measured_P: Tensor) -> Tensor:
 class Stage:
     """A stage of training at the width that is planned, on made-up pictures, and what was measured of it."""
 
-    def __init__(self, name: str, loss: nn.Module, *, grid: bool, device: torch.device):
-        """grid: the encoder sees all pixels of the picture."""
+    def __init__(self, name: str, loss: nn.Module, space: LatentSpace | None, *, grid: bool, device: torch.device):
+        """space: of the denoiser's latents. grid: the encoder sees all pixels of the image."""
         self.name, self.grid, self.device = name, grid, device
-        self.loss = loss.to(device)
+        self.loss, self.space = loss.to(device), space and space.to(device)
         trained = loss.model.parameters()
         self.parameters = sum(parameter.numel() for parameter in loss.model.parameters())
-        frozen = sum(p.numel() for p in loss.parameters()) - self.parameters
+        frozen = sum(p.numel() for p in space.parameters()) if space else 0
         self.state = STATE * self.parameters + 4 * frozen
         self.optimiser = torch.optim.AdamW(trained, fused=True)
 
@@ -128,7 +130,8 @@ class Stage:
             loss, _ = self.loss(images, shape, 0 if self.grid else load.pixels_in, load.pixels_out, rng)
         else:
             labels = torch.zeros(load.batch, dtype=torch.long, device=self.device)
-            loss, _ = self.loss(images, labels, shape, rng)
+            (bucket,) = shape.buckets(images, torch.zeros(CHANNELS, device=self.device))
+            loss, _ = self.loss([self.space.encode_bucket(bucket)], labels, rng)
         loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -300,27 +303,20 @@ def shapes_of(first: ResamplerRecipe, second: DenoiserRecipe) -> Iterator[Shapes
         yield Shapes(Load(1, seen or square, out, cells), largest)
 
 
-def losses_of(first: ResamplerRecipe, second: DenoiserRecipe) -> Iterator[nn.Module]:
-    background, channels = (0.0,) * CHANNELS, first.model.latent_channels
-    resampler = replace(first.model, channels=CHANNELS)
-    shared = {"background": background}
-    yield ResamplerLoss(
+def losses_of(first: ResamplerRecipe, second: DenoiserRecipe) -> Iterator[tuple[nn.Module, LatentSpace | None]]:
+    channels, resampler = first.model.latent_channels, replace(first.model, channels=CHANNELS)
+    loss = ResamplerLoss(
         CrossAttentionR2IR(resampler),
         jitter=first.jitter,
         pre_tanh_l2=first.pre_tanh_l2,
         outside_fraction=first.outside_fraction,
-        **shared,
+        background=(0.0,) * CHANNELS,
     )
-    yield DenoiserLoss(
-        DENOISERS[second.architecture][1](second.model),
-        CrossAttentionR2IR(resampler),
-        schedule=second.schedule,
-        latent_mean=(0.0,) * channels,
-        latent_std=(1.0,) * channels,
-        label_dropout=second.label_dropout,
-        jitter_grid=second.shape_sampler.cells[1],
-        **shared,
-    )
+    yield loss, None
+    model, how = DENOISERS[second.architecture][1](second.model), {"label_dropout": second.label_dropout}
+    moments = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    space = LatentSpace(CrossAttentionR2IR(resampler), **moments, schedule=second.schedule)
+    yield DenoiserLoss(model, second.schedule, jitter_grid=second.shape_sampler.cells[1], **how), space
 
 
 def most_memory(stage: Stage, shapes: Shapes, images: int) -> float:
@@ -346,9 +342,11 @@ def plan(size: int, config: Path, budget: float, device: torch.device) -> Iterat
     before = dict(resampler=read_recipe(ResamplerRecipe, config), denoiser=read_recipe(DenoiserRecipe, DENOISER))
     pair = adapted(*before.values(), size)
     settings, costs, errors, arguments = [], [], [], []
-    for (name, old), new, loss, shapes in zip(before.items(), pair, losses_of(*pair), shapes_of(*pair), strict=True):
+    for (name, old), new, (loss, space), shapes in zip(
+        before.items(), pair, losses_of(*pair), shapes_of(*pair), strict=True
+    ):
         grid = name == "denoiser" or not pair[0].optimisation.phases[0].pixels_in
-        stage = Stage(name, loss, grid=grid, device=device)
+        stage = Stage(name, loss, space, grid=grid, device=device)
         stage.measure()
         seen = stage.memory(HELD_OUT), stage.count_flops(HELD_OUT)
         for unit, size_of, found, expected in zip(
