@@ -72,6 +72,11 @@ class Window:
         pitch = tuple(p / k for p, k in zip(self.pitch, factors, strict=True))
         return Window(origin, pitch, self.relative_scale, self.framed)
 
+    def coordinates(self, axis: int, pixels: range) -> Tensor:
+        """Absolute x (axis 0) or y (1) of the centres of these columns or rows, float64 (N,) on the CPU."""
+        pixel_N = torch.arange(pixels.start, pixels.stop, dtype=torch.float64)
+        return (pixel_N + 0.5 + self.origin[axis]) * self.pitch[axis]
+
     def positions(
         self, rows: range, columns: range, *, ipe_sigma: tuple | None = None, device: torch.device | str = "cpu"
     ) -> Positions:
@@ -176,6 +181,20 @@ def batched(parts: Sequence[Positions], counts: Sequence[int]) -> Positions:
         for of_parts in zip(*((part.absolute, part.relative) for part in parts), strict=True)
     )
     return Positions(absolute, relative, parts[0].grid)
+
+
+def cell_positions(size: tuple[int, int], aspect: float | Tensor) -> Positions:
+    """The centres of size = (h, w) cells in a frame of this aspect, or (B,) in one frame a row."""
+    if not isinstance(aspect, Tensor):
+        return grid_positions(size, aspect)
+    return batched([grid_positions(size, a) for a in aspect.tolist()], [1] * len(aspect))
+
+
+def cell_sides(size: tuple[int, int], aspect: float | Tensor) -> Tensor:
+    """Width and height of a cell in short sides of the frame, (2,), or (B, 1, 2) for aspects (B,)."""
+    aspect = torch.as_tensor(aspect, dtype=torch.float32)[..., None]
+    sides = torch.cat((aspect.clamp(min=1) / size[1], (1 / aspect).clamp(min=1) / size[0]), dim=-1)
+    return sides[:, None] if sides.ndim > 1 else sides
 
 
 def patch_centres(positions: Positions, size: tuple[int, int], patch: int) -> Positions:

@@ -1,0 +1,49 @@
+"""The lapped local Fourier basis of one axis: what a point takes from the two cells beside it.
+
+A point at offset o (in cells) from a cell's centre takes {1, sin, cos of 2π·f·k·o, k = 1 … harmonics} times the cell's
+bilinear weight. The window is zero where the next cell begins, so there are no seams (lapped transforms).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class LocalBasis:
+    def __init__(self, harmonics: int, base_frequency: float):
+        """base_frequency: of the first harmonic, turns a cell."""
+        self.size = 2 * harmonics + 1
+        self.frequencies = 2 * math.pi * base_frequency * torch.arange(1, harmonics + 1, dtype=torch.float64)
+
+    def evaluate(self, values: Tensor, cells: int, rings: int = 0) -> tuple[Tensor, Tensor]:
+        """Absolute coordinates (…) in a frame of `cells` cells and `rings` border cells on each side → the first of the
+        two lattice cells beside each, int64 (…), and their basis (…, 2, F) in float32.
+
+        Computed in the dtype of the values: give float64, since zooms are finer than float32. Beyond the lattice the
+        nearest point of it is read, without rings that of the frame: unclamped, the sinusoids would repeat there.
+        """
+        lattice = cells + 2 * rings
+        place = (values if rings else values.clamp(-0.5, 0.5)) * cells + (cells - 1) / 2 + rings
+        inner = place.clamp(0, lattice - 1)
+        place = inner if rings else place
+        first = inner.floor().clamp(max=max(0, lattice - 2))
+        far = inner - first
+        offset = place - first
+        basis = torch.stack((self._waves(offset), self._waves(offset - 1)), dim=-2)
+        weight = torch.stack((1 - far, far), dim=-1)
+        return first.long(), (weight[..., None] * basis).float()
+
+    def dense(self, values: Tensor, cells: int, rings: int = 0) -> Tensor:
+        """`evaluate` as (…, cells, F), border cells included, zero for all but the two."""
+        first, basis = self.evaluate(values, cells, rings)
+        lattice = max(2, cells + 2 * rings)  # of a single cell the second one's weight is zero
+        index = torch.stack((first, first + 1), dim=-1)[..., None].expand_as(basis)
+        zeros = basis.new_zeros(*first.shape, lattice, basis.shape[-1])
+        return zeros.scatter(-2, index, basis)[..., : cells + 2 * rings, :]
+
+    def _waves(self, offset: Tensor) -> Tensor:
+        angles = offset[..., None] * self.frequencies.to(offset)
+        return torch.cat((torch.ones_like(angles[..., :1]), angles.sin(), angles.cos()), dim=-1)
