@@ -4,6 +4,8 @@ Axes in tensor names: B batch, K conditions, C channels (c of a latent), H W pix
 points, M cells or context tokens, D width, F features, L labels. Sizes are (height, width).
 """
 
+__version__ = "0.2.0"  # before the imports: `config.json` names it
+
 from r2id.config import PipelineConfig
 from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
 from r2id.denoisers.r2id import R2ID, R2IDConfig
@@ -20,4 +22,3 @@ __all__ = [
     "R2IDConfig",
     "CrossAttentionR2IRConfig",
 ]
-__version__ = "0.2.0"

@@ -119,13 +119,14 @@ def save_module(module: nn.Module, path: str | Path) -> None:
     save_tensors(module.state_dict(), path)
 
 
-def from_dict(dataclass_type: type, values: dict[str, Any], where: str | Path) -> Any:
+def from_dict(dataclass_type: type, values: dict[str, Any], where: str | Path, *, note: str = "") -> Any:
     """A (nested) dataclass from JSON or TOML: lists become tuples, an int may stand for a float, absent keys take the
-    dataclass's default. `where` heads the errors. Raises CheckpointError with the path of the key."""
+    dataclass's default. `where` heads the errors and `note` ends them. Raises CheckpointError with the path of the
+    key."""
     try:
         return _convert(dataclass_type, values, "")
     except CheckpointError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+        raise CheckpointError(f"{where}: {error}{note}") from error
 
 
 def fetch(path_or_id: str | Path, revision: str | None = None) -> Path:

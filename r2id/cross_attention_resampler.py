@@ -16,7 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2id.layers import ATTENTIONS, Block, CentredLinear, Reader, centred, inverse_rms
-from r2id.limits import check_heads, check_model
+from r2id.limits import (
+    BLOCKS,
+    HEADS,
+    MAX_BLOCKS,
+    OCTAVES,
+    RATIOS,
+    WIDTHS,
+    check_choice,
+    check_heads,
+    check_model,
+    ranged,
+)
 from r2id.position import PositionEmbedding, Positions, flat, fourier
 
 COLUMNS = 16  # cells of a row that pixels are decoded from at once
@@ -30,32 +41,37 @@ Lapped = tuple[Tensor, Tensor]  # what `LocalBasis.evaluate` gives: index (…, 
 class CrossAttentionR2IRConfig:
     """Sizes of an R2IR. The shipped values are in `train/configs/mnist_resampler.toml`."""
 
-    channels: int = 1  # of the image
-    latent_channels: int = 16
-    width: int = 96  # of every token but those of the pixels that are decoded
-    pixel_width: int | None = None  # of these, there are many; None: like the others
-    heads: int = 3
-    pixel_heads: int | None = None  # of the pixels that are decoded; None: as many
-    encoder_blocks: int = 2  # cells read the pixels
-    decoder_blocks: int = 1  # pixels read the cells
-    cell_blocks: int = 1  # self-attention among cells, in the last so many encoder blocks and before decoding
-    cell_mlp_ratio: int = 4  # feed-forward width of a cell, there are few
-    pixel_mlp_ratio: int = 2  # feed-forward width of a pixel, there are many
+    channels: int = ranged(1, 1, 64)  # of the image
+    latent_channels: int = ranged(16, 1, 4096)
+    width: int = ranged(96, *WIDTHS)  # of every token but those of the pixels that are decoded
+    pixel_width: int | None = ranged(None, *WIDTHS)  # of these, there are many; None: like the others
+    heads: int = ranged(3, *HEADS)
+    pixel_heads: int | None = ranged(None, *HEADS)  # of the pixels that are decoded; None: as many
+    encoder_blocks: int = ranged(2, *BLOCKS)  # cells read the pixels
+    decoder_blocks: int = ranged(1, *BLOCKS)  # pixels read the cells
+    cell_blocks: int = ranged(
+        1, 0, MAX_BLOCKS
+    )  # self-attention among cells, in the last so many encoder blocks and before decoding
+    cell_mlp_ratio: int = ranged(4, *RATIOS)  # feed-forward width of a cell, there are few
+    pixel_mlp_ratio: int = ranged(2, *RATIOS)  # feed-forward width of a pixel, there are many
     attention: str = "softmax"
     local: bool = True  # lapped local Fourier coefficients beside attention
-    harmonics: int = 4  # of the local basis
-    base_frequency: float = 0.25  # of the first of them, full turns a cell
+    harmonics: int = ranged(4, 1, 64)  # of the local basis
+    base_frequency: float = ranged(0.25, 0.0, 16.0)  # of the first of them, full turns a cell
     linear_codec: bool = True  # the local path also leads straight from colours to latent and back, linearly
-    octaves: tuple[int, int] = (-2, 5)  # of position features; half a wave of the last is a training pixel
-    ipe_sigma: float = 0.5  # sigma of what features average over where jitter is off, in training pixels; 0 is a point
-    dropout: float = 0.0
+    octaves: tuple[int, int] = ranged(
+        (-2, 5), *OCTAVES
+    )  # of position features; half a wave of the last is a training pixel
+    ipe_sigma: float = ranged(
+        0.5, 0.0, 16.0
+    )  # sigma of what features average over where jitter is off, in training pixels; 0 is a point
+    dropout: float = ranged(0.0, 0.0, 0.99)
 
     def __post_init__(self):
         check_model(self)
         check_heads(self.heads, width=self.width)
         check_heads(self.heads_of_pixel, pixel_width=self.of_pixel)
-        if self.attention not in ATTENTIONS:
-            raise ValueError(f"attention {self.attention!r}: must be one of {', '.join(ATTENTIONS)}")
+        check_choice(self.attention, "attention", ATTENTIONS)
         if self.cell_blocks > self.encoder_blocks:
             raise ValueError(f"cell_blocks {self.cell_blocks}: must be 0…{self.encoder_blocks}, the encoder_blocks")
 

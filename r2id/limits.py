@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import reprlib
 import secrets
+from dataclasses import field, fields
 
 MAX_SIDE = 8192  # pixels of an output
 MAX_PIXELS = 2**26  # of all outputs of a call together, and of images to encode
@@ -16,27 +17,20 @@ MAX_GUIDANCE = 100.0
 MAX_ASPECT = 64.0  # of a frame, and its inverse
 SEEDS = 2**32
 
-# Fields of models' configurations, lowest and highest: well above any published model, and low enough that a model is
-# soon enough sketched to be compared with its weights.
+# Ranges that fields of models' configurations share: well above any published model, and low enough that a model's
+# outline is soon made and compared with its weights.
 MAX_BLOCKS = 128
-MODEL_SIZES = {
-    "channels": (1, 64),
-    "latent_channels": (1, 4096),
-    "num_classes": (0, 2**17),
-    "label_tokens": (1, 4096),
-    "num_latents": (1, 2**14),
-    "patch": (1, 256),
-    "patches": (1, 256),
-    "kernel": (1, 63),
-    **dict.fromkeys(("width", "widths", "interface_width", "latent_width", "noise_width", "pixel_width"), (1, 2**14)),
-    **dict.fromkeys(("heads", "pixel_heads"), (1, 1024)),
-    **dict.fromkeys(("mlp_ratio", "gated_mlp_ratio", "cell_mlp_ratio", "pixel_mlp_ratio"), (1, 64)),
-    **dict.fromkeys(("encoder_blocks", "decoder_blocks", "blocks", "compute_layers"), (1, MAX_BLOCKS)),
-    "cell_blocks": (0, MAX_BLOCKS),
-    "harmonics": (1, 64),
-    "octaves": (-32, 32),
-}
-MODEL_NUMBERS = {"dropout": (0.0, 0.99), "base_frequency": (0.0, 16.0), "jitter": (0.0, 16.0), "ipe_sigma": (0.0, 16.0)}
+BLOCKS = (1, MAX_BLOCKS)
+WIDTHS = (1, 2**14)
+HEADS = (1, 1024)
+RATIOS = (1, 64)  # width of an MLP's hidden layer over that of its tokens
+OCTAVES = (-32, 32)
+
+
+def ranged(default, low, high):
+    """A field of a model's configuration with the range that `check_model` holds it to: whole numbers where the bounds
+    are; every item of a tuple. None stays None."""
+    return field(default=default, metadata={"range": (low, high)})
 
 
 def short_repr(value) -> str:
@@ -60,16 +54,20 @@ def check_float(value, name: str, low: float, high: float) -> float:
     return float(value)
 
 
+def check_choice(value, name: str, choices) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} {short_repr(value)}: must be one of {', '.join(choices)}")
+
+
 def check_model(config) -> None:
-    """Raises ValueError for a field of a model's configuration that is out of its range, or octaves out of order."""
-    for name, (low, high) in MODEL_SIZES.items():
-        sizes = getattr(config, name, None)
-        for size in sizes if isinstance(sizes, tuple) else () if sizes is None else (sizes,):
-            check_int(size, name, low, high)
-    for name, (low, high) in MODEL_NUMBERS.items():
-        check_float(getattr(config, name, low), name, low, high)
-    if config.octaves[0] > config.octaves[1]:
-        raise ValueError(f"octaves {config.octaves}: must be (low, high)")
+    """Raises ValueError for a `ranged` field that is out of its range, or octaves out of order."""
+    for each in fields(config):
+        low, high = each.metadata.get("range", (None, None))
+        value = getattr(config, each.name)
+        for item in () if low is None or value is None else value if isinstance(value, tuple) else (value,):
+            (check_int if isinstance(low, int) else check_float)(item, each.name, low, high)
+        if each.name == "octaves" and value[0] > value[1]:
+            raise ValueError(f"octaves {value}: must be (low, high)")
 
 
 def check_heads(heads: int, **widths: int) -> None:

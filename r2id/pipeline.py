@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from r2id.checkpoint import (
     fetch,
-    from_dict,
     load_config,
     load_module,
     save_config,
@@ -53,6 +52,7 @@ from r2id.position import (
     training_pitch,
     window_of,
 )
+from r2id.resamplers import RESAMPLERS, architecture_of
 from r2id.sampler import sample
 
 TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory
@@ -101,16 +101,13 @@ class Pipeline:
         """A model from a folder, or from the Hub repository `owner/name`. device: "auto" takes CUDA, then MPS, then
         the CPU. Raises ValueError, one line that names the file and the fault."""
         folder = fetch(path_or_id, revision)
-        values = load_config(folder)
-        config = from_dict(PipelineConfig, values, folder / "config.json")
-        config_type, model_type = DENOISERS[config.architecture]
-        config = replace(
-            config, denoiser=from_dict(config_type, config.denoiser, f"{folder / 'config.json'}: denoiser")
-        )
-        denoiser = load_module(lambda: model_type(config.denoiser), folder / "denoiser.safetensors")
-        resampler = config.resampler and load_module(
-            lambda: CrossAttentionR2IR(config.resampler), folder / "resampler.safetensors"
-        )
+        config = PipelineConfig.from_json(load_config(folder), folder / "config.json")
+        denoiser_type = DENOISERS[config.architecture][1]
+        denoiser = load_module(lambda: denoiser_type(config.denoiser), folder / "denoiser.safetensors")
+        resampler = None
+        if config.resampler:
+            resampler_type = RESAMPLERS[architecture_of(config.resampler)][1]
+            resampler = load_module(lambda: resampler_type(config.resampler), folder / "resampler.safetensors")
         return cls(config, resampler, denoiser, device=device, resampler_device=resampler_device)
 
     def save(self, folder: str | Path) -> None:
@@ -119,7 +116,7 @@ class Pipeline:
         if self.resampler:
             save_module(self.resampler, Path(folder) / "resampler.safetensors")
         save_module(self.denoiser, Path(folder) / "denoiser.safetensors")
-        save_config(folder, asdict(self.config))
+        save_config(folder, self.config.to_json())
 
     @property
     def labels(self) -> list[str]:
@@ -252,7 +249,7 @@ class Pipeline:
         if self.resampler is None:
             return self._interpolated(latent, window, (height, width))
         window = window.supersample((across, down))
-        pitch = training_pitch(latent.aspect, self.config.training_size)
+        pitch = training_pitch(latent.aspect, self.config.decoder_size)
         ipe_sigma = ipe_sigma_of(latent.aspect, pitch, self.config.resampler.ipe_sigma)
         on = "cpu" if self.resampler_device.type == "cpu" else "other"
         budget = TILE_POINTS[on] // (len(latent) * across * down)
@@ -282,7 +279,7 @@ class Pipeline:
         )
         if self.resampler is None:
             return window, (1, 1)
-        across, down = oversampling(window, aspect=latent.aspect, training_size=self.config.training_size)
+        across, down = oversampling(window, aspect=latent.aspect, training_size=self.config.decoder_size)
         points = len(latent) * across * down
         if points > MAX_POINTS or points * height * width > MAX_PIXELS:
             limits = f"at most {MAX_POINTS:,}, and {MAX_PIXELS:,} for all pixels"
@@ -329,12 +326,12 @@ class Pipeline:
         aspect = check_float(width / height, "image width / height", 1 / MAX_ASPECT, MAX_ASPECT)
         if self.resampler is None:
             return Latent(resize(image_BCHW * 2 - 1, latent_size), aspect)
-        reduce, colour_BCHW = min(height, width) / config.training_size, image_BCHW * 2 - 1
+        reduce, colour_BCHW = min(height, width) / config.encoder_size, image_BCHW * 2 - 1
         height, width = round(height / reduce), round(width / reduce)
         if reduce > 1:
             colour_BCHW = F.interpolate(colour_BCHW, size=(height, width), mode="area")
         colour_BNC = resize(colour_BCHW, (height, width)).flatten(2).transpose(1, 2).to(self.resampler_device)
-        ipe_sigma = ipe_sigma_of(aspect, training_pitch(aspect, config.training_size), config.resampler.ipe_sigma)
+        ipe_sigma = ipe_sigma_of(aspect, training_pitch(aspect, config.encoder_size), config.resampler.ipe_sigma)
         window = window_of((height, width), aspect=aspect, fit="stretch")
         pixels = window.positions(range(height), range(width), ipe_sigma=ipe_sigma).to(self.resampler_device)
         cells = grid_positions(latent_size, aspect).to(self.resampler_device)

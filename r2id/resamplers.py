@@ -7,3 +7,8 @@ RESAMPLERS = {
     "r2ir": (R2IRConfig, R2IR),
     "r2ir-cross-attention": (CrossAttentionR2IRConfig, CrossAttentionR2IR),
 }
+
+
+def architecture_of(config) -> str:
+    """The name of a resampler's configuration."""
+    return next(name for name, (config_type, _) in RESAMPLERS.items() if type(config) is config_type)

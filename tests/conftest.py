@@ -17,12 +17,12 @@ def tiny() -> Pipeline:
     resampler = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
     denoiser = R2IDConfig(latent_channels=3, width=16, heads=2, encoder_blocks=1, decoder_blocks=1, noise_width=8)
     config = PipelineConfig(
-        format=1,
         architecture="r2id",
         labels=tuple("0123456789"),
         channels=1,
         background=(0.0,),
-        training_size=8,
+        encoder_size=8,
+        decoder_size=8,
         trained_cells=(4, 16),
         trained_aspects=(9 / 16, 16 / 9),
         size_multiple=1,
@@ -46,12 +46,12 @@ def tiny_pixels() -> Pipeline:
     torch.manual_seed(0)
     denoiser = R2IDConfig(latent_channels=3, width=16, heads=2, encoder_blocks=1, decoder_blocks=1, noise_width=8)
     config = PipelineConfig(
-        format=1,
         architecture="r2id",
         labels=tuple("0123456789"),
         channels=3,
         background=(0.25, 0.5, 1.0),
-        training_size=8,
+        encoder_size=8,
+        decoder_size=8,
         trained_cells=(8, 8),
         trained_aspects=(1.0, 1.0),
         size_multiple=1,

@@ -26,13 +26,13 @@ def finished_run(folder: Path, pipe: Pipeline, *, step: int = STEPS, data: str =
     recipes = {}
     if not pixels:
         recipes["resampler"] = ResamplerRecipe(
-            **shared, training_size=config.training_size, shape_sampler=shape_sampler, model=config.resampler
+            **shared, training_size=config.encoder_size, shape_sampler=shape_sampler, model=config.resampler
         )
     recipes["denoiser"] = DenoiserRecipe(
         **shared,
         architecture=config.architecture,
         pixels=pixels,
-        training_size=config.training_size if pixels else None,
+        training_size=config.encoder_size if pixels else None,
         shape_sampler=shape_sampler,
         schedule=config.schedule,
         model=config.denoiser,

@@ -109,7 +109,7 @@ def shift(side: int, size: int) -> tuple[float, float, float, float]:
 
 def agreement(pipe: Pipeline, images_NCHW: Tensor, *, edges: bool = False) -> float:
     """PSNR between pictures decoded at LARGE and reduced, and decoded at the training size. edges: see `shift`."""
-    size, pairs = pipe.config.training_size, []
+    size, pairs = pipe.config.encoder_size, []
     for part in images_NCHW.split(8):
         latent = pipe.encode(part, latent_size=pipe.config.defaults.latent_size)
         region = {"region": shift(LARGE, size)} if edges else {}

@@ -256,7 +256,7 @@ def plot(tables: dict[str, Table]) -> Figure:
 def measured(pipe: Pipeline, args: argparse.Namespace) -> Iterator[tuple[str, Table]]:
     sizes, cells = tuple(args.sizes), tuple(args.cells)
     yield "limits", limits(pipe)
-    yield "picture", one_picture(pipe, max(pipe.config.training_size, min(1024, max(sizes))))
+    yield "picture", one_picture(pipe, max(pipe.config.encoder_size, min(1024, max(sizes))))
     yield "resample", resampling(pipe, sizes)
     if pipe.resampler:
         yield "twice", resampling_twice(pipe, cells)

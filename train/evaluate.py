@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
     (weights,) = args.weights
     raise_mmap_threshold()
     pipe = Pipeline.from_pretrained(weights, device=args.device)
-    load = partial(load_images, args.data, size=pipe.config.training_size, channels=pipe.config.channels)
+    load = partial(load_images, args.data, size=pipe.config.encoder_size, channels=pipe.config.channels)
     real = load(args.split, limit=args.count)
     protocol = (in_cells if pipe.config.resampler else in_pixels)(protocol, pipe.config)
     e = Evaluation(pipe, real, load, judge.to(pipe.device), replace(protocol, generated=args.generated))

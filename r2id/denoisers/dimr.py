@@ -17,9 +17,21 @@ from torch import Tensor, nn
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import DenoiserOutput
 from r2id.layers import MLP, Attention
-from r2id.limits import MAX_BLOCKS, check_heads, check_int, check_model
+from r2id.limits import (
+    BLOCKS,
+    HEADS,
+    MAX_BLOCKS,
+    OCTAVES,
+    RATIOS,
+    WIDTHS,
+    check_choice,
+    check_heads,
+    check_int,
+    check_model,
+    ranged,
+)
 from r2id.position import PositionEmbedding, Positions, flat, patch_centres
-from r2id.schedule import log_snr
+from r2id.schedule import PREDICTION_TYPES, log_snr
 
 LOG_SNR_SCALE = 0.25  # log-SNR reaches ±20, the sigmoid of `TimeDependentNorm` turns within ±4
 
@@ -28,19 +40,19 @@ LOG_SNR_SCALE = 0.25  # log-SNR reaches ±20, the sigmoid of `TimeDependentNorm`
 class DiMRConfig:
     """Sizes of a DiMR. Of `patches`, `widths` and `blocks`, one value a branch, the coarsest first."""
 
-    latent_channels: int = 1
-    num_classes: int = 10
-    label_tokens: int = 4
-    patches: tuple[int, ...] = (4, 2)  # side of a branch's tokens, in pixels of the input
-    widths: tuple[int, ...] = (128, 64)
-    blocks: tuple[int, ...] = (6, 4)
-    heads: int = 4  # of the transformer
-    mlp_ratio: int = 4  # of the transformer's feed-forward
-    gated_mlp_ratio: int = 2  # of the ConvNeXt blocks' feed-forward
-    kernel: int = 7  # of the ConvNeXt blocks' depthwise convolution
-    octaves: tuple[int, int] = (-2, 4)
+    latent_channels: int = ranged(1, 1, 4096)
+    num_classes: int = ranged(10, 0, 2**17)
+    label_tokens: int = ranged(4, 1, 4096)
+    patches: tuple[int, ...] = ranged((4, 2), 1, 256)  # side of a branch's tokens, in pixels of the input
+    widths: tuple[int, ...] = ranged((128, 64), *WIDTHS)
+    blocks: tuple[int, ...] = ranged((6, 4), *BLOCKS)
+    heads: int = ranged(4, *HEADS)  # of the transformer
+    mlp_ratio: int = ranged(4, *RATIOS)  # of the transformer's feed-forward
+    gated_mlp_ratio: int = ranged(2, *RATIOS)  # of the ConvNeXt blocks' feed-forward
+    kernel: int = ranged(7, 1, 63)  # of the ConvNeXt blocks' depthwise convolution
+    octaves: tuple[int, int] = ranged((-2, 4), *OCTAVES)
     prediction_type: str = "v"  # what every branch predicts: v, epsilon or x0
-    jitter: float = 0.0  # σ in pixels by which training moves the positions
+    jitter: float = ranged(0.0, 0.0, 16.0)  # σ in pixels by which training moves the positions
 
     def __post_init__(self):
         check_model(self)
@@ -52,8 +64,7 @@ class DiMRConfig:
         check_heads(self.heads, widths=self.widths[0])
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel}: must be odd, so that a token is in the middle")
-        if self.prediction_type not in ("v", "epsilon", "x0"):
-            raise ValueError(f"prediction_type {self.prediction_type!r}: must be v, epsilon or x0")
+        check_choice(self.prediction_type, "prediction_type", PREDICTION_TYPES)
 
     @property
     def size_multiple(self) -> int:

@@ -17,7 +17,19 @@ from torch import Tensor, nn
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import DenoiserOutput
 from r2id.layers import MLP, Block, NoiseEmbedding
-from r2id.limits import MAX_BLOCKS, check_heads, check_int, check_model
+from r2id.limits import (
+    BLOCKS,
+    HEADS,
+    MAX_BLOCKS,
+    OCTAVES,
+    RATIOS,
+    WIDTHS,
+    check_choice,
+    check_heads,
+    check_int,
+    check_model,
+    ranged,
+)
 from r2id.position import PositionEmbedding, Positions, flat, patch_centres
 from r2id.schedule import PREDICTION_TYPES, x0_from
 
@@ -29,32 +41,31 @@ ESTIMATE_LIMIT = 3.0  # noise prediction gives any estimate of x0 near ᾱ = 0; 
 class RINConfig:
     """Sizes of a RIN. The small one is in `train/configs/mnist_rin.toml`."""
 
-    latent_channels: int = 1  # of the input: the picture's, in pixel space
-    num_classes: int = 10
-    label_tokens: int = 1
-    patch: int = 4  # pixels a side of an interface token
-    interface_width: int = 96
-    num_latents: int = 32  # how many Z has, whatever the picture's size
-    latent_width: int = 128
-    blocks: int = 3
-    compute_layers: int = 2  # self-attention layers on the latents, in each block
-    heads: int = 4
-    mlp_ratio: int = 4
-    octaves: tuple[int, int] = (-2, 3)
+    latent_channels: int = ranged(1, 1, 4096)  # of the input: the picture's, in pixel space
+    num_classes: int = ranged(10, 0, 2**17)
+    label_tokens: int = ranged(1, 1, 4096)
+    patch: int = ranged(4, 1, 256)  # pixels a side of an interface token
+    interface_width: int = ranged(96, *WIDTHS)
+    num_latents: int = ranged(32, 1, 2**14)  # how many Z has, whatever the picture's size
+    latent_width: int = ranged(128, *WIDTHS)
+    blocks: int = ranged(3, *BLOCKS)
+    compute_layers: int = ranged(2, *BLOCKS)  # self-attention layers on the latents, in each block
+    heads: int = ranged(4, *HEADS)
+    mlp_ratio: int = ranged(4, *RATIOS)
+    octaves: tuple[int, int] = ranged((-2, 3), *OCTAVES)
     normalise: bool = True  # the input divided by its own deviation, picture by picture (Chen 2023)
     interface_attention: bool = False  # linear self-attention on the interface, before each write
     pixel_conditioning: bool = False  # the step before's estimate of x0 as more channels of the input
     dual_norm: bool = False  # LayerNorm before and after the patch embedding (Kumar et al. 2023)
     prediction_type: str = "v"  # what the network predicts: v, epsilon or x0
-    jitter: float = 0.0  # by which training moves the positions: standard deviation, in pixels
-    dropout: float = 0.0
+    jitter: float = ranged(0.0, 0.0, 16.0)  # by which training moves the positions: standard deviation, in pixels
+    dropout: float = ranged(0.0, 0.0, 0.99)
 
     def __post_init__(self):
         check_model(self)
         check_int(self.blocks * self.compute_layers, "blocks x compute_layers", 1, MAX_BLOCKS)
         check_heads(self.heads, interface_width=self.interface_width, latent_width=self.latent_width)
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type {self.prediction_type!r}: must be v, epsilon or x0")
+        check_choice(self.prediction_type, "prediction_type", PREDICTION_TYPES)
 
     @property
     def size_multiple(self) -> int:
@@ -77,16 +88,18 @@ class RINBlock(nn.Module):
                 for _ in range(config.compute_layers)
             )
         )
-        self.mix = nn.Identity()
+        self.interface_attention = nn.Identity()
         if config.interface_attention:
-            self.mix = Block(interface, cross_attention=False, self_attention=True, attention="linear", **options)
+            self.interface_attention = Block(
+                interface, cross_attention=False, self_attention=True, attention="linear", **options
+            )
         self.write_norm = nn.LayerNorm(latent)
         self.write = Block(interface, cross_attention=True, self_attention=False, context_width=latent, **options)
 
     def forward(self, interface_BMD: Tensor, latent_BND: Tensor) -> tuple[Tensor, Tensor]:
         latent_BND = self.read(latent_BND, self.read.cross_attention.keys_values(self.read_norm(interface_BMD)))
         latent_BND = self.compute(latent_BND)
-        interface_BMD = self.mix(interface_BMD)
+        interface_BMD = self.interface_attention(interface_BMD)
         return self.write(
             interface_BMD, self.write.cross_attention.keys_values(self.write_norm(latent_BND))
         ), latent_BND
@@ -116,9 +129,9 @@ class RIN(nn.Module):
         self.patch_in = nn.Sequential(*embedding)
         self.patch_position = PositionEmbedding(config.interface_width, config.octaves)
         self.latents = nn.Parameter(torch.randn(config.num_latents, config.latent_width))
-        self.warm = MLP(config.latent_width, mlp_ratio=config.mlp_ratio)
-        self.warm_norm = nn.LayerNorm(config.latent_width)
-        nn.init.zeros_(self.warm_norm.weight)  # the bias is 0 already: a warm start begins as a cold one
+        self.self_conditioning = MLP(config.latent_width, mlp_ratio=config.mlp_ratio)
+        self.self_conditioning_norm = nn.LayerNorm(config.latent_width)
+        nn.init.zeros_(self.self_conditioning_norm.weight)  # the bias is 0 already: a warm start begins as a cold one
         self.noise_embedding = NoiseEmbedding(config.latent_width)
         self.condition = LabelCondition(config.num_classes, tokens=config.label_tokens, width=config.latent_width)
         self.blocks = nn.ModuleList(RINBlock(config) for _ in range(config.blocks))
@@ -188,7 +201,9 @@ class RIN(nn.Module):
         before_RND = (
             torch.zeros_like(self.latents[None]) if recurrent_state is None else recurrent_state.latents.flatten(0, 1)
         )
-        latent_RND = (self.latents + self.warm_norm(self.warm(before_RND))).expand(count * batch, -1, -1)
+        latent_RND = (self.latents + self.self_conditioning_norm(self.self_conditioning(before_RND))).expand(
+            count * batch, -1, -1
+        )
         time_R1D = self.noise_embedding(alpha_bar_B)[:, None].repeat(count, 1, 1)
         condition_RND = self.condition.rows(conditions, batch)
         return torch.cat((latent_RND, time_R1D, condition_RND), dim=1)

@@ -260,7 +260,7 @@ def test_bad_input_is_named(folders, grey_pixels, tiny_pixels, tmp_path):
     refused("generated 9: must be 10 or more, one a label", *folders, generated=9)
     tiny_pixels.save(tmp_path / "colour")
     refused("classifier has 1 channels, 10 classes, not 3", folders[0], tmp_path / "colour")
-    larger = replace(grey_pixels.config, training_size=16)
+    larger = replace(grey_pixels.config, encoder_size=16)
     Pipeline(larger, None, grey_pixels.denoiser, device="cpu").save(tmp_path / "larger")
     refused("larger was trained at 16, tiny at 8: must be alike", folders[0], tmp_path / "larger")
     assert not (tmp_path / "out").exists()

@@ -316,5 +316,5 @@ def test_mixed_pictures_train_both_stages_and_are_exported(mixed, tmp_path):
     export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
     pipe = Pipeline.from_pretrained(tmp_path / "weights", device="cpu")
     assert pipe.config.trained_aspects == pytest.approx((9 / 16, 16 / 9)) and pipe.config.fit == "contain"
-    assert pipe.config.training_size == 16 and pipe.labels == ["even", "odd"]
+    assert pipe.config.encoder_size == 16 and pipe.labels == ["even", "odd"]
     assert pipe.resample(pipe.diffuse(["odd"], seed=0), size=(18, 32)).isfinite().all()

@@ -175,7 +175,7 @@ def test_exported_weights_diffuse_resample_and_encode(trained):
 def test_the_exported_configuration_says_what_was_trained(trained):
     config = Pipeline.from_pretrained(trained, device="cpu").config
     assert (config.architecture, config.channels, config.background, config.fit) == ("r2id", 1, (0.0,), "contain")
-    assert (config.training_size, config.trained_cells) == (16, (3, 5))
+    assert (config.encoder_size, config.trained_cells) == (16, (3, 5))
     assert config.trained_aspects == pytest.approx((9 / 16, 16 / 9))
     assert (config.resampler.latent_channels, config.denoiser.latent_channels, config.denoiser.labels) == (3, 3, 10)
     assert (config.defaults.steps, config.defaults.guidance, config.defaults.sampler) == (3, 2.5, "ddim")
@@ -285,7 +285,7 @@ def test_a_pixel_space_system_needs_one_stage(trained_on_pixels):
     pipe = Pipeline.from_pretrained(trained_on_pixels, device="cpu")
     config = pipe.config
     assert (config.resampler, config.channels, config.denoiser.latent_channels) == (None, 1, 1)
-    assert (config.training_size, config.trained_cells, config.trained_aspects) == (16, (16, 16), (1, 1))
+    assert (config.encoder_size, config.trained_cells, config.trained_aspects) == (16, (16, 16), (1, 1))
     assert (config.latent_mean, config.latent_std, config.background, config.fit) == ((0,), (1,), (0,), "contain")
     assert config.schedule.input_scale == 0.8
     latent = pipe.diffuse([3, "7"], seed=1)

@@ -8,13 +8,14 @@ from dataclasses import fields
 import pytest
 
 from r2id.checkpoint import MAX_FILE_BYTES, CheckpointError, from_dict, sketch
-from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
 from r2id.denoisers import DENOISERS
 from r2id.denoisers.dimr import DiMR, DiMRConfig
 from r2id.denoisers.rin import RINConfig
-from r2id.limits import MAX_BLOCKS, MODEL_SIZES
+from r2id.limits import MAX_BLOCKS
+from r2id.resamplers import RESAMPLERS
 
-CONFIGS = {"resampler": CrossAttentionR2IRConfig, **{name: config_type for name, (config_type, _) in DENOISERS.items()}}
+MODELS = {**RESAMPLERS, **DENOISERS}
+CONFIGS = {name: config_type for name, (config_type, _) in MODELS.items()}
 NO_NUMBER = [True, "3", None, [], [3], {}, [[[]]]]
 BAD = {  # type of a field → values that none of that type may have
     int: [-1, 2**31, 2**63, 10**30, 1.0, float("nan"), *NO_NUMBER],
@@ -45,7 +46,7 @@ def test_every_field_refuses_what_is_out_of_its_range_and_says_so(name):
             text = refusal(config_type, **{field.name: value})
             assert field.name in text and ("must" in text or "choose one of" in text), (field.name, value, text)
         if hints[field.name] is int:
-            low, high = MODEL_SIZES[field.name]
+            low, high = field.metadata["range"]
             assert f"{low}…{high}" in refusal(config_type, **{field.name: high + 1})
 
 
@@ -59,7 +60,7 @@ def test_blocks_are_limited_together():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_heads_must_divide_every_width_they_are_taken_from(name):
     values = {
-        **dict.fromkeys(("resampler", "r2id", "s2id"), [{"width": 100}]),
+        **dict.fromkeys(("r2ir", "r2ir-cross-attention", "r2id", "s2id"), [{"width": 100}]),
         "rin": [{"interface_width": 100}, {"latent_width": 100}],
         "dimr": [{"widths": [100, 60]}],
     }
@@ -70,7 +71,8 @@ def test_heads_must_divide_every_width_they_are_taken_from(name):
 
 
 LARGEST = {
-    "resampler": {"width": 2**14, "cell_mlp_ratio": 64, "encoder_blocks": 16},
+    "r2ir": {"width": 2**14, "mlp_ratio": 64, "encoder_blocks": 16},
+    "r2ir-cross-attention": {"width": 2**14, "cell_mlp_ratio": 64, "encoder_blocks": 16},
     "r2id": {"width": 2**14, "noise_width": 2**14, "label_tokens": 4096, "num_classes": 2**17},
     "s2id": {"width": 2**14, "noise_width": 2**14, "encoder_blocks": 16},
     "rin": {"interface_width": 2**14, "latent_width": 2**14, "blocks": 8, "patch": 256},
@@ -81,8 +83,7 @@ LARGEST = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_largest_configurations_are_sketched_in_little_memory(name):
     config = from_dict(CONFIGS[name], LARGEST[name] | {"heads": 1024, "latent_channels": 4096}, "config.json")
-    model_type = CrossAttentionR2IR if name == "resampler" else DENOISERS[name][1]
-    tensors = [*(module := sketch(lambda: model_type(config))).parameters(), *module.buffers()]
+    tensors = [*(module := sketch(lambda: MODELS[name][1](config))).parameters(), *module.buffers()]
     assert sum(tensor.numel() for tensor in tensors) > 2**36
     assert sum(tensor.nbytes for tensor in tensors if tensor.device.type != "meta") < 2**28
 

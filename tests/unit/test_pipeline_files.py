@@ -37,7 +37,7 @@ def test_a_saved_pipeline_is_the_same(tiny, tiny_weights, latent):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 3},
         {"architecture": "other"},
         {"fit": "crop"},
         {"latent_mean": [0.0]},
@@ -45,7 +45,7 @@ def test_a_saved_pipeline_is_the_same(tiny, tiny_weights, latent):
         {"background": []},
         {"channels": 3},
         {"labels": ["0", "1"]},
-        {"training_size": "8"},
+        {"encoder_size": "8"},
         {"surprise": 1},
         {"denoiser": {"width": 16, "surprise": 1}},
         {"denoiser": 5},

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from r2id import R2ID, CrossAttentionR2IR, CrossAttentionR2IRConfig, Latent, Pipeline, pipeline
+from r2id import CrossAttentionR2IR, CrossAttentionR2IRConfig, Latent, Pipeline, pipeline
+from r2id.denoisers.s2id import S2ID, S2IDConfig
 from r2id.position import ipe_sigma_of
 
 FRAMED = ("contain", "cover", "stretch")
@@ -109,10 +110,11 @@ def test_a_resampler_and_its_configuration_come_together(tiny, tiny_pixels):
 
 @pytest.mark.parametrize("jitter", [0.0, 0.5])
 def test_where_training_moved_the_positions_features_average_over_it(tiny_pixels, jitter, monkeypatch):
-    seen, forward = [], R2ID.forward
-    monkeypatch.setattr(R2ID, "forward", lambda self, *args: seen.append(args[2]) or forward(self, *args))
-    own = JitteredConfig(tiny_pixels.config.denoiser, jitter)
-    jittered = Pipeline(replace(tiny_pixels.config, denoiser=own), None, tiny_pixels.denoiser, device="cpu")
+    seen, forward = [], S2ID.forward
+    monkeypatch.setattr(S2ID, "forward", lambda self, *args: seen.append(args[2]) or forward(self, *args))
+    denoiser = S2IDConfig(latent_channels=3, width=16, noise_width=8, jitter=jitter)
+    config = replace(tiny_pixels.config, architecture="s2id", denoiser=denoiser)
+    jittered = Pipeline(config, None, S2ID(denoiser), device="cpu")
     spreads = {}
     for size in ((8, 8), (16, 16), (8, 16)):
         jittered.diffuse([3], latent_size=size, seed=0)
@@ -123,8 +125,3 @@ def test_where_training_moved_the_positions_features_average_over_it(tiny_pixels
     else:  # in pixels of the training size, whatever the size asked for
         assert spreads[8, 8] == spreads[16, 16] == ipe_sigma_of(1.0, (1 / 8, 1 / 8), jitter)
         assert spreads[8, 16] == ipe_sigma_of(2.0, (1 / 16, 1 / 8), jitter)
-
-
-class JitteredConfig:
-    def __init__(self, config, jitter: float):
-        self.num_classes, self.latent_channels, self.jitter = config.num_classes, config.latent_channels, jitter

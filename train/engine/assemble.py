@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from r2id.checkpoint import from_dict
-from r2id.config import FORMAT, Defaults, PipelineConfig, Training
+from r2id.config import Defaults, PipelineConfig, Training
 from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
 from r2id.denoisers import DENOISERS
 from r2id.pipeline import Pipeline
@@ -39,12 +39,12 @@ def build_pipeline(stage_1: State | None, metadata: dict, denoiser_tensors: dict
     own = first["recipe"].get("native_aspect", False)
     max_aspect = shape_sampler["max_aspect"] if own or shape_sampler["p_square"] < 1 else 1.0
     config = PipelineConfig(
-        format=FORMAT,
         architecture=recipe["architecture"],
         labels=tuple(metadata["labels"]),
         channels=channels,
         background=tuple(first["background"] or (0.0,) * channels),
-        training_size=first["recipe"]["training_size"],
+        encoder_size=first["recipe"]["training_size"],
+        decoder_size=first["recipe"]["training_size"],
         trained_cells=tuple(shape_sampler["cells"]),
         trained_aspects=(1 / max_aspect, max_aspect),
         size_multiple=denoiser_config.size_multiple,

@@ -92,7 +92,7 @@ def introduction(pipe: Pipeline, origin: Origin) -> Iterator[str]:
     labels = [*config.labels[:MAX_LABELS], "…"] if len(config.labels) > MAX_LABELS else config.labels
     rows = {
         "parameters": ", ".join(f"{count:,} ({name})" for name, count in counts.items()),
-        "pictures": f"{COLOURS.get(config.channels, config.channels)}, {config.training_size} pixels on the short side",
+        "pictures": f"{COLOURS.get(config.channels, config.channels)}, {config.encoder_size} pixels on the short side",
         "frames": f"width / height {low:.4g} to {high:.4g}" if low < high else "square",
         "latents": latent if config.resampler else f"the pictures themselves, {cells} pixels a side",
         "labels": f"{len(config.labels)}: {', '.join(labels)}" if labels else "none",
@@ -127,9 +127,9 @@ def data(config: PipelineConfig, origin: Origin, recipes: dict) -> Iterator[str]
     for stage, recipe in recipes.items():
         where = f"`{recipe.data}`" if is_hub_id(recipe.data) else f"the local folder `{Path(recipe.data).name}`"
         count = origin.stages[stage].get("images")  # None for a stream
-        size = f"{config.training_size} × {config.training_size}"
+        size = f"{config.encoder_size} × {config.encoder_size}"
         if "resampler" in recipes and recipes["resampler"].native_aspect:
-            size = f"at most {config.training_size} pixels on the short side, each in its own aspect ratio"
+            size = f"at most {config.encoder_size} pixels on the short side, each in its own aspect ratio"
         lines.append(f"{where}: {f'{count:,} ' if count else ''}training pictures at {size} (bicubic, antialiased)")
     yield "\n".join(dict.fromkeys(lines))  # both stages usually have the same
 

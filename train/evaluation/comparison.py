@@ -196,20 +196,18 @@ def compare(
     folders = [fetch(path) for path in weights]
     systems = [System(n, f, Pipeline.from_pretrained(f, device=device)) for n, f in zip(names, folders, strict=True)]
     first = systems[0].pipe.config
-    real = load(split, size=first.training_size, channels=first.channels, limit=limit)
+    real = load(split, size=first.encoder_size, channels=first.channels, limit=limit)
     for system in systems:
         check_match(system.pipe.config, real.names, judge)
-        if (size := system.pipe.config.training_size) != first.training_size:
-            raise ValueError(f"{system.name} was trained at {size}, {names[0]} at {first.training_size}: must be alike")
+        if (size := system.pipe.config.encoder_size) != first.encoder_size:
+            raise ValueError(f"{system.name} was trained at {size}, {names[0]} at {first.encoder_size}: must be alike")
     if generated < len(real.names):
         raise ValueError(f"generated {generated}: must be {len(real.names)} or more, one a label")
     counts = {side: min(count, generated) for side, count in protocol.counts.items()}
     protocol = replace(protocol, counts=counts, ratio_count=min(protocol.ratio_count, generated))
-    chosen = {"size": first.training_size, "channels": first.channels}
+    chosen = {"size": first.encoder_size, "channels": first.channels}
     judging = Judging(judge.to(systems[0].pipe.device), real, lambda count: load("train", **chosen, limit=count))
-    results = Results(
-        {s.name: s.metadata() for s in systems}, protocol.columns(first.training_size), first.training_size
-    )
+    results = Results({s.name: s.metadata() for s in systems}, protocol.columns(first.encoder_size), first.encoder_size)
     cache = Cache(folder)
     measure(systems, judging, protocol, results, cache)
     heading = f"split {split}, {len(real):,} real images; label i mod {len(real.names)} and seed i; {machine()}"

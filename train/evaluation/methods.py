@@ -69,7 +69,7 @@ def methods_of(config: PipelineConfig, column: Column) -> Iterator[Cell]:
         if column.aspect != 1:
             cells = tuple(to_multiple(max(base) * max(1, v), size_multiple) for v in (1 / column.aspect, column.aspect))
             yield replace(resized, method="shaped", latent=cells, aspect=column.aspect)
-    if size != (config.training_size,) * 2:
+    if size != (config.encoder_size,) * 2:
         yield resized
 
 
@@ -82,7 +82,7 @@ def show(pipe: Pipeline, cell: Cell, latent: Latent) -> Tensor:
     if cell.method != "resized":
         return pipe.resample(latent, size=cell.size, fit="contain")
     height, width = cell.size
-    square_BCHW = pipe.resample(latent, size=(pipe.config.training_size,) * 2) * 2 - 1
+    square_BCHW = pipe.resample(latent, size=(pipe.config.encoder_size,) * 2) * 2 - 1
     window = window_of(cell.size, aspect=latent.aspect, fit="contain")
     background_C = torch.tensor(pipe.config.background) * 2 - 1
     box = (0, 0, width, height)

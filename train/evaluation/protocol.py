@@ -56,7 +56,7 @@ def in_cells(protocol: Protocol, config: PipelineConfig) -> Protocol:
 
 def in_pixels(protocol: Protocol, config: PipelineConfig) -> Protocol:
     """The protocol for pixel space, where the latent is the picture: half, once and twice the training size."""
-    cells = tuple((to_multiple(config.training_size * factor, config.size_multiple),) * 2 for factor in (0.5, 1, 2))
+    cells = tuple((to_multiple(config.encoder_size * factor, config.size_multiple),) * 2 for factor in (0.5, 1, 2))
     return replace(protocol, cells=cells, generated_cells=cells)
 
 
@@ -72,7 +72,7 @@ class Evaluation:
 
     def __post_init__(self):
         config, names = self.pipe.config, self.real.names
-        self.size, self.base, self.latents = config.training_size, config.defaults.latent_size, {}
+        self.size, self.base, self.latents = config.encoder_size, config.defaults.latent_size, {}
         self.background_C = torch.tensor(config.background)
         check_match(config, names, self.judge)
         if self.protocol.generated < 2 * len(names):

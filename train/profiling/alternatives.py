@@ -57,7 +57,7 @@ def published(pipe: Pipeline, root: Path) -> Pipeline:
 @torch.no_grad()
 def decode_whole(pipe: Pipeline, latent: Latent, side: int) -> Tensor:
     """Every pixel at once, and all that the latent gives made anew."""
-    ipe_sigma = ipe_sigma_of(1.0, training_pitch(1.0, pipe.config.training_size), pipe.config.resampler.ipe_sigma)
+    ipe_sigma = ipe_sigma_of(1.0, training_pitch(1.0, pipe.config.encoder_size), pipe.config.resampler.ipe_sigma)
     window, device = window_of((side, side), aspect=1.0, fit="contain"), pipe.resampler_device
     context = pipe.resampler.prepare(latent.tensor.to(device), grid_positions(latent.size, 1.0).to(device))
     return pipe.resampler.decode(
@@ -80,9 +80,9 @@ def alternatives(pipe: Pipeline, sizes: tuple[int, ...], root: Path) -> Iterator
         Latent(torch.randn(1, p.config.latent_channels, *p.config.defaults.latent_size).tanh(), 1.0)
         for p in (pipe, other)
     )
-    small = torch.rand(1, pipe.config.channels, *(pipe.config.training_size,) * 2)
+    small = torch.rand(1, pipe.config.channels, *(pipe.config.encoder_size,) * 2)
     pixels, decoded = [], {}
-    for side in sorted(side for side in {*PIXEL_SIDES, *sizes} if pipe.config.training_size <= side <= LARGEST):
+    for side in sorted(side for side in {*PIXEL_SIDES, *sizes} if pipe.config.encoder_size <= side <= LARGEST):
         runs = (
             lambda side=side: pipe.resample(ours, size=(side, side)),
             lambda side=side: decode_whole(other, theirs, side),
