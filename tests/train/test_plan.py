@@ -100,10 +100,11 @@ def test_large_latents_take_fewer_images():
 
 def test_a_plan_reads_back_as_recipes(tmp_path, monkeypatch):
     config = tmp_path / "tiny.toml"
-    config.write_text(RESAMPLER.read_text().replace("width = 96", "width = 16").replace("heads = 3", "heads = 2"))
+    text = RESAMPLER.read_text(encoding="utf-8")
+    config.write_text(text.replace("width = 96", "width = 16").replace("heads = 3", "heads = 2"), encoding="utf-8")
     monkeypatch.setattr(Stage, "measure", lambda self: None)
     monkeypatch.setattr(Stage, "memory", lambda self, load: 1e6)
-    monkeypatch.setattr(Stage, "operations", lambda self, load: 1e9)
+    monkeypatch.setattr(Stage, "count_flops", lambda self, load: 1e9)
     monkeypatch.setattr(Stage, "predicted", lambda self, load: (1e7 * load.batch, 1.1e9))
     settings, costs, errors, arguments = plan.plan(128, config, 0.2, CPU)
     images = [row["images at once"] for row in costs.plain()["rows"]]

@@ -52,6 +52,7 @@ def test_the_published_resampler_is_as_published():
     assert (model.latent_channels, model.width, model.heads) == (64, 192, 6)
     assert (model.encoder_blocks, model.decoder_blocks, model.cell_blocks) == (4, 4, 0)
     assert (model.attention, model.local, model.octaves) == ("linear", False, (-6, 9))
+    assert {(phase.pixels_in, phase.pixels_out) for phase in recipe.optimisation.phases} == {(0, 0)}
     assert (recipe.jitter, recipe.outside_fraction, recipe.shape_sampler.cells, recipe.shape_sampler.p_square) == (
         "published",
         0.0,
@@ -76,7 +77,6 @@ def forty_epochs(optimisation):
     assert optimisation.steps * optimisation.batch == 40 * EPOCH
     assert optimisation.warmup * optimisation.batch == EPOCH
     assert [phase.rate for phase in optimisation.phases] == [(1e-3, 1e-5)]
-    assert {(phase.pixels_in, phase.pixels_out) for phase in optimisation.phases} == {(0, 0)}
     assert optimisation.ema == 0.999
 
 
