@@ -9,7 +9,8 @@ transforms. A decoded value depends on the latent and on its own point only, so 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from r2id.limits import (
     BLOCKS,
     HEADS,
     MAX_BLOCKS,
+    MAX_SIDE,
     OCTAVES,
     RATIOS,
     WIDTHS,
@@ -28,7 +30,17 @@ from r2id.limits import (
     check_model,
     ranged,
 )
-from r2id.position import PositionEmbedding, Positions, flat, fourier
+from r2id.position import (
+    PositionEmbedding,
+    Positions,
+    Window,
+    flat,
+    fourier,
+    grid_positions,
+    ipe_sigma_of,
+    training_pitch,
+    window_of,
+)
 
 COLUMNS = 16  # cells of a row that pixels are decoded from at once
 GAIN_WIDTH = 16
@@ -62,6 +74,7 @@ class CrossAttentionR2IRConfig:
     octaves: tuple[int, int] = ranged(
         (-2, 5), *OCTAVES
     )  # of position features; half a wave of the last is a training pixel
+    ipe_size: int = ranged(32, 1, MAX_SIDE)  # pixels on the frame's short side that ipe_sigma is measured in
     ipe_sigma: float = ranged(
         0.5, 0.0, 16.0
     )  # sigma of what features average over where jitter is off, in training pixels; 0 is a point
@@ -89,9 +102,10 @@ class CrossAttentionR2IRConfig:
 class DecoderContext:
     """What decoding needs of a latent, made once for every tile and output size."""
 
-    attention: list[tuple[Tensor, Tensor]]  # one memory per decoder block
+    attention: list[tuple[Tensor, Tensor]]  # keys and values of each decoder block
     local_BhwZ: Tensor | None  # each cell's Fourier coefficients, then its token for interpolation
     coefficient_BhwCij: Tensor | None  # each cell's Fourier coefficients of the colours
+    aspect: float = 1.0  # of the frame
 
 
 @dataclass(frozen=True)
@@ -175,8 +189,58 @@ class CrossAttentionR2IR(nn.Module):
             latent_BMc = latent_BMc + self.linear_codec.encode(local_BMF, cells)
         return latent_BMc.transpose(1, 2).unflatten(2, cells.grid)
 
-    def prepare(self, latent_BChw: Tensor, cells: Positions) -> DecoderContext:
-        """What every decoded point of these latents, (B, c, h, w) in [-1, 1], has in common."""
+    def encode_image(self, image_BCHW: Tensor, size: tuple[int, int], aspect: float | None = None) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] that fill their frames → latents (B, c, h, w) in [-1, 1], size = (h, w), from
+        all pixels. aspect: width / height of the frame; None: that of the image."""
+        height, width = image_BCHW.shape[2:]
+        aspect = width / height if aspect is None else aspect
+        window, device = window_of((height, width), aspect=aspect, fit="stretch"), image_BCHW.device
+        pixels = window.positions(range(height), range(width), ipe_sigma=self.ipe_sigma(aspect), device=device)
+        cells = grid_positions(size, aspect).to(device)
+        return torch.tanh(self.encode(image_BCHW.flatten(2).transpose(1, 2), pixels, cells))
+
+    def ipe_sigma(self, aspect: float) -> tuple | None:
+        """`Positions.ipe_sigma` of a frame, where jitter is off."""
+        return ipe_sigma_of(aspect, training_pitch(aspect, self.config.ipe_size), self.config.ipe_sigma)
+
+    def prepare(self, latent_BChw: Tensor, aspect: float) -> DecoderContext:
+        """Latents (B, c, h, w) in [-1, 1] and the aspect of their frames → what decoding needs of them."""
+        cells = grid_positions(tuple(latent_BChw.shape[2:]), aspect).to(latent_BChw.device)
+        return replace(self.context(latent_BChw, cells), aspect=aspect)
+
+    def grid_decoder(
+        self, context: DecoderContext, window: Window, size: tuple[int, int], dtype: torch.dtype | None = None
+    ) -> Callable[[range, range], Tensor]:
+        """The decoder of the pixels of a window, size = (H, W): a function of ranges of rows and of columns → colours
+        (B, C, rows, columns). dtype: unused, all is computed in that of the weights."""
+        device, ipe_sigma = self.image_out.weight.device, self.ipe_sigma(context.aspect)
+        axes = (range(1), range(size[1])), (range(size[0]), range(1))
+        along = [window.positions(*part, ipe_sigma=ipe_sigma, device=device) for part in axes]
+        columns, rows = (self.axis_features(context, pixels, axis) for axis, pixels in enumerate(along))
+
+        def decode(down: range, across: range) -> Tensor:
+            part = columns[across.start : across.stop], rows[down.start : down.stop]
+            return self.decode_grid(context, *part).transpose(1, 2).unflatten(2, (len(down), len(across)))
+
+        return decode
+
+    def decode_image(
+        self, latent_BChw: Tensor, *, size: tuple[int, int], aspect: float = 1.0, fit: str = "stretch"
+    ) -> Tensor:
+        """Latents (B, c, h, w) in [-1, 1] → images (B, C, H, W), about [-1, 1], a point a pixel, with gradients.
+
+        aspect: of the frame. fit: which window of its plane, as in `position.window_of`; size = (H, W).
+        """
+        window = window_of(size, aspect=aspect, fit=fit)
+        decode = self.grid_decoder(self.prepare(latent_BChw, aspect), window, size)
+        return decode(range(size[0]), range(size[1]))
+
+    def reach(self, cells: tuple[int, int]) -> tuple[float, float]:
+        """How far from the frame's centre (x, y) the decoder speaks of the plane, in absolute units: everywhere."""
+        return math.inf, math.inf
+
+    def context(self, latent_BChw: Tensor, cells: Positions) -> DecoderContext:
+        """`prepare`, of cells that may lie in frames of several aspects."""
         latent_BMc = latent_BChw.flatten(2).transpose(1, 2)
         cell_BMD = self.cell_in(latent_BMc) + flat(self.cell_position(cells), cells)
         for block in self.cell_blocks:

@@ -153,10 +153,15 @@ def check_region(region) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
-def oversampling(window: Window, *, aspect: float, training_size: int) -> tuple[int, int]:
-    """Smallest (across, down) cut of each output pixel that is as dense as the training pixels, so nothing aliases."""
-    pitches = zip(window.pitch, training_pitch(aspect, training_size), strict=True)
-    return tuple(max(1, math.ceil(pixel / training - 1e-9)) for pixel, training in pitches)
+def points_per_pixel(window: Window, *, aspect: float, decoder_size: int) -> tuple[int, int]:
+    """How many points (across, down) a pixel is the mean of, so that nothing aliases.
+
+    Along each axis, ceil(min(decoder_size, 2·max(R, 256)) / R) for R pixels on the frame's short side: a square image
+    costs at most max(512², 4·R²) points, and from R = decoder_size on a pixel is the point at its centre.
+    """
+    short_sides = max(1.0, aspect), max(1.0, 1 / aspect)  # of the frame, in its short side
+    densities = (1 / (pitch * side) for pitch, side in zip(window.pitch, short_sides, strict=True))
+    return tuple(max(1, math.ceil(min(decoder_size, 2 * max(r, 256)) / r - 1e-9)) for r in densities)
 
 
 def grid_positions(size: tuple[int, int], aspect: float, *, sigma: float = 0.0) -> Positions:

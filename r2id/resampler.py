@@ -185,6 +185,12 @@ class R2IR(nn.Module):
         device, cells = context.token_BhwD.device, context.cells[1 - axis]
         return fast_decode.axis_features(self.decoder_basis, values_N, cells, self.config.border_rings, device)
 
+    def reach(self, cells: tuple[int, int]) -> tuple[float, float]:
+        """How far from the frame's centre (x, y) the decoder speaks of the plane, in absolute units: the outermost ring
+        of border cells, or without one the frame. Beyond lies the background."""
+        rings = self.config.border_rings
+        return tuple(0.5 + max(0.0, rings - 0.5) / count for count in reversed(cells))
+
     def decode_image(
         self, latent_BChw: Tensor, *, size: tuple[int, int], aspect: float = 1.0, fit: str = "stretch"
     ) -> Tensor:
