@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,31 +16,21 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from train.data.font_families import SPLITS, find_families, has_letters, split_of
+
 SUFFIXES = (".otf", ".ttc", ".ttf", ".woff2")
-SPLITS = ("train", "validation", "test")
-TEST, VALIDATION = 0.10, 0.15  # a family's hash in [0, 1) below the first: test; below the second: validation
 EM, FIT = 4 / 5, 0.82  # of the frame: the em square; the most that ink may span
 INK = (0.01, 0.75)  # least and most share of ink in the frame
-SCAN, THUMB = 240, 24  # frame of the scan; side of the images that are compared, cut to the ink
-SALT = "280"  # of that hash: with Debian's free fonts, no family is more than a seventh of the test fonts
-SAME = 0.06  # fonts whose squared difference is a smaller share of their ink are of one family
-LARGEST = 16  # em: a glyph of more is not drawn
+SCAN, THUMBNAIL = 240, 24  # side of the frame of the scan; of the images that are compared, cut to the ink
+LARGEST = 4  # em: a glyph of more is not drawn
 SECONDS = 5.0  # to scan a font
+# Pillow always hints: it moves edges by up to half a pixel of the size drawn (29 to 40 dB from the outline's exact
+# coverage at 1,024 pixels, 21 to 31 at 128). So nothing is drawn smaller than this, and less is its area means, whose
+# edges are within 1/16 pixel at 128. Bitmaps that some fonts hold for small sizes are never used either.
+DRAWN = 1_024
 RECENT = 2**27  # bytes of images that are kept for the next call
-VERSION = 1  # of the cache
+VERSION = 2  # of the cache
 NOTHING = "\U0010ffff"  # not a character, so every font draws its placeholder for it
-
-# Words of a name that tell styles of a family apart, or name a format.
-STYLES = """
-    thin hairline extralight ultralight light semilight demilight lt book regular normal rg reg plain standard
-    medium demi semi semibold demibold bold bd extrabold ultrabold heavy black extrablack ultrablack ultra extra fat
-    italic it ital oblique obl slanted slant inclined upright backslant cursive kursiv
-    condensed cond cn narrow compressed compact extended expanded wide semicondensed semiexpanded extracondensed
-    ultracondensed extraexpanded nonextended mono monospace monospaced
-    outline outlined inline shadow solid caps sc smallcaps allsc titling display caption text subhead small big
-    std pro otf ttf ot tt ttc web variable vf
-""".split()
-STYLE = re.compile(rf"({'|'.join(sorted(STYLES, key=len, reverse=True))})+")
 
 
 @dataclass(frozen=True)
@@ -88,30 +77,34 @@ class FontSet:
                     self.glyphs.append(Glyph(path, face.index, face.family, character, label))
                     self.scales.append(scale)
         self.labels = torch.tensor([glyph.label for glyph in self.glyphs], dtype=torch.int64)
-        self.recent: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self.recent: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.glyphs)
 
     def render(self, index: int, size: int) -> np.ndarray:
-        """A glyph drawn from its outline: uint8 (size, size), white on black. Do not write into it: it is kept."""
-        key = index, size
-        if key in self.recent:
-            self.recent.move_to_end(key)
-            return self.recent[key]
-        glyph = self.glyphs[index]
-        font = ImageFont.FreeTypeFont(
-            str(glyph.path), size * EM * self.scales[index], glyph.index, layout_engine=ImageFont.Layout.BASIC
-        )
-        image = np.asarray(centred(ink(font, glyph.character), size))
-        self.recent[key] = image
-        while len(self.recent) > max(1, RECENT // size**2):
-            self.recent.popitem(last=False)
+        """A glyph drawn from its outline: uint8 (size, size), white on black, read only.
+
+        Takes about 1 ms at 1,024, and time as the number of pixels; Pillow holds the interpreter's lock meanwhile, so
+        only processes draw in parallel. Raises ValueError where the file has changed and cannot be drawn."""
+        image = self.recent.get((index, size))
+        if image is None:
+            glyph, whole = self.glyphs[index], size * -(-DRAWN // size)
+            try:
+                font = open_font(glyph.path, whole * EM * self.scales[index], glyph.index)
+                image = np.asarray(centred(ink(font, glyph.character), whole).reduce(whole // size))
+            except OSError as error:
+                raise ValueError(f"{glyph.path}: cannot be drawn: {error}; start again") from error
+            image.flags.writeable = False
+            self.recent[index, size] = image
+            for key in list(self.recent)[: -max(1, RECENT // size**2)]:
+                self.recent.pop(key, None)
         return image
 
     def images(self, indices: Sequence[int], size: int, *, master: int) -> Tensor:
-        """Glyphs drawn at `master`, a multiple of `size`, as area means: uint8 (B, 1, size, size)."""
-        if size < 1 or master % size:
+        """Glyphs drawn at `master`, a multiple of `size`, as area means: uint8 (B, 1, size, size). Images of several
+        sizes agree where they have one master."""
+        if size < 1 or master < 1 or master % size:
             raise ValueError(f"master {master}: must be a multiple of the size, {size}")
         images = np.empty((len(indices), 1, size, size), np.uint8)
         for image, index in zip(images, indices, strict=True):
@@ -137,9 +130,8 @@ class FontSet:
         for split, count in counts.items():
             parts = f"{count['images']:,} images of {count['fonts']:,} fonts in {len(families[split]):,} families"
             lines.append(f"  {split}: {parts}")
-        lines += (
-            [f"  left out: {', '.join(f'{n:,} {reason}' for reason, n in reasons.most_common())}"] if reasons else []
-        )
+        named = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
+        lines += [f"  left out: {named}"] if named else []
         lines += [f"  unreadable: {text}" for text in unread[:3]]
         lines += [f"  and {len(unread) - 3:,} more that are unreadable"] if len(unread) > 3 else []
         return "\n".join(lines)
@@ -169,7 +161,8 @@ def load_fonts(
 
     A family is all fonts of a name without its words of style, and all whose shapes are nearly the same. Its split
     follows from its name alone, so other fonts that are added do not change it. Left out: fonts that cannot be read or
-    repeat another, glyphs that are missing, placeholders, (nearly) empty or full, fonts whose glyphs are all alike.
+    repeat another; those of validation and test that have no name or are near to one of training; glyphs that are
+    missing, placeholders, (nearly) empty or full; fonts whose glyphs are all alike.
     cache: a file that keeps the scan until a font changes. Raises ValueError for a folder without usable fonts.
     """
     if split not in SPLITS:
@@ -195,11 +188,6 @@ def load_fonts(
     return fonts
 
 
-def split_of(family: str) -> str:
-    place = int.from_bytes(hashlib.sha256(f"{SALT}{family}".encode()).digest()[:8], "big") / 2**64
-    return "test" if place < TEST else "validation" if place < VALIDATION else "train"
-
-
 def read_cache(cache: Path | None, glyphs: str, stamps: dict) -> list[Face] | None:
     try:
         stored = json.loads(cache.read_text("utf-8")) if cache else {}
@@ -214,19 +202,22 @@ def write_cache(cache: Path, glyphs: str, stamps: dict, faces: list[Face]) -> No
     cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_name(f"{cache.name}.{os.getpid()}")
     stored = {"version": VERSION, "glyphs": glyphs, "files": stamps, "faces": [asdict(face) for face in faces]}
-    partial.write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
+    partial.write_text(json.dumps(stored), "utf-8")
     partial.replace(cache)
 
 
 # drawing
 
 
+def open_font(path: Path, size: float, index: int) -> ImageFont.FreeTypeFont:
+    """Not `ImageFont.truetype`, which takes a system's font of the same name in place of a broken file."""
+    return ImageFont.FreeTypeFont(str(path), size, index, layout_engine=ImageFont.Layout.BASIC)
+
+
 def ink(font: ImageFont.FreeTypeFont, character: str) -> Image.Image | None:
-    """A glyph's coverage, cut to its ink; None without any. Raises ValueError for one too large to draw."""
+    """A glyph's coverage, cut to its ink; None without any, or for one of more than LARGEST."""
     left, top, right, bottom = font.getbbox(character)
-    if max(abs(left), abs(top), abs(right), abs(bottom)) > LARGEST * font.size:
-        raise ValueError("oversized")
-    if right <= left or bottom <= top:
+    if max(-left, -top, right, bottom) > LARGEST * font.size or right <= left or bottom <= top:
         return None
     image = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(image).text((-left, -top), character, fill=255, font=font)
@@ -245,17 +236,19 @@ def centred(glyph: Image.Image | None, size: int) -> Image.Image:
 
 
 def scan(root: Path, files: Sequence[Path], glyphs: str) -> list[Face]:
-    faces, thumbs = [], []
+    faces, fonts = [], []
     for file in files:
         for index in range(face_count(file)):
-            face = Face(file.relative_to(root).as_posix(), index, file.stem)
-            faces.append(face)
-            thumbs.append(scan_face(face, file, glyphs))
-    first: dict[str, int] = {}
+            faces.append(Face(file.relative_to(root).as_posix(), index, clean(file.stem)))
+            fonts.append(scan_face(faces[-1], file, glyphs))
+    families, unfit = find_families([face.name for face in faces], fonts)
+    seen = set()
     for number, face in enumerate(faces):
-        if face.scales and first.setdefault(face.digest, number) != number:
-            face.left_out, face.scales = {"": "repeated"}, {}
-    set_families(faces, thumbs, first)
+        face.family = families[number]
+        if face.scales and (face.digest in seen or number in unfit):
+            face.left_out = {"": "repeated" if face.digest in seen else unfit[number]}
+            face.scales = {}
+        seen.add(face.digest)
     return faces
 
 
@@ -269,54 +262,48 @@ def face_count(file: Path) -> int:
 
 
 def scan_face(face: Face, file: Path, glyphs: str) -> dict[str, np.ndarray]:
-    """Fills in a face and returns its glyphs' thumbnails, cut to the ink, float32 (THUMB²) in [0, 1]."""
-    start, images = time.monotonic(), {}
+    """Fills in a face and returns its glyphs as small images, float32 (THUMBNAIL²,) in [0, 1], by character."""
     try:
-        font = ImageFont.FreeTypeFont(str(file), SCAN * EM, face.index, layout_engine=ImageFont.Layout.BASIC)
-        name = clean(font.getname()[0])
-        face.name = name if re.search(r"[^\W\d_]", name) else file.stem
-        nothing = digest(ink(font, NOTHING))
-        for character in glyphs:
-            scale, image = 1.0, None
-            try:
-                image = ink(font, character)
-                if image and max(image.size) > FIT * SCAN:
-                    scale = FIT * SCAN / max(image.size)
-                    small = ImageFont.FreeTypeFont(
-                        str(file), SCAN * EM * scale, face.index, layout_engine=ImageFont.Layout.BASIC
-                    )
-                    reduced = ink(small, character)
-                else:
-                    reduced = image
-            except ValueError:
-                face.left_out[character] = "oversized"
-                continue
-            share = np.asarray(centred(reduced, SCAN)).mean() / 255
-            if image and digest(image) == nothing:
-                face.left_out[character] = "missing"
-            elif not INK[0] <= share <= INK[1]:
-                face.left_out[character] = "empty" if share < INK[0] else "over-full"
-            else:
-                face.scales[character], images[character] = scale, image
-            if time.monotonic() - start > SECONDS:
-                raise TimeoutError(f"takes more than {SECONDS:g} s")
-    except Exception as error:  # noqa: BLE001 - whatever a broken font raises
-        lines = clean(str(error)) or type(error).__name__
-        face.scales, face.left_out = {}, {"": f"unreadable: {lines}"}
+        images = scan_glyphs(face, file, glyphs)
+    except Exception as error:  # whatever a broken font raises
+        face.scales, face.left_out = {}, {"": f"unreadable: {clean(str(error)) or type(error).__name__}"}
         return {}
     digests = {character: digest(image) for character, image in images.items()}
     shared = Counter(digests.values())
     if len(images) > 2 and len(shared) <= len(images) / 2:
         face.scales, face.left_out = {}, {"": "all alike"}
+        return {}
     for character in images:
-        if face.scales and shared[digests[character]] > 2:
+        if shared[digests[character]] > 2:
             face.left_out[character] = "placeholder"
             del face.scales[character]
-    if not face.scales:
-        face.left_out.setdefault("", "without these glyphs")
-        return {}
     face.digest = digest("".join(f"{character}{digests[character]}" for character in face.scales))
     return {character: thumbnail(images[character]) for character in face.scales}
+
+
+def scan_glyphs(face: Face, file: Path, glyphs: str) -> dict[str, Image.Image]:
+    """Sets a face's name, and the scale or the reason of each glyph. Returns the ink of those that are drawn."""
+    start, images = time.monotonic(), {}
+    font = open_font(file, SCAN * EM, face.index)
+    name = clean(font.getname()[0])
+    face.name = name if has_letters(name) else face.name
+    nothing = ink(font, NOTHING)
+    for character in glyphs:
+        image, scale = ink(font, character), 1.0
+        reduced = image
+        if image and max(image.size) > FIT * SCAN:
+            scale = FIT * SCAN / max(image.size)
+            reduced = ink(open_font(file, SCAN * EM * scale, face.index), character)
+        share = np.asarray(centred(reduced, SCAN)).mean() / 255
+        if digest(image) == digest(nothing):
+            face.left_out[character] = "missing"
+        elif not INK[0] <= share <= INK[1]:
+            face.left_out[character] = "empty" if share < INK[0] else "over-full"
+        else:
+            face.scales[character], images[character] = scale, image
+        if time.monotonic() - start > SECONDS:
+            raise TimeoutError(f"takes more than {SECONDS:g} s")
+    return images
 
 
 def digest(content: Image.Image | str | None) -> str:
@@ -332,59 +319,4 @@ def clean(text: str | None) -> str:
 
 def thumbnail(image: Image.Image) -> np.ndarray:
     square = centred(image, max(image.size))
-    return np.asarray(square.resize((THUMB, THUMB), Image.Resampling.BOX), np.float32).ravel() / 255
-
-
-# families
-
-
-def set_families(faces: list[Face], thumbs: list[dict[str, np.ndarray]], first: dict[str, int]) -> None:
-    """Families: of one name without words of style, or alike. Each is called as its first member in order."""
-    parent = list(range(len(faces)))
-
-    def root(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = number = parent[parent[number]]
-        return number
-
-    keys: dict[str, int] = {}
-    for number, face in enumerate(faces):
-        parent[root(number)] = root(keys.setdefault(family_name(face.name), number))
-        parent[root(number)] = root(first.get(face.digest, number))
-    drawn = [number for number, face in enumerate(faces) if face.scales]
-    for a, b in alike([thumbs[number] for number in drawn]):
-        parent[root(drawn[a])] = root(drawn[b])
-    called: dict[int, str] = {}
-    for number, face in enumerate(faces):
-        name = family_name(face.name)
-        # A name of digits alone, a file's, tells least.
-        called[root(number)] = min(called.get(root(number), name), name, key=lambda name: (name.isdecimal(), name))
-    for number, face in enumerate(faces):
-        face.family = called[root(number)]
-
-
-def family_name(name: str) -> str:
-    """A font's name without words of style, sizes and spaces, in small letters."""
-    words = re.findall(r"[^\W\d_]+", re.sub(r"\d+ ?pt\b|(?<=[a-z])(?=[A-Z])", " ", name))
-    kept = [word for word in map(str.lower, words) if not STYLE.fullmatch(word)]
-    return "".join(kept) or "".join(words).lower() or name.lower()
-
-
-def alike(thumbs: list[dict[str, np.ndarray]]) -> list[tuple[int, int]]:
-    """Pairs of fonts whose glyphs, those that both have and at least half of each, are nearly the same."""
-    if len(thumbs) < 2:
-        return []
-    characters = sorted(set().union(*thumbs))
-    has = np.array([[character in font for character in characters] for font in thumbs], np.float32)
-    difference = np.zeros((len(thumbs), len(thumbs)), np.float32)
-    total = np.zeros_like(difference)
-    for number, character in enumerate(characters):
-        rows = np.stack([font.get(character, np.zeros(THUMB**2, np.float32)) for font in thumbs])
-        squares = (rows**2).sum(1)
-        both = np.outer(has[:, number], has[:, number])
-        energy = (squares[:, None] + squares[None]) * both / 2
-        total += energy
-        difference += 2 * (energy - rows @ rows.T * both)
-    common, own = has @ has.T, has.sum(1)
-    close = (difference < SAME * total) & (2 * common >= np.maximum(own[:, None], own[None]))
-    return [(a, b) for a, b in np.argwhere(np.triu(close, 1)).tolist()]
+    return np.asarray(square.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), np.float32).ravel() / 255
