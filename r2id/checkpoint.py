@@ -30,7 +30,7 @@ MAX_CONFIG_BYTES = 2**20
 MAX_AXES = 8
 MAX_HUB_BYTES = 2**32
 HUB_TIMEOUT_SECONDS = 10.0
-HUB_FILES = ["config.json", "*.safetensors", "README.md", "report.json"]
+HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "README.md", "report.json"]
 HUB_ID = re.compile(r"(?!weights/)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
@@ -38,6 +38,9 @@ DTYPES = {  # safetensors' names → torch's
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
 }
+FLOATS = ("float16", "bfloat16", "float32", "float64")  # that become one another
+SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
+Kind = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor
 REMEDY = "only safetensors files are read"
 FACTORIES = (torch.empty, torch.ones, torch.randn, torch.zeros)
 
@@ -95,28 +98,42 @@ def sketch(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def load_module(make: Callable[[], nn.Module], path: str | Path) -> nn.Module:
-    """The module that `make` builds, with the tensors of a file. Raises CheckpointError unless they fit it, and then
-    neither has taken any memory, whatever sizes `make` asks for."""
-    path = Path(path)
-    _refuse_suffix(path)
-    kinds = _check_header(_read(path, MAX_FILE_BYTES, first=8 + MAX_HEADER_BYTES), path, path.stat().st_size)
-    _check_fit(sketch(make), kinds, path)
+    """The module that `make` builds, with the tensors of a file or of its shards: see `load_into`. Raises
+    CheckpointError unless they fit it, and then neither has taken any memory, whatever sizes `make` asks for."""
+    path, kinds = Path(path), {}
+    for file in _files_of(path):
+        header = _read(file, MAX_FILE_BYTES, first=8 + MAX_HEADER_BYTES)
+        _merge(kinds, _check_header(header, file, file.stat().st_size), path)
+    _check_fit(sketch(make), _unwrapped(kinds, path), path)
     module = make()
     load_into(module, path)
     return module
 
 
 def load_into(module: nn.Module, path: str | Path) -> None:
-    """Load a file into a module in place, wherever the module is. Raises CheckpointError unless keys, shapes and dtypes
-    all agree; the module is then unchanged."""
-    tensors = load_tensors(path)
+    """Loads a file, or the shards of `path.index.json` beside it, into a module in place, wherever the module is.
+
+    The tensors may be float16, bfloat16, float32 or float64 and become the module's dtype; prefixes of torch.compile
+    and of data-parallel wrappers are stripped. Raises CheckpointError unless names and shapes agree and dtypes can be
+    converted; the module is then unchanged."""
+    path, tensors = Path(path), {}
+    for file in _files_of(path):
+        _merge(tensors, load_tensors(file), path)
+    tensors, own = _unwrapped(tensors, path), module.state_dict()
     _check_fit(module, {name: _kind(tensor) for name, tensor in tensors.items()}, path)
+    tensors = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
+    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise CheckpointError(f"{path}: too large for {own[bad[0]].dtype} in {_names(bad)}")
     module.load_state_dict(tensors)
 
 
-def save_module(module: nn.Module, path: str | Path) -> None:
-    """Write a module's parameters and buffers. Raises CheckpointError for what would not load."""
-    save_tensors(module.state_dict(), path)
+def save_module(module: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes a module's parameters and buffers, those of floating point as `dtype` (None: as they are). Raises
+    CheckpointError for what would not load."""
+    tensors = module.state_dict()
+    if dtype is not None:
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    save_tensors(tensors, path)
 
 
 def from_dict(dataclass_type: type, values: dict[str, Any], where: str | Path, *, note: str = "") -> Any:
@@ -205,7 +222,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_header(data: bytes, path: Path, size: int) -> dict[str, str]:
+def _check_header(data: bytes, path: Path, size: int) -> dict[str, Kind]:
     """Name → dtype and shape of every tensor of a file of `size` bytes, from its first ones.
 
     Refuses what is no safetensors file, and what the format's own reader accepts but should not."""
@@ -232,7 +249,7 @@ def _check_header(data: bytes, path: Path, size: int) -> dict[str, str]:
             for name, entry in entries.items()
             if entry["dtype"] not in DTYPES or len(entry["shape"]) > MAX_AXES or min(entry["shape"], default=1) < 1
         }
-        kinds = {name: f"{DTYPES.get(entry['dtype'])} {tuple(entry['shape'])}" for name, entry in entries.items()}
+        kinds = {name: (DTYPES.get(entry["dtype"]), tuple(entry["shape"])) for name, entry in entries.items()}
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{path}: malformed header: {error}") from error
     if odd:
@@ -255,18 +272,61 @@ class _Weightless(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _check_fit(module: nn.Module, kinds: Mapping[str, str], path: str | Path) -> None:
-    """Raises CheckpointError unless the module has tensors of these names, dtypes and shapes."""
+def _files_of(path: Path) -> list[Path]:
+    """The file itself, or the shards that `path.index.json` names. Raises CheckpointError for a bad index."""
+    index = path.with_name(f"{path.name}.index.json")
+    _refuse_suffix(path)
+    if path.exists() or not index.exists():
+        return [path]
+    try:
+        names = sorted(set(_json(_read(index, MAX_HEADER_BYTES))["weight_map"].values()))
+        if not names or not all(SHARD.fullmatch(name) for name in names):
+            raise ValueError("shards must be names of .safetensors files beside it")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not usable as an index of shards: {error}") from error
+    shards = [path.with_name(name) for name in names]
+    if (total := sum(shard.stat().st_size for shard in shards if shard.exists())) > MAX_FILE_BYTES:
+        raise CheckpointError(f"{index}: {total:,} bytes of shards, at most {MAX_FILE_BYTES:,} are read")
+    return shards
+
+
+def _merge(found: dict[str, Any], more: Mapping[str, Any], path: Path) -> None:
+    if twice := found.keys() & more.keys():
+        raise CheckpointError(f"{path}: in two shards {_names(twice)}")
+    found.update(more)
+
+
+def _unwrapped(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Names without the prefixes that torch.compile and data-parallel wrappers add."""
+    plain = {name: name.replace("_orig_mod.", "") for name in found}
+    while plain and all(name.startswith("module.") for name in plain.values()):
+        plain = {name: short.removeprefix("module.") for name, short in plain.items()}
+    if len(set(plain.values())) < len(plain):
+        twice = [name for name, count in Counter(plain.values()).items() if count > 1]
+        raise CheckpointError(f"{path}: with and without a wrapper's prefix {_names(twice)}")
+    return {plain[name]: value for name, value in found.items()}
+
+
+def _check_fit(module: nn.Module, kinds: Mapping[str, Kind], path: str | Path) -> None:
+    """Raises CheckpointError unless the module has tensors of these names and shapes, and their dtypes become its."""
     own, faults = {name: _kind(tensor) for name, tensor in module.state_dict().items()}, []
     if missing := own.keys() - kinds.keys():
         faults.append(f"missing {_names(missing)}")
     if extra := kinds.keys() - own.keys():
         faults.append(f"not in the model {_names(extra)}")
-    if odd := [name for name in own.keys() & kinds.keys() if own[name] != kinds[name]]:
+    shared = own.keys() & kinds.keys()
+    if odd := [name for name in shared if own[name][1] != kinds[name][1]]:
         name = min(odd)
-        faults.append(f"misshapen {_names(odd)} ({name!r} is {kinds[name]}, the model's {own[name]})")
+        faults.append(f"misshapen {_names(odd)} ({name!r} is {kinds[name][1]}, the model's {own[name][1]})")
+    if odd := [name for name in shared if not _becomes(kinds[name][0], own[name][0])]:
+        name = min(odd)
+        faults.append(f"of a dtype that cannot be converted {_names(odd)} ({kinds[name][0]} to {own[name][0]})")
     if faults:
         raise CheckpointError(f"{path}: does not fit {type(module).__name__}: {'; '.join(faults)}")
+
+
+def _becomes(dtype: str, other: str) -> bool:
+    return dtype == other or {dtype, other} <= set(FLOATS)
 
 
 def _json(data: bytes) -> Any:
@@ -327,8 +387,8 @@ def _fault(key: str, text: object) -> CheckpointError:
     return CheckpointError(f"{key}: {text}" if key else str(text))
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+def _kind(tensor: Tensor) -> Kind:
+    return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
 
 
 def _names(names: Iterable[str]) -> str:

@@ -201,20 +201,128 @@ def test_loading_names_what_does_not_fit_and_changes_nothing(tmp_path):
         "does not fit Linear",
         "missing 'bias'",
         "not in the model 'extra0', 'extra1', 'extra2', 'extra3' and 2 more",
-        "misshapen 'weight' ('weight' is float32 (4, 2), the model's float32 (4, 3))",
+        "misshapen 'weight' ('weight' is (4, 2), the model's (4, 3))",
     ):
         assert text in message(error)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool])
-def test_weights_of_another_dtype_are_refused_before_the_module_is_made(tmp_path, dtype):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_weights_of_any_floating_point_become_the_modules(tmp_path, dtype):
+    weight = torch.tensor([[0.1, -3.0, 7e-3]], dtype=dtype)
+    save_tensors({"weight": weight}, tmp_path / "a.safetensors")
+    loaded = load_module(lambda: nn.Linear(3, 1, bias=False), tmp_path / "a.safetensors")
+    assert loaded.weight.dtype == torch.float32 and torch.equal(loaded.weight, weight.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool])
+def test_weights_that_cannot_be_converted_are_refused_before_the_module_is_made(tmp_path, dtype):
     save_tensors({"weight": torch.ones(1, 1, dtype=dtype)}, tmp_path / "a.safetensors")
-    kinds = f"{str(dtype).removeprefix('torch.')} (1, 1), the model's float32 (1, 1)"
     for load in (partial(load_into, nn.Linear(1, 1, bias=False)), partial(load_module, only_sketch)):
         with pytest.raises(CheckpointError) as error:
             load(tmp_path / "a.safetensors")
-        assert f"misshapen 'weight' ('weight' is {kinds})" in message(error)
+        kinds = f"({str(dtype).removeprefix('torch.')} to float32)"
+        assert f"of a dtype that cannot be converted 'weight' {kinds}" in message(error)
+
+
+def test_counts_stay_whole_numbers(tmp_path):
+    save_tensors(nn.BatchNorm1d(2).half().state_dict(), tmp_path / "a.safetensors")
+    assert load_module(lambda: nn.BatchNorm1d(2), tmp_path / "a.safetensors").num_batches_tracked.dtype == torch.int64
+    state = nn.BatchNorm1d(2).state_dict() | {"num_batches_tracked": torch.tensor(1.0)}
+    save_tensors(state, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be converted 'num_batches_tracked' .float32 to int64."):
+        load_module(lambda: nn.BatchNorm1d(2), tmp_path / "a.safetensors")
+
+
+def test_eight_bit_floats_are_refused_by_name(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(safetensors_bytes({"a": entry(dtype="F8_E4M3", offsets=(0, 1))}, b"0"))
+    with pytest.raises(CheckpointError, match=r"unusable dtype or shape of 'a', the first F8_E4M3 \[1\]"):
+        load_tensors(tmp_path / "a.safetensors")
+
+
+def test_what_is_too_large_for_the_module_is_refused_and_changes_nothing(tmp_path):
+    save_tensors({"weight": torch.full((1, 1), 1e300, dtype=torch.float64)}, tmp_path / "a.safetensors")
+    model = nn.Linear(1, 1, bias=False)
+    before = model.weight.clone()
+    with pytest.raises(CheckpointError, match="too large for torch.float32 in 'weight'"):
+        load_into(model, tmp_path / "a.safetensors")
+    assert torch.equal(model.weight, before)
+
+
+def test_weights_are_saved_at_half_precision_when_asked(tmp_path):
+    model, path = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), tmp_path / "a.safetensors"
+    save_module(model, path, torch.float16)
+    assert {tensor.dtype for tensor in load_tensors(path).values()} == {torch.float16, torch.int64}
+    other = load_module(lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), path)
+    assert torch.equal(other[0].weight, model[0].weight.half().float())
+
+
+def write_shards(folder, parts: dict[str, dict], index: dict | None = None) -> None:
+    """Shards beside the index of a.safetensors: file name → its tensors."""
+    for name, tensors in parts.items():
+        save_tensors(tensors, folder / name)
+    names = {key: name for name, tensors in parts.items() for key in tensors}
+    (folder / "a.safetensors.index.json").write_text(json.dumps(index or {"metadata": {}, "weight_map": names}))
+
+
+def test_shards_are_read_by_their_index(tmp_path):
+    model = nn.Linear(3, 4)
+    write_shards(
+        tmp_path,
+        {f"a-0000{i}-of-00002.safetensors": {name: t} for i, (name, t) in enumerate(model.state_dict().items(), 1)},
+    )
+    loaded = load_module(lambda: nn.Linear(3, 4), tmp_path / "a.safetensors")
+    assert torch.equal(loaded.weight, model.weight) and torch.equal(loaded.bias, model.bias)
+    (tmp_path / "a-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="a-00002-of-00002.safetensors: no such file"):
+        load_module(lambda: nn.Linear(3, 4), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [],
+        {},
+        {"weight_map": []},
+        {"weight_map": {}},
+        {"weight_map": {"weight": 3}},
+        {"weight_map": {"weight": "../b.safetensors"}},
+        {"weight_map": {"weight": "b.pt"}},
+    ],
+)
+def test_a_bad_index_is_refused(tmp_path, index):
+    write_shards(tmp_path, {}, index or [index])
+    with pytest.raises(CheckpointError) as error:
+        load_module(lambda: nn.Linear(1, 1), tmp_path / "a.safetensors")
+    assert "a.safetensors.index.json: not usable as an index of shards" in message(error)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    write_shards(
+        tmp_path,
+        {name: {"weight": torch.ones(1, 1)} for name in ("b.safetensors", "c.safetensors")},
+        {"weight_map": {"weight": "b.safetensors", "bias": "c.safetensors"}},
+    )
+    with pytest.raises(CheckpointError, match="a.safetensors: in two shards 'weight'"):
+        load_module(lambda: nn.Linear(1, 1), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_stripped(tmp_path, prefix):
+    model = nn.Linear(3, 4)
+    save_tensors({f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "a.safetensors")
+    assert torch.equal(load_module(lambda: nn.Linear(3, 4), tmp_path / "a.safetensors").weight, model.weight)
+
+
+def test_compiled_parts_are_unwrapped_and_names_stay_unique(tmp_path):
+    weight, bias = torch.ones(1, 1), torch.ones(1)
+    save_tensors({"0._orig_mod.weight": weight, "0._orig_mod.bias": bias}, tmp_path / "a.safetensors")
+    assert torch.equal(
+        load_module(lambda: nn.Sequential(nn.Linear(1, 1)), tmp_path / "a.safetensors")[0].weight, weight
+    )
+    save_tensors({"_orig_mod.weight": weight, "weight": weight, "bias": bias}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="with and without a wrapper's prefix 'weight'"):
+        load_module(lambda: nn.Linear(1, 1), tmp_path / "a.safetensors")
 
 
 def only_sketch() -> nn.Module:

@@ -34,7 +34,7 @@ class Hub:
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in self.sizes.items()])
 
     def snapshot_download(self, repo_id, *, revision, allow_patterns, etag_timeout, local_files_only=False):
-        assert allow_patterns == ["config.json", "*.safetensors", "README.md", "report.json"]
+        assert allow_patterns == ["config.json", "*.safetensors", "*.safetensors.index.json", "README.md", "report.json"]
         assert etag_timeout == checkpoint.HUB_TIMEOUT_SECONDS
         self.calls.append(("cache" if local_files_only else "download", repo_id, revision))
         if local_files_only and not self.cached:
