@@ -3,24 +3,31 @@ streamed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-from datasets import Dataset, Image
+from datasets import Image
 from torch import Tensor
 
 from train.data.decode import Batch, Decoded, Decoder, Pictures, border, border_colour, channels_of, shared_colour
-from train.data.sources import Label, Row, Stored, Stream, cells_of, layout, open_stored, open_streamed, rows_of
+from train.data.describe import class_line, split_line
+from train.data.files import Files, Row, list_folder, some
+from train.data.fonts import FontSet, is_font_folder, load_fonts
+from train.data.sources import Stored, Stream, cells_of, layout, open_stored, open_streamed, rows_of
 
 SPLITS = ("train", "validation", "test")
 VALIDATION = 5_000  # rows held out at the end of the training set; a tenth of a set of fewer than 50,000
 IN_MEMORY = 2**30  # bytes of decoded images: a training set of more is decoded when a step asks for it
 SAMPLE = 1_024  # images that stand for a set which is not in memory
 CHUNK = 64  # rows read and decoded together
+FEW = 2  # images of a data set that is validated on what it is trained on
+LINES = 10  # of a description, at most
 
 T = TypeVar("T")
 
@@ -35,13 +42,15 @@ class ImageSet:
     names: the class names in order, () for a set without labels.
     background: the colour of the border, per channel in [0, 1], where nearly all border pixels share one; else None.
     stream: where the images come from one, whose places have no end.
+    understood: what the data were taken for, a line each; see `describe`.
     """
 
-    images: Tensor | Pictures | Decoded
+    images: Tensor | Pictures | Decoded | Glyphs
     labels: Tensor | Decoded
     names: tuple[str, ...]
     background: tuple[float, ...] | None
     stream: Stream | None = None
+    understood: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,6 +66,14 @@ class ImageSet:
         """N, or None for a stream."""
         return None if self.stream else len(self.images)
 
+    def describe(self) -> str:
+        """What was understood of the data, to be read before training: images, classes and their counts, splits, what
+        was left out and why. At most LINES lines."""
+        lines = self.understood
+        if len(lines) > LINES:
+            lines = (*lines[: LINES - 1], f"and {len(lines) - LINES + 1} more notes")
+        return "\n".join(lines)
+
 
 def load_images(
     data: str,
@@ -66,20 +83,22 @@ def load_images(
     channels: int | None = None,
     limit: int | None = None,
     max_aspect: float | None = None,
+    label_column: str | None = None,
 ) -> ImageSet:
     """The first `limit` (or all) images of a split, as `size` x `size` pixels or (max_aspect) in their own aspect
     ratios.
 
-    data: a Hub id such as `ylecun/mnist`; or a folder of images, whose sub-folders are the labels if it has any, below
-    `train/` and `test/` where there is a test set; or a folder of parquet or WebDataset shards, `train-*` and `test-*`
-    where there is a test set (in a `.tar`, labels are `.cls`, or `label` in `.json`).
+    data: a Hub id such as `ylecun/mnist`; a folder or an archive of images, whose sub-folders are classes and splits by
+    the rules of `read_folder`; one image; a folder of fonts (see `load_fonts`); or a folder of parquet or WebDataset
+    shards, `train-*` and `test-*` where there is a test set (in a `.tar`, labels are `.cls`, or `label` in `.json`).
+    label_column: of the labels, in shards or in a table beside images; by default one of the usual names.
     channels: 1 or 3; by default 1 if every image of the split is grey.
     max_aspect: None for squares, 1 or more for frames of their own. Images that are not square, or of which a side is
     more than `max_aspect` times the other, are cropped at the centre. Squares are resized to `size`; frames of their
     own are reduced to a short side of `size` where it is more, else left as they are. That is bicubic, antialiased and
     clipped to the range. Transparency is laid on white. What cannot be read is left out, with a warning that names it.
-    The validation split is the end of the training set (`VALIDATION`), the train split is the rest. A set stored class
-    by class is first put into a fixed random order.
+    The validation split is the set's own, else the end of the training set (`VALIDATION`; all of a set of FEW images),
+    and the train split is the rest. A set stored class by class is first put into a fixed random order.
     A training set without a limit that would take more than IN_MEMORY stays on disk: its images are decoded when they
     are asked for, the one after it in place of one that cannot be read, and SAMPLE of them tell its background, and its
     channels if they would take more as grey images too.
@@ -87,7 +106,11 @@ def load_images(
     of which more than half cannot be read.
     """
     check(split, size, channels, limit, max_aspect)
-    rows, names = stored_rows(data, split, limit)
+    if is_font_folder(data):
+        if images := list_folder(Path(data).expanduser()).images:
+            raise ValueError(f"{data}: holds fonts and images ({images[0].name}); keep one kind in it")
+        return font_images(data, split, size=size, channels=channels, limit=limit)
+    rows, names, understood = stored_rows(data, split, limit, label_column)
     every, sample = range(len(rows)), np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int).tolist()
 
     def large(channels: int) -> bool:
@@ -97,8 +120,13 @@ def load_images(
         channels = channels_of(map(rows.read, chunked(sample if large(1) else every)))
     decoder = Decoder(data, channels, size, max_aspect)
     if large(channels):
-        return on_demand(rows, decoder, names, map(rows.read, chunked(sample)))
-    return in_memory(decoder, map(rows.read, chunked(every)), len(rows), names)
+        found = on_demand(rows, decoder, names, map(rows.read, chunked(sample)))
+    else:
+        found = in_memory(decoder, map(rows.read, chunked(every)), len(rows), names)
+    if decoder.skipped:
+        unread = f"left out: {len(decoder.skipped):,} × image that cannot be read: {some(decoder.skipped)}"
+        understood = (*understood[:2], unread, *understood[2:])
+    return replace(found, understood=understood)
 
 
 def stream_images(
@@ -109,19 +137,22 @@ def stream_images(
     channels: int | None = None,
     limit: int | None = None,
     max_aspect: float | None = None,
+    label_column: str | None = None,
     seed: int = 0,
 ) -> ImageSet:
     """Like `load_images`, for a Hub id or shards that are larger than the disk: rows are read when they are needed.
 
     The train split without a limit has no end: its images and labels are asked for by place, in an order that follows
-    from the seed (see `Stream`). All else is in memory. The validation split is the first VALIDATION rows of the first
-    shard, which training leaves out. The first SAMPLE rows of the training set tell the channels, the background and,
-    where labels are no ClassLabel, their names. Raises ValueError too for shards stored class by class.
+    from the seed (see `Stream`). All else is in memory. The validation split is the set's own, else the first
+    VALIDATION rows of the first shard, which training leaves out. The first SAMPLE rows of the training set tell the
+    channels, the background and, where labels are no ClassLabel, their names. Raises ValueError too for shards stored
+    class by class.
     """
     check(split, size, channels, limit, max_aspect)
     splits = open_streamed(data)
+    own = "validation" in splits
     rows = splits[stored_name(data, split, splits)]
-    plan = layout(rows.features, data)
+    plan = layout(rows.features, data, label_column)
     rows, train = (part.cast_column(plan.image, Image(decode=False)) for part in (rows, splits.get("train", rows)))
     head = list(cells_of(train.take(SAMPLE), data))
     values = [plan.value(cells[plan.label]) if plan.label else None for cells in head]
@@ -135,12 +166,13 @@ def stream_images(
         if len(names) > 1 and len({row.label for row in sample}) == 1:
             remedy = "shuffle the rows before they are stored, or do not stream"
             raise ValueError(f"{data}: the first {len(sample):,} rows are all {names[sample[0].label]!r}; {remedy}")
-        stream = Stream(train, plan, index, data, skip=VALIDATION, seed=seed)
+        stream = Stream(train, plan, index, data, skip=0 if own else VALIDATION, seed=seed)
         if limit is None:
-            return on_demand(stream, decoder, names, chunked(sample))
+            understood = f"{data}: a stream of images to train on", f"{len(names)} classes" if names else "no classes"
+            return replace(on_demand(stream, decoder, names, chunked(sample)), understood=understood)
         found = stream.read(range(limit))
     else:
-        rows = train.shard(train.num_shards, 0).take(VALIDATION) if split == "validation" else rows
+        rows = train.shard(train.num_shards, 0).take(VALIDATION) if split == "validation" and not own else rows
         found = list(rows_of(cells_of(rows.take(limit) if limit else rows, data), plan, index, data))
     if not found:
         raise ValueError(f"{data}: the {split} split is empty; add images")
@@ -158,33 +190,70 @@ def check(split: str, size: int, channels: int | None, limit: int | None, max_as
         raise ValueError(f"max_aspect {max_aspect}: must be 1 or more, width / height, or None for squares")
 
 
-def stored_name(data: str, split: str, splits: dict) -> str:
-    """What a split is a part of as the data are stored."""
-    name = "test" if split == "test" else "train"
+def stored_name(data: str, split: str, splits: Iterable[str]) -> str:
+    """What a split is, or is a part of, as the data are stored."""
+    name = "train" if split == "validation" and split not in splits else split
     if name not in splits:
         raise ValueError(f"{data}: no {name} split, only {', '.join(splits)}; add {name}-*.parquet, .tar or {name}/")
     return name
 
 
-def stored_rows(data: str, split: str, limit: int | None) -> tuple[Stored, tuple[str, ...]]:
-    """The rows of a split and the names of their labels: see `load_images`."""
-    splits = open_stored(data)
-    rows = splits[stored_name(data, split, splits)]
-    plan = layout(rows.features, data)
-
-    def values(rows: Dataset) -> list[Label]:
-        return [plan.value(cell) for cell in rows[plan.label][:]] if plan.label else [None] * len(rows)
-
-    index, names = plan.numbers(() if plan.names else values(splits.get("train", rows)))
-    labels_N = torch.tensor([index.get(value, -1) for value in values(rows)])
-    order, classes = np.arange(len(rows)), len(labels_N.unique())
+def stored_rows(
+    data: str, split: str, limit: int | None, label_column: str | None
+) -> tuple[Stored | Files, tuple[str, ...], tuple[str, ...]]:
+    """The rows of a split, the names of their labels and what was understood: see `load_images`."""
+    found = open_stored(data, label_column)
+    sizes = found.sizes
+    stored = stored_name(data, split, sizes)
+    labels_N, names = found.labelled(stored)
+    order, classes = np.arange(len(labels_N)), len(labels_N.unique())
     if classes > 1 and int((labels_N.diff() != 0).sum()) == classes - 1:
         order = np.random.default_rng(0).permutation(order)
-    held_out = min(VALIDATION, max(1, len(rows) // 10))
-    kept = {"train": order[:-held_out], "validation": order[-held_out:], "test": order}[split][:limit]
+    training = sizes.get("train", 0)
+    held_out = 0 if training <= FEW else min(VALIDATION, max(1, training // 10))
+    if stored == "train" and "validation" not in sizes and held_out:
+        order = order[-held_out:] if split == "validation" else order[:-held_out]
+    kept = order[:limit]
     if len(kept) == 0:
-        raise ValueError(f"{data}: the {split} split of {len(rows)} images is empty; add images")
-    return Stored(rows, plan.image, kept, labels_N[kept]), names if (labels_N >= 0).any() else ()
+        raise ValueError(f"{data}: the {split} split is empty; add images")
+    labels_N = labels_N[kept]
+    lines = split_line(data, sizes, held_out), class_line(split, names, labels_N), *found.notes
+    return found.rows(stored, kept, labels_N), names, lines
+
+
+def font_images(data: str, split: str, *, size: int, channels: int | None, limit: int | None) -> ImageSet:
+    """The glyphs of a folder of fonts, in a fixed random order: see `load_fonts`."""
+    fonts = load_fonts(data, split)
+    order = np.random.default_rng(0).permutation(len(fonts))[:limit]
+    images = Glyphs(fonts, order.tolist(), size, channels or 1)
+    if split != "train" or limit is not None or 4 * math.prod(images.shape) <= IN_MEMORY:
+        images = images[:]
+    background = fonts.background * (channels or 1)
+    lines = tuple(fonts.report().splitlines())
+    return ImageSet(images, fonts.labels[order], fonts.names, background, understood=lines)
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """Glyphs indexed by places (a tensor or a slice) like the tensor (N, channels, size, size) in [-1, 1] that they
+    would be, drawn when they are asked for."""
+
+    fonts: FontSet
+    order: list[int]
+    size: int
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.order), self.channels, self.size, self.size
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, key: Tensor | slice) -> Tensor:
+        places = self.order[key] if isinstance(key, slice) else [self.order[place] for place in key.tolist()]
+        images = self.fonts.images(places, self.size, master=self.size)
+        return (images.float() / 127.5 - 1).repeat(1, self.channels, 1, 1)
 
 
 def chunked(items: Iterable[T]) -> Iterator[list[T]]:
@@ -210,7 +279,9 @@ def in_memory(decoder: Decoder, chunks: Iterable[list[Row]], count: int, names: 
     return ImageSet(images if squares else Pictures(images), torch.tensor(labels), names, background)
 
 
-def on_demand(rows: Stored | Stream, decoder: Decoder, names: tuple[str, ...], sample: Iterable[list[Row]]) -> ImageSet:
+def on_demand(
+    rows: Stored | Files | Stream, decoder: Decoder, names: tuple[str, ...], sample: Iterable[list[Row]]
+) -> ImageSet:
     """The images of rows that stay where they are; sample: some rows, in chunks, that tell the background."""
     borders = [border(image_CHW[None]) for rows in sample for image_CHW in decoder(rows) if image_CHW is not None]
     decoder.report()

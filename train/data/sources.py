@@ -3,7 +3,6 @@ files are not decoded yet."""
 
 from __future__ import annotations
 
-import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,27 +13,19 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from torch import Tensor
 
-SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-SHARDS = (".arrow", ".parquet", ".tar", ".zip")
-UNUSED = ("validation", "valid", "val", "dev")  # folders that may be there: validation is a part of the training set
+from train.data.files import Row, list_folder
+from train.data.folders import Folder, in_order, read_folder, split_of
+
 BLOCK = 2_048  # rows of a stream that are read, and mixed, together
 FAULTS = (DatasetsError, OSError, ValueError, tarfile.TarError)  # what bad data raise in `datasets`
 
 Label = int | str | None  # as it is stored
 Position = tuple[int, int, int]  # in a stream: epoch, shards done in it, rows done in the next shard
-
-
-@dataclass(frozen=True)
-class Row:
-    """An image that is not decoded yet. file: its bytes or its path; label: its number, -1 without one."""
-
-    name: str
-    file: bytes | str | None
-    label: int
 
 
 @dataclass(frozen=True)
@@ -55,12 +46,14 @@ class Layout:
         """The numbers of the labels, and their names: a ClassLabel's own, else the values `known`, sorted."""
         if self.names is not None:
             return {number: number for number in range(len(self.names))}, self.names
-        values = sorted(set(known) - {None})
-        return {value: number for number, value in enumerate(values)}, tuple(str(value) for value in values)
+        values = {str(value): value for value in set(known) - {None}}
+        names = in_order(values)
+        return {values[name]: number for number, name in enumerate(names)}, names
 
 
-def layout(features: Features | None, data: str) -> Layout:
-    """The first column of images; the first of class labels, else `label`, `cls` or the key `label` in `json`."""
+def layout(features: Features | None, data: str, label_column: str | None = None) -> Layout:
+    """The first column of images; of labels the one that is asked for, else the first of class labels, else `label`,
+    `cls` or the key `label` in `json`."""
     features = features or Features()
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     # Else the files' bytes, alone or beside a path, as other programs write them.
@@ -68,11 +61,16 @@ def layout(features: Features | None, data: str) -> Layout:
     images += [n for n, f in features.items() if f in binary or (isinstance(f, dict) and "bytes" in f)]
     if not images:
         raise ValueError(f"{data}: no image column among {', '.join(features)}; store one as datasets.Image")
-    for name, feature in features.items():
+    columns = {name: f for name, f in features.items() if name != images[0] and isinstance(f, (ClassLabel, Value))}
+    if label_column and label_column not in columns:
+        raise ValueError(f"{data}: --label-column {label_column}: must be one of {', '.join(columns) or 'none'}")
+    if label_column:
+        columns = {label_column: columns[label_column]}
+    for name, feature in columns.items():
         if isinstance(feature, ClassLabel):
             return Layout(images[0], name, names=tuple(feature.names))
-    for name in ("label", "cls"):
-        if isinstance(features.get(name), Value):
+    for name in [label_column] if label_column else ("label", "cls"):
+        if name in columns:
             return Layout(images[0], name)
     json = features.get("json")
     if isinstance(json, dict) and isinstance(json.get("label"), Value):
@@ -80,30 +78,66 @@ def layout(features: Features | None, data: str) -> Layout:
     return Layout(images[0])
 
 
-def open_stored(data: str) -> dict[str, Dataset]:
-    """The splits of a set. A folder of images is read where it is; the Hub's files and shards are copied into the cache
-    of `datasets`. Raises ValueError, one line, for data that cannot be found or read."""
-    return image_folder(data) or load(data, streaming=False)
+class Shards:
+    """The splits of a set in parquet, arrow or WebDataset shards, or on the Hub, in the cache of `datasets`."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, splits: dict[str, Dataset], data: str, label_column: str | None):
+        self.splits, self.data = splits, data
+        self.layouts = {name: layout(split.features, data, label_column) for name, split in splits.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {name: len(split) for name, split in self.splits.items()}
+
+    def values(self, split: str) -> list[Label]:
+        """The labels of a split as they are stored."""
+        plan, rows = self.layouts[split], self.splits[split]
+        return [plan.value(cell) for cell in rows[plan.label][:]] if plan.label else [None] * len(rows)
+
+    def labelled(self, split: str) -> tuple[Tensor, tuple[str, ...]]:
+        """int64 (N,), -1 for a label that the training set has not; and the names."""
+        known = "train" if "train" in self.splits else split
+        plan, values = self.layouts[known], self.values(split)
+        index, names = plan.numbers(() if plan.names else values if known == split else self.values(known))
+        labels_N = torch.tensor([index.get(value, -1) for value in values], dtype=torch.int64)
+        return labels_N, names if (labels_N >= 0).any() else ()
+
+    def rows(self, split: str, indices: np.ndarray, labels_N: Tensor) -> Stored:
+        return Stored(self.splits[split], self.layouts[split].image, indices, labels_N)
+
+
+def open_stored(data: str, label_column: str | None = None) -> Folder | Shards:
+    """The splits of a set. A folder or an archive of images is read where it is; the Hub's files and shards are copied
+    into the cache of `datasets`. Raises ValueError, one line, for data that cannot be found or read."""
+    return read_folder(data, label_column) or Shards(load(data, streaming=False), data, label_column)
 
 
 def open_streamed(data: str) -> dict[str, IterableDataset]:
     """The splits of a set on the Hub or in shards, of which nothing is copied. Raises ValueError like `open_stored`."""
-    if image_folder(data):
+    path = Path(data).expanduser()
+    listing = list_folder(path) if path.is_dir() else None
+    shards = listing and (listing.shards or [f for f in listing.archives if f.name.lower().endswith(".tar")])
+    if path.is_file() or (listing and (listing.images or (listing.archives and not shards))):
         raise ValueError(f"{data}: a folder of images is read where it is, without a copy; do not stream it")
     return load(data, streaming=True)
 
 
 def load(data: str, *, streaming: bool) -> dict[str, Dataset] | dict[str, IterableDataset]:
+    """The splits by their usual names."""
     folder = Path(data).expanduser()
     if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data):
         raise ValueError(f"{data}: no such folder; give a folder of images or shards, or a Hub id (owner/name)")
     try:
-        return load_dataset(str(folder) if folder.is_dir() else data, streaming=streaming)
+        splits = load_dataset(str(folder) if folder.is_dir() else data, streaming=streaming)
     except FAULTS as error:
         fault, remedy = "not a folder, nor found on the Hub", "check its name and the connection"
         if folder.is_dir():
             fault, remedy = "folder without usable images or shards", "it must hold images, .parquet or .tar"
         raise ValueError(f"{data}: {fault}: {reason(error)}; {remedy}") from error
+    usual = {split_of(name) or name: split for name, split in splits.items()}
+    return usual if len(usual) == len(splits) else dict(splits)
 
 
 def reason(error: Exception) -> str:
@@ -111,44 +145,6 @@ def reason(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
     lines = str(cause or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def image_folder(data: str) -> dict[str, Dataset] | None:
-    """The splits of a folder that holds images and no shards; None for any other.
-
-    Splits are the folders `train` and `test` where there is one, else all is `train`. Labels are the folders in a split
-    where there are two or more; images beside them have none. Raises ValueError for images beside the splits.
-    """
-    root = Path(data).expanduser()
-    files = sorted(visible(root), key=str)
-    images = [file for file in files if file.suffix.lower() in SUFFIXES]
-    if not images or any(file.suffix in SHARDS or file.stem == "metadata" for file in files):
-        return None
-    given = [name for name in ("train", "test") if (root / name).is_dir()]
-    members: dict[str, list[tuple[str, str | None]]] = {split: [] for split in given or ["train"]}
-    for image in images:
-        parts = image.relative_to(root).parts
-        split, below = (parts[0], parts[1:]) if given else ("train", parts)
-        if split in members:
-            members[split].append((str(image), below[0] if len(below) > 1 else None))
-        elif split not in UNUSED:
-            raise ValueError(f"{data}: {'/'.join(parts)} is beside train/ and test/; move it into one of them")
-    names = sorted({label for rows in members.values() for _, label in rows} - {None})
-    features = Features(image=Image(decode=False))
-    if len(names) > 1:
-        features["label"] = ClassLabel(names=names)
-    splits = {}
-    for split, rows in members.items():
-        columns = {"image": [file for file, _ in rows], "label": [label for _, label in rows]}
-        splits[split] = Dataset.from_dict({name: columns[name] for name in features}, features=features)
-    return splits
-
-
-def visible(folder: Path) -> Iterator[Path]:
-    """The files of a folder at any depth, through links, without hidden ones."""
-    for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        yield from (Path(path, name) for name in files if not name.startswith((".", "__")))
 
 
 class Stored:
