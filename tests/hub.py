@@ -7,11 +7,18 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from r2id import checkpoint
 
 OWNERS = {"writer": "owner", "reader": None}  # token → the name below which it may write
 
@@ -34,6 +41,7 @@ class Hub:
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []  # "METHOD /path", without what a query adds
         self.failing: str | None = None  # pattern of requests that are answered with 500
+        self.sized = True  # whether it tells how large files are
         hub = self
 
         class Handler(Answer):
@@ -53,6 +61,21 @@ class Hub:
         self.server.shutdown()
         self.server.server_close()
 
+    def put(self, name: str, files: dict[str, bytes] | Path) -> str:
+        """A commit of these files, or of those of a folder, in place of what is there. Returns its hash."""
+        if isinstance(files, Path):
+            files = {path.name: path.read_bytes() for path in sorted(files.iterdir())}
+        repository = self.repositories.setdefault(name, Repository(private=False, commits={}))
+        commit = digest(repr((name, len(repository.commits), sorted(files.items()))).encode(), 40)
+        repository.commits[commit] = files
+        self.large |= {digest(data): data for path, data in files.items() if is_large(path)}
+        return commit
+
+    @property
+    def asked(self) -> list[str]:
+        """The repositories that somebody wanted to know about, in order."""
+        return [found[1] for text in self.requests if (found := re.fullmatch(f"GET /api/models/{NAME}", text))]
+
     @contextmanager
     def unreachable(self):
         self.stop()
@@ -69,6 +92,34 @@ class Hub:
     def store(self) -> str:
         """Where large files are: under another name of this machine, which is to see no token."""
         return f"http://localhost:{self.address[1]}/large"
+
+
+@contextmanager
+def asking(url: str, cache: Path) -> Iterator[None]:
+    """The Hub's client of this process asks there, does not wait long, and keeps what it gets in the folder `cache`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "HF_TOKEN"):
+            patch.delenv(name, raising=False)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "ENDPOINT", url)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(huggingface_hub.model_info.__self__, "endpoint", url)
+        patch.setattr(checkpoint, "HUB_TIMEOUT_SECONDS", 0.3)
+        yield
+
+
+@contextmanager
+def hub_for(cache: Path) -> Iterator[Hub]:
+    """A Hub of its own that this process asks."""
+    hub = Hub()
+    try:
+        with asking(hub.url, cache):
+            yield hub
+    finally:
+        hub.stop()
 
 
 class Refusal(Exception):
@@ -164,7 +215,9 @@ class Answer(BaseHTTPRequestHandler):
 
     def info(self, body: bytes, name: str, revision: str | None) -> None:
         commit, files = self.snapshot(name, revision or "main")
-        siblings = [{"rfilename": path, "size": len(data), "blobId": oid(data)} for path, data in files.items()]
+        siblings = [{"rfilename": path, "blobId": oid(data)} for path, data in files.items()]
+        for sibling, data in zip(siblings, files.values(), strict=True):
+            sibling |= {"size": len(data)} if self.hub.sized else {}
         private = self.hub.repositories[name].private
         self.json({"id": name, "sha": commit, "private": private, "tags": [], "siblings": siblings})
 

@@ -7,12 +7,11 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
+from hub import hub_for
 
 from r2id.demo import models
 from r2id.demo.models import FIRST, MAX_CARD, MAX_HUB, Models, plain_markdown
@@ -39,29 +38,12 @@ def loads(monkeypatch):
     return seen
 
 
-class Hub:
-    """Stands for the two functions of huggingface_hub that are used; every repository is in the folder `at`."""
-
-    def __init__(self, monkeypatch, at: Path):
-        self.at, self.error, self.asked = at, None, []
-        monkeypatch.setattr(huggingface_hub, "model_info", self.model_info)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
-
-    def model_info(self, repo_id, **_):
-        self.asked.append(repo_id)
-        if self.error:
-            raise self.error
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename="config.json", size=9)])
-
-    def snapshot_download(self, repo_id, *, local_files_only=False, **_):
-        if local_files_only:
-            raise FileNotFoundError("not in the cache")
-        return str(self.at)
-
-
 @pytest.fixture
-def hub(monkeypatch, tiny_weights, tmp_path):
-    return Hub(monkeypatch, shutil.copytree(tiny_weights, tmp_path / "snapshot"))
+def hub(tiny_weights, tmp_path):
+    """A Hub with one model, `owner/name`."""
+    with hub_for(tmp_path / "cache") as hub:
+        hub.put("owner/name", tiny_weights)
+        yield hub
 
 
 def installed(weights, **how) -> Models:
@@ -251,13 +233,14 @@ def test_a_lookup_does_not_wait_for_loading_and_many_scans_load_once(weights, mo
     assert there.names == ["later", "tiny"] and loaded == ["later"]
 
 
-def test_a_model_of_the_hub_is_listed_by_its_id(weights, hub, tiny):
-    (hub.at / "README.md").write_text("---\nlicense: mit\n---\n# From the Hub")
+def test_a_model_of_the_hub_is_listed_by_its_id(weights, hub, tiny, tiny_weights, tmp_path):
+    card = {"README.md": b"---\nlicense: mit\n---\n# From the Hub"}
+    hub.put("owner/name", {path.name: path.read_bytes() for path in tiny_weights.iterdir()} | card)
     there = installed(weights)
     assert there.add(" owner/name ") == "owner/name" and hub.asked == ["owner/name"]
     assert there.names == ["tiny", "owner/name"] and torch.equal(drawn(there.get("owner/name")), drawn(tiny))
     assert there.card("owner/name") == "# From the Hub"
-    shutil.rmtree(hub.at)
+    shutil.rmtree(tmp_path / "cache")
     there.scan()
     assert there.get("owner/name")
 
@@ -280,6 +263,8 @@ def test_users_cannot_open_folders_of_the_machine(weights, hub, tmp_path, monkey
 
 def test_the_oldest_model_of_the_hub_goes_but_never_the_configured_one(tmp_path, hub, tiny, monkeypatch):
     monkeypatch.setattr(Pipeline, "from_pretrained", lambda *_, **__: tiny)
+    for name in ("our/model", *(f"owner/m{i}" for i in range(MAX_HUB + 2))):
+        hub.put(name, {"config.json": b"{}"})
     there = installed(tmp_path / "absent", hub="our/model")
     for i in range(MAX_HUB + 2):
         there.add(f"owner/m{i}")
@@ -288,30 +273,44 @@ def test_the_oldest_model_of_the_hub_goes_but_never_the_configured_one(tmp_path,
     one_line(lambda: there.get("owner/m0"), "must be one of our/model")
 
 
-def test_adding_again_loads_what_changed(weights, hub, loads):
+def test_adding_again_loads_what_changed(weights, hub, loads, tmp_path):
     there = installed(weights)
     there.add("owner/name")
     first = there.get("owner/name")
     there.add("owner/name")
     assert there.get("owner/name") is first
-    relabelled(hub.at)
+    shutil.copytree(weights / "tiny", tmp_path / "changed")
+    relabelled(tmp_path / "changed")
+    hub.put("owner/name", tmp_path / "changed")
     there.add("owner/name")
-    assert there.get("owner/name").labels[0] == "a" and loads == ["tiny", "snapshot", "snapshot"]
+    assert there.get("owner/name").labels[0] == "a" and loads == ["tiny", *hub.repositories["owner/name"].commits]
 
 
-def test_a_hub_that_fails_leaves_everything_as_it_was(weights, hub):
+def test_a_hub_that_fails_leaves_everything_as_it_was(weights, hub, tmp_path):
     there = installed(weights)
     there.add("owner/name")
-    hub.error = OSError("404 Client Error.\n\nRepository /home/me/.cache/x/y not found.")
-    for name in ("owner/name", "owner/absent"):
-        one_line(lambda name=name: there.add(name), name, "404 Client Error. Repository y not found.")
-    hub.error = None
-    spoil(hub.at, "truncated")
+    one_line(lambda: there.add("owner/absent"), "owner/absent", "Repository Not Found")
+    with hub.unreachable():
+        one_line(lambda: there.add("owner/other"), "owner/other", "refused")
+    shutil.copytree(weights / "tiny", tmp_path / "spoilt")
+    spoil(tmp_path / "spoilt", "truncated")
+    hub.put("owner/other", tmp_path / "spoilt")
     one_line(lambda: there.add("owner/other"), "owner/other cannot be used: denoiser.safetensors: truncated")
     assert there.names == ["tiny", "owner/name"] and there.faults == {}
 
 
+def test_an_error_of_the_hub_does_not_tell_where_files_are(weights, monkeypatch):
+    def failing(name):
+        raise OSError("404 Client Error.\n\nRepository /home/me/.cache/x/y not found.")
+
+    monkeypatch.setattr(models, "fetch", failing)
+    there = installed(weights)
+    one_line(lambda: there.add("owner/name"), "404 Client Error. Repository y not found.")
+    assert there.names == ["tiny"]
+
+
 def test_the_configured_model_stands_in_where_no_folder_is_usable(weights, hub):
+    hub.put("our/model", weights / "tiny")
     assert installed(weights, hub="our/model").names == ["tiny"] and hub.asked == []
     spoil(weights / "tiny", "truncated")
     there = installed(weights, hub="our/model\n")
@@ -319,14 +318,13 @@ def test_the_configured_model_stands_in_where_no_folder_is_usable(weights, hub):
     assert there.names == ["our/model"] and list(there.faults) == ["tiny"] and hub.asked == ["our/model"]
 
 
-def test_a_configured_model_that_cannot_be_had_is_listed_and_asked_for_once(tmp_path, hub):
-    hub.error = OSError("no\nnetwork")
+def test_a_configured_model_that_cannot_be_had_is_listed_and_asked_for_once(tmp_path, hub, tiny_weights):
     there = installed(tmp_path / "absent", hub="our/model")
     there.scan()
-    assert there.names == [] and "no network" in there.faults["our/model"] and hub.asked == ["our/model"]
+    assert there.names == [] and "Not Found" in there.faults["our/model"] and hub.asked == ["our/model"]
     assert there.card("our/model") == "" and there.report("our/model") is None
-    one_line(lambda: there.get("our/model"), "no network", "there is none to use")
-    hub.error = None
+    one_line(lambda: there.get("our/model"), "Not Found", "there is none to use")
+    hub.put("our/model", tiny_weights)
     assert there.add("our/model") == "our/model" and there.faults == {} and there.names == ["our/model"]
 
 
