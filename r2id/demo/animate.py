@@ -1,4 +1,4 @@
-"""One latent looked at in a row of ways: the frames of a sweep, and a GIF of them."""
+"""Animations of one latent: sweeps of size, aspect ratio or zoom, and GIF files."""
 
 from __future__ import annotations
 
@@ -9,43 +9,42 @@ from dataclasses import replace
 
 from PIL import Image, ImageDraw
 
-from r2id.demo.illustrations import INK, decoded, font, shown
+from r2id.demo.illustrations import INK, decode_view, font, resize_box
 from r2id.demo.request import ViewRequest
 from r2id.latent import Latent
 from r2id.limits import check_int
 from r2id.pipeline import Pipeline
 
 SWEEPS = ("size", "ratio", "zoom")
-SMALLEST, LARGEST = 8, 512  # long sides of a sweep of sizes, pixels
-NARROWEST = 9 / 16  # width / height that a sweep of ratios starts from; it ends at the inverse
-MAGNIFICATION = 8.0  # that a sweep of zooms reaches where the view is not zoomed
+SMALLEST, LARGEST = 8, 512  # long sides in a sweep of sizes, pixels
+NARROWEST = 9 / 16  # width / height at the start of a sweep of ratios; it ends at the inverse
+MAGNIFICATION = 8.0  # at the end of a sweep of zooms, if the view is not zoomed
 MAX_FRAMES = 240
-SURROUND = "#464c58"  # lighter than the images' own dark, so that their edges show
-SHORTEST = 0.02  # seconds a frame: browsers slow shorter ones down
+SURROUND = "#464c58"  # lighter than black, so that the edges of dark images show
+SHORTEST = 0.02  # seconds per frame: browsers slow down faster animations
 
 
 def sweep(
     pipe: Pipeline, latent: Latent, kind: str, view: ViewRequest, *, frames: int = 48, side: int = 320
 ) -> Iterator[Image.Image]:
-    """Frames of side × (side + 40) pixels that go there and back, so that they loop: the first row, decoded anew for
-    each, under a caption.
+    """Frames of side × (side + 40) pixels, each decoded from the first row, with a caption. They go there and back.
 
-    "size": 8 to 512 pixels in this view, shown equally large. "ratio": 9:16 to 16:9 by the view's fit, short side
-    constant. "zoom": 1 to the view's magnification (8 where it has none) about its centre. frames: even, 4…240.
-    Raises ValueError at once for anything out of range.
+    kind: "size", 8 to 512 pixels in this view, shown equally large; "ratio", 9:16 to 16:9 with the view's fit and a
+    constant short side; "zoom", 1 to the view's magnification (8 if it has none) about its centre. frames: even,
+    4…240. Raises ValueError immediately for anything out of range.
     """
     if kind not in SWEEPS:
         raise ValueError(f"sweep {kind!r}: must be one of {', '.join(SWEEPS)}")
     check_int(side, "side", 64, 1024)
     if check_int(frames, "frames", 4, MAX_FRAMES) % 2:
         raise ValueError(f"frames {frames}: must be even, as they go there and back")
-    # Slow at the ends, where it turns.
+    # A cosine, so that the motion slows down where it turns.
     shots = [_shot(kind, view, side, (1 - math.cos(2 * math.pi * i / frames)) / 2) for i in range(frames // 2 + 1)]
 
     def there_and_back() -> Iterator[Image.Image]:
         row, there = latent[0], []
         for look, size, caption in shots:
-            there.append(_framed(decoded(pipe, row, look), size, caption, side))
+            there.append(_framed(decode_view(pipe, row, look), size, caption, side))
             yield there[-1]
         yield from there[-2:0:-1]
 
@@ -53,13 +52,13 @@ def sweep(
 
 
 def _shot(kind: str, view: ViewRequest, side: int, at: float) -> tuple[ViewRequest, tuple[int, int], str]:
-    """The sweep at 0…1: what to decode, the (width, height) to show it at, the caption."""
+    """The sweep at 0…1: the view to decode, the (width, height) to show it at, and the caption."""
     if kind == "size":
         look = replace(view, side=round(SMALLEST * (LARGEST / SMALLEST) ** at))
         return look, replace(view, side=side).size[::-1], "{1} x {0} pixels".format(*look.size)
     if kind == "ratio":
         ratio, short = NARROWEST ** (1 - 2 * at), side * NARROWEST
-        # Even differences to the square keep contain's margins on whole pixels, so the middle does not tremble.
+        # Even sizes keep the margins of "contain" on whole pixels, so that the centre does not jitter.
         width, height = (2 * round(short * max(1, v) / 2) for v in (ratio, 1 / ratio))
         look = replace(view, side=max(width, height), ratio=f"{width}:{height}", zoom=1.0)
         return look, (width, height), f"{view.fit}, width : height {width / height:.2f}"
@@ -69,16 +68,16 @@ def _shot(kind: str, view: ViewRequest, side: int, at: float) -> tuple[ViewReque
 
 def _framed(image: Image.Image, size: tuple[int, int], caption: str, side: int) -> Image.Image:
     canvas = Image.new(image.mode, (side, side + 40), SURROUND)
-    canvas.paste(shown(image, size), ((side - size[0]) // 2, (side - size[1]) // 2))
+    canvas.paste(resize_box(image, size), ((side - size[0]) // 2, (side - size[1]) // 2))
     draw = ImageDraw.Draw(canvas)
     draw.text((side / 2, side + 20), caption, INK, font(20), "mm")
     return canvas
 
 
 def gif(frames: Sequence[Image.Image], seconds: float) -> bytes:
-    """A GIF that loops for ever, `seconds` a round: greys exactly, colours by one palette of 256 for all frames.
+    """A GIF that loops forever, `seconds` per round. Grey images are exact, colours share one palette of 256.
 
-    Raises ValueError for no frames, frames of different sizes, and less than 0.02 seconds a frame.
+    Raises ValueError for no frames, frames of different sizes, and less than 0.02 seconds per frame.
     """
     frames = list(frames)
     if len({frame.size for frame in frames}) != 1:
@@ -87,13 +86,15 @@ def gif(frames: Sequence[Image.Image], seconds: float) -> bytes:
         raise ValueError(f"{seconds:g} seconds for {len(frames)} frames: must be {SHORTEST * len(frames):g} or more")
     if any(frame.mode != "L" for frame in frames):
         frames = [frame.convert("RGB") for frame in frames]
-        # From some pixels of all: a palette of its own for each would make still parts flicker.
+        # One palette from some pixels of all frames: separate ones would make still parts flicker.
         few = Image.new("RGB", (12 * len(frames), 32))
         for index, frame in enumerate(frames):
             few.paste(frame.resize((12, 32), Image.Resampling.NEAREST), (12 * index, 0))
         palette = few.quantize(256, Image.Quantize.MAXCOVERAGE)
         frames = [frame.quantize(palette=palette) for frame in frames]
-    ticks = [round(100 * seconds * i / len(frames)) for i in range(len(frames) + 1)]  # the format counts hundredths
+    ticks = [
+        round(100 * seconds * i / len(frames)) for i in range(len(frames) + 1)
+    ]  # the format counts hundredths of a second
     durations = [10 * (after - before) for before, after in zip(ticks, ticks[1:], strict=False)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False)

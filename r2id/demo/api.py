@@ -1,6 +1,6 @@
-"""The endpoints for programs. They keep nothing: a latent travels as a safetensors file."""
+"""The endpoints for programs. They keep no state: a latent travels as a safetensors file."""
 
-# Annotations are not postponed in this file: gr.api reads them as they are.
+# Annotations are not postponed here: gr.api reads them as they are.
 import math
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from r2id.condition import index_of
-from r2id.demo.page import IN_TURN, gradio_errors, place
 from r2id.demo.serving.generation import GenerationService
-from r2id.demo.serving.worker import SMALL
-from r2id.demo.session import png, whole_size
-from r2id.image import MAX_IMAGE_PIXELS
+from r2id.demo.serving.worker import SMALL_PIXELS
+from r2id.demo.session import frame_size, png
+from r2id.demo.wiring import FAIR, gradio_errors, served_file, served_path
+from r2id.image_file import MAX_IMAGE_PIXELS
 from r2id.latent import Latent
 from r2id.limits import check_float, check_size
 from r2id.pipeline import Pipeline
@@ -28,11 +28,11 @@ SHRUNK = 2048  # long side in pixels to which larger images are brought before t
 
 
 def endpoints(service: GenerationService) -> None:
-    """Adds them to the page that is being built."""
-    memory, reading = Semaphore(4), Semaphore(2)  # for large images; others' small ones do not wait for them
+    """Adds the endpoints to the page that is being built."""
+    decoding, reading = Semaphore(4), Semaphore(2)  # bound the memory for large images; small ones do not wait
 
     def chosen(model: str | None) -> tuple[str, Pipeline]:
-        """A model and its name, the first one where none is named."""
+        """The name and the pipeline of a model, by default the first one."""
         name = next(iter(service.models.names), "") if model in (None, "") else model
         return name, service.models.get(name)
 
@@ -51,9 +51,8 @@ def endpoints(service: GenerationService) -> None:
         other_label: str | None = None,
         blend: float = 0.0,
     ) -> tuple[gr.FileData, gr.FileData]:
-        """Diffuse a latent once. Returns its image (PNG, 256 pixels on the long side) and the latent itself
-        (safetensors), which resample turns into images of any size and shape. Calls of one client are served one
-        after the other.
+        """Generate a latent. Returns its image (PNG, 256 pixels on the long side) and the latent itself (safetensors),
+        which resample decodes to images of any size and shape. Calls of one client are served one after the other.
 
         Args:
             label: one of the model's labels as models lists them, "" for any
@@ -62,9 +61,9 @@ def endpoints(service: GenerationService) -> None:
             latent_width: cells from left to right
             steps: denoiser runs, 1 to 1000
             guidance: how strongly the label counts; 1 is none
-            seed: 0 to 4294967295, drawn where none is given; the same seed makes the same latent
-            model: one that models lists, the first where none is given
-            aspect: width / height of the image that the latent describes, that of its cells where none is given
+            seed: 0 to 4294967295, random by default; the same seed gives the same latent
+            model: one that models lists, by default the first
+            aspect: width / height of the image that the latent describes, by default that of its cells
             sampler: "dpm++" or "ddim"
             eta: fresh noise at every step, 0 to 10, with "ddim" only
             other_label: a second label to blend with
@@ -78,10 +77,10 @@ def endpoints(service: GenerationService) -> None:
                     index_of(part, pipe.config.labels)  # in a mixture there is no other mixture
                 mixed = {label: 1 - blend, other_label: blend}
             how = dict(latent_size=(latent_height, latent_width), aspect=aspect, steps=steps, guidance=guidance)
-            *_, last = service.steps(name, [mixed], how | dict(sampler=sampler, eta=eta, seed=seed))
+            *_, last = service.model_steps(name, [mixed], how | dict(sampler=sampler, eta=eta, seed=seed))
             latent = last.latent
-            latent.save(file := place("latent.safetensors"))
-            image_CHW = pipe.low_priority.resample(latent, size=whole_size(latent, SIDE))[0]
+            latent.save(file := served_path("latent.safetensors"))
+            image_CHW = pipe.low_priority.resample(latent, size=frame_size(latent, SIDE))[0]
             parameters = dict(model=name, label=latent.labels[0], seed=latent.seeds[0], **how)
             return saved(image_CHW, parameters), gr.FileData(path=str(file))
 
@@ -94,22 +93,22 @@ def endpoints(service: GenerationService) -> None:
         model: str | None = None,
         region: list[float] | None = None,
     ) -> gr.FileData:
-        """The image (PNG) of a latent, at any size and shape.
+        """Decode a latent to an image (PNG) of any size and shape.
 
         Args:
             latent: a file that diffuse or encode returned
             height: pixels, 1 to 8192
             width: pixels; height x width at most 16,777,216, and less from a latent of more than 256 cells
-            fit: "contain" goes on beyond the latent's edge, "cover" cuts, "stretch" pulls; where none is given, the
-                model's own
-            model: the one that made the latent, the first where none is given
+            fit: "contain" goes on beyond the latent's edge, "cover" crops, "stretch" distorts; by default the model's
+                own
+            model: the one that made the latent, by default the first
             region: left, top, right, bottom in fractions of the whole image; that part is decoded at full detail
         """
         with gradio_errors(), service.queue.turn((http.session_hash, "images")):
             (name, pipe), drawn = chosen(model), Latent.load(uploaded(latent, "latent"))[0]
             how = dict(size=(height, width), fit=fit, region=FULL if region is None else region)
-            large = math.prod(check_size((height, width))) > SMALL
-            with memory if large else nullcontext():
+            large = math.prod(check_size((height, width))) > SMALL_PIXELS
+            with decoding if large else nullcontext():
                 image_CHW = pipe.resample(drawn, **how)[0]
                 return saved(image_CHW, dict(model=name, labels=drawn.labels, seeds=drawn.seeds, **how))
 
@@ -120,13 +119,13 @@ def endpoints(service: GenerationService) -> None:
         latent_width: int = 8,
         model: str | None = None,
     ) -> gr.FileData:
-        """The latent (safetensors) of an image, for resample.
+        """Encode an image to a latent (safetensors), for resample.
 
         Args:
             image: an image file
             latent_height: cells from top to bottom
             latent_width: cells from left to right
-            model: the one to encode with, the first where none is given
+            model: the one to encode with, by default the first
         """
         with gradio_errors(), service.queue.turn((http.session_hash, "images")):
             _, pipe = chosen(model)
@@ -140,31 +139,39 @@ def endpoints(service: GenerationService) -> None:
                 raise
             except Exception as error:  # decoders raise whatever a broken file leads them into
                 raise ValueError("image: not an image file that can be read, give a PNG, JPEG or WebP") from error
-            latent.save(file := place("latent.safetensors"))
+            latent.save(file := served_path("latent.safetensors"))
             return gr.FileData(path=str(file))
 
     def models() -> list[dict[str, Any]]:
-        """The installed models: name, labels, trained latent sizes (cells) and shapes (width / height), defaults."""
-        known = ("labels", "channels", "training_size", "trained_cells", "trained_aspects", "size_multiple", "fit")
+        """List the installed models: name, labels, trained latent sizes (cells) and aspects (w / h), defaults."""
+        known = (
+            "labels",
+            "channels",
+            "encoder_size",
+            "decoder_size",
+            "trained_cells",
+            "trained_aspects",
+            "size_multiple",
+            "fit",
+        )
         configs = {name: service.models.get(name).config for name in service.models.names}
         return [
             {"name": name, **{key: getattr(config, key) for key in known}, "defaults": asdict(config.defaults)}
             for name, config in configs.items()
         ]
 
-    gr.api(diffuse, **IN_TURN)
-    gr.api(resample, **IN_TURN)
-    gr.api(encode, **IN_TURN)
-    gr.api(models, **IN_TURN)
+    gr.api(diffuse, **FAIR)
+    gr.api(resample, **FAIR)
+    gr.api(encode, **FAIR)
+    gr.api(models, **FAIR)
 
 
 def uploaded(file: Any, name: str) -> str:
-    """The path of a file that came through Gradio, which has checked it."""
+    """The path of an uploaded file, which Gradio has checked."""
     if not is_file_obj_with_meta(file):
         raise ValueError(f"{name}: must be a file, as gradio_client.handle_file sends it")
     return file["path"]
 
 
 def saved(image_CHW: Tensor, parameters: dict[str, Any]) -> gr.FileData:
-    (path := place("image.png")).write_bytes(png(image_CHW, parameters))
-    return gr.FileData(path=str(path))
+    return gr.FileData(path=str(served_file("image.png", png(image_CHW, parameters))))

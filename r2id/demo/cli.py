@@ -14,8 +14,9 @@ from gradio.utils import get_upload_folder
 from r2id.allocator import raise_mmap_threshold
 from r2id.checkpoint import HUB_ID
 from r2id.demo.api import endpoints
+from r2id.demo.assets import WEB
 from r2id.demo.models import Models
-from r2id.demo.page import HERE, build
+from r2id.demo.page import build
 from r2id.demo.serving.fair_queue import MAX_WAITING
 from r2id.demo.serving.worker import worker
 from r2id.demo.tabs import TABS
@@ -50,7 +51,7 @@ def main(weights: Path = Path("weights")) -> None:
     server = dict(server_name=args.host, server_port=args.port, share=args.share, max_file_size="16mb")
     server["max_threads"] = 2 * MAX_WAITING  # as many as may wait, and as many again for what need not
     server |= dict(ssr_mode=False, mcp_server=importlib.util.find_spec("mcp") is not None)
-    look = dict(theme=THEME, css_paths=HERE / "page.css", footer_links=["api"])
+    look = dict(theme=THEME, css_paths=WEB / "page.css", footer_links=["api"])
     try:
         torch.empty(0, device="cpu" if args.device == "auto" else args.device)
         devices = dict(device=args.device, resampler_device="cpu" if zero_gpu else None)

@@ -1,7 +1,7 @@
 """Illustrations of latents and of the images made from them, drawn with PIL.
 
-All are opaque and dark, so that they read alike on a light and a dark page, and drawn at twice the size that they have
-there, so that they are crisp on dense screens. PIL's own font has no "×", "−" or "½": captions say x, - and 0.5.
+All are opaque and dark, so that they suit a light and a dark page, and twice as large as they are shown, so that they
+are crisp on dense screens. PIL's default font has no "×", "−" or "½": captions say x, - and 0.5.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from r2id.position import FULL, Window, training_pitch, window_of
 
 PAPER, PANEL, MUTED, INK = "#16181d", "#2b303a", "#a3abba", "#eceef2"
 BLUE, ORANGE = "#4f93ff", "#ff9838"
-TEXT, GAP = 26, 12  # height of the font and space between images, pixels
+TEXT, GAP = 26, 12  # font size and space between images, pixels
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)  # long sides, pixels
-MOST_STEPS = 20  # shown of a trajectory
+MAX_STEPS_SHOWN = 20
 
 # layout
 
@@ -40,19 +40,19 @@ def font(size: int = TEXT) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def inside(box: tuple[float, float], aspect: float) -> tuple[int, int]:
-    """The largest (width, height) of this width / height in a box (width, height), whole pixels."""
+def fit_inside(box: tuple[float, float], aspect: float) -> tuple[int, int]:
+    """The largest (width, height) in pixels with this width / height that fits in a box (width, height)."""
     width = min(box[0], box[1] * aspect)
     return max(1, round(width)), max(1, round(width / aspect))
 
 
-def shown(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image at size = (width, height): enlarged, its pixels stay visible; reduced, they are averaged."""
+def resize_box(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resizes to (width, height): nearest when enlarging, the mean when reducing."""
     return image.resize(size, Image.Resampling.BOX)
 
 
 def sheet(images: Sequence[tuple[str, Image.Image]], columns: int) -> Image.Image:
-    """(caption, image) in reading order, as large as they are, each above its caption."""
+    """Lays out (caption, image) in reading order without resizing, each image above its caption."""
     if not images:
         raise ValueError("0 images: a sheet needs at least 1")
     columns = min(columns, len(images))
@@ -69,25 +69,27 @@ def sheet(images: Sequence[tuple[str, Image.Image]], columns: int) -> Image.Imag
 
 
 def strip(images: Sequence[tuple[str, Image.Image]], *, side: int = 256, columns: int = 4) -> Image.Image:
-    """(caption, image) shown equally large, long side `side` pixels, whatever their own sizes."""
-    equal = [(caption, shown(image, inside((side, side), image.width / image.height))) for caption, image in images]
+    """Lays out (caption, image) equally large, with a long side of `side` pixels."""
+    equal = [
+        (caption, resize_box(image, fit_inside((side, side), image.width / image.height))) for caption, image in images
+    ]
     return sheet(equal, columns)
 
 
-# the latent
+# latents
 
 
 def draw_cells(size: tuple[int, int], aspect: float) -> Image.Image:
-    """The cells, size = (h, w), of a latent in its frame of this width / height: always 480 × 320 pixels."""
+    """The grid of size = (h, w) cells in a frame with this width / height, 480 × 320 pixels."""
     image = Image.new("RGB", (480, 320), PAPER)
     draw = ImageDraw.Draw(image)
-    width, height = inside((432, 272), aspect)
+    width, height = fit_inside((432, 272), aspect)
     left, top = (480 - width) // 2, (320 - height) // 2
     right, bottom = left + width - 1, top + height - 1
     draw.rectangle((left - 8, top - 8, right + 8, bottom + 8), outline=ORANGE, width=4)
     draw.rectangle((left, top, right, bottom), BLUE)
     rows, columns = size
-    for index in range(1, columns) if width >= 3 * columns else ():  # narrower cells would be all lines
+    for index in range(1, columns) if width >= 3 * columns else ():  # of narrower cells only lines would be left
         x = left + round(width * index / columns)
         draw.line((x, top, x, bottom), PAPER, 2 if width > 12 * columns else 1)
     for index in range(1, rows) if height >= 3 * rows else ():
@@ -97,14 +99,16 @@ def draw_cells(size: tuple[int, int], aspect: float) -> Image.Image:
 
 
 def channel_maps(latent: Latent, *, side: int = 144, columns: int = 6) -> Image.Image:
-    """Every channel of the first row as a map of its cells, numbered from 1, long side about `side` pixels. One scale
-    for all, between minus and plus the largest magnitude; the bar below names it."""
+    """Every channel of the first row as a map of its cells, numbered from 1, long side about `side` pixels.
+
+    All share a scale from minus to plus the largest magnitude; the bar below shows it.
+    """
     values_Chw = latent.tensor[0]
-    limit = max(0.1, math.ceil(10 * values_Chw.abs().max().item() - 1e-5) / 10)  # 0.3 is a little more in float32
-    frame = inside((side, side), latent.aspect)
+    limit = max(0.1, math.ceil(10 * values_Chw.abs().max().item() - 1e-5) / 10)  # float32 0.3 exceeds 0.3
+    frame = fit_inside((side, side), latent.aspect)
     size = tuple(n * round(length / n) or length for n, length in zip(latent.size[::-1], frame, strict=True))
     colours_C3hw = diverging(values_Chw / limit).permute(0, 3, 1, 2)
-    maps = sheet([(str(i), shown(to_pil(c), size)) for i, c in enumerate(colours_C3hw, start=1)], columns)
+    maps = sheet([(str(i), resize_box(to_pil(c), size)) for i, c in enumerate(colours_C3hw, start=1)], columns)
     width = max(maps.width, 400)
     image = Image.new("RGB", (width, maps.height + 80), PAPER)
     image.paste(maps, ((width - maps.width) // 2, 0))
@@ -123,8 +127,8 @@ def diverging(values: Tensor) -> Tensor:
 
 
 def trajectory(images: Sequence[Image.Image], *, side: int = 128, columns: int = 5) -> Image.Image:
-    """The images of steps 1, 2, …, at most 20 of them evenly spaced, the last included."""
-    count = min(len(images), MOST_STEPS)
+    """Lays out the images of steps 1, 2, …; of more than 20, evenly spaced ones including the last."""
+    count = min(len(images), MAX_STEPS_SHOWN)
     steps = [round(1 + i * (len(images) - 1) / max(1, count - 1)) for i in range(count)]
     return strip([(f"step {step}", images[step - 1]) for step in steps], side=side, columns=columns)
 
@@ -133,10 +137,10 @@ def trajectory(images: Sequence[Image.Image], *, side: int = 128, columns: int =
 
 
 def coordinate_systems(view: ViewRequest, aspect: float) -> tuple[Image.Image, Image.Image]:
-    """The absolute and the relative coordinates of the whole image, of a latent of this frame, 640 pixels wide.
+    """Absolute and relative coordinates of the image in this view, for a latent with this aspect; 640 pixels wide.
 
-    The output is coloured by its coordinates, darker beyond the frame, and outlined white; the frame's outline and the
-    coordinates of its edges are orange; a zoomed part of the output is outlined blue.
+    The image is coloured by its coordinates, darker beyond the frame, with a white outline. The frame's outline and
+    coordinates are orange, the outline of a zoomed part is blue.
     """
     window = window_of(view.size, aspect=aspect, fit=view.fit)
     absolute = _coordinates("Absolute: the frame is 1 wide and 1 high", view, window, (1.0, 1.0))
@@ -144,14 +148,14 @@ def coordinate_systems(view: ViewRequest, aspect: float) -> tuple[Image.Image, I
 
 
 def _coordinates(title: str, view: ViewRequest, window: Window, scale: tuple[float, float]) -> Image.Image:
-    """scale: this system's coordinates = absolute · scale, in x and y."""
-    # Ranges in x and in y, in absolute units, until `place` brings them to the image.
+    """scale: coordinates of this system / absolute coordinates, in x and y."""
+    # Ranges (low, high) in x and y in absolute units; `place` maps them to pixels.
     sizes = list(zip(view.size[::-1], window.origin, window.pitch, strict=True))
     output = [(o * p, (n + o) * p) for n, o, p in sizes]
     frame = [(-0.5, 0.5)] * 2
     union = [(min(low, -0.5), max(high, 0.5)) for low, high in output]
     extent = [high - low for low, high in union]
-    width, height = inside((460, 460), extent[0] / window.pitch[0] / (extent[1] / window.pitch[1]))
+    width, height = fit_inside((460, 460), extent[0] / window.pitch[0] / (extent[1] / window.pitch[1]))
     corner, zoom = ((640 - width) // 2, 100), (width / extent[0], height / extent[1])
 
     def place(value: float, axis: int) -> int:
@@ -206,10 +210,10 @@ def _coordinates(title: str, view: ViewRequest, window: Window, scale: tuple[flo
 
 
 def loss_against_t(report: dict | None) -> Image.Image | None:
-    """A report's mean squared error at every noise level t, with the label and without: 960 × 600 pixels.
+    """Plots the mean squared error at every noise level t, with and without the label; 960 × 600 pixels.
 
-    What `train.evaluate --only loss` writes. None where the report holds no such figures; ValueError, one line,
-    where they make no curve.
+    report: what `train.evaluate --only loss` writes. None if it holds no losses; raises ValueError, one line, if they
+    are malformed.
     """
     section = (report or {}).get("loss")
     if section is None:
@@ -249,33 +253,35 @@ def loss_against_t(report: dict | None) -> Image.Image | None:
     return image
 
 
-# one latent looked at in other ways
+# views of one latent
 
 
 def at_sizes(
     pipe: Pipeline, latent: Latent, view: ViewRequest, sizes: Sequence[int] = SIZES
 ) -> Iterator[tuple[str, Image.Image]]:
-    """The first row decoded with every long side, smallest first: (caption, image of that size), for `strip`."""
+    """Decodes the first row at every long side in `sizes`: (caption, image), for `strip`."""
     for side in sizes:
         look = replace(view, side=side)
-        yield "{1} x {0}".format(*look.size), decoded(pipe, latent, look)
+        yield "{1} x {0}".format(*look.size), decode_view(pipe, latent, look)
 
 
-def decoded(pipe: Pipeline, latent: Latent, view: ViewRequest) -> Image.Image:
-    """What the first row looks like in this view."""
-    return to_pil(pipe.resample(latent[0], size=view.size, fit=view.fit, region=view.region)[0])
+def decode_view(pipe: Pipeline, latent: Latent, view: ViewRequest) -> Image.Image:
+    """The first row in this view."""
+    return to_pil(pipe.resample(latent[0], **view.resample_options)[0])
 
 
-def bicubic(pipe: Pipeline, latent: Latent, view: ViewRequest) -> Image.Image:
-    """The first row decoded as dense as the training images, and that image enlarged bicubically to the view: every
-    point of it lies where `Pipeline.resample` shows it."""
+def enlarge_bicubic(pipe: Pipeline, latent: Latent, view: ViewRequest) -> Image.Image:
+    """Decodes the first row at the density of the training images and enlarges it bicubically to the view.
+
+    Every point lies where `Pipeline.resample` has it.
+    """
     whole, part = (window_of(view.size, aspect=latent.aspect, fit=view.fit, region=r) for r in (FULL, view.region))
     extents = [n * p for n, p in zip(view.size[::-1], whole.pitch, strict=True)]  # absolute, x and y
-    dense = training_pitch(latent.aspect, pipe.config.training_size)
+    dense = training_pitch(latent.aspect, pipe.config.encoder_size)
     width, height = (math.ceil(e / p - 1e-9) for e, p in zip(extents, dense, strict=True))
     base = window_of((height, width), aspect=latent.aspect, fit=view.fit)
     image_BCHW = pipe.resample(latent[0], size=(height, width), fit=view.fit)
-    image_BCHW = F.pad(image_BCHW, (1, 1, 1, 1), mode="replicate")  # whole pixels may end a little before the view does
+    image_BCHW = F.pad(image_BCHW, (1, 1, 1, 1), mode="replicate")  # whole pixels may end just short of the view
     box = [
         (part.origin[axis] + edge) * part.pitch[axis] / base.pitch[axis] - base.origin[axis] + 1
         for edges in ((0, 0), view.size[::-1])
@@ -285,7 +291,7 @@ def bicubic(pipe: Pipeline, latent: Latent, view: ViewRequest) -> Image.Image:
 
 
 def zip_of(files: Sequence[tuple[str, bytes]]) -> bytes:
-    """A zip file of (name, content). ValueError for a name that occurs twice."""
+    """A zip file of (name, content). Raises ValueError for a name that occurs twice."""
     names = [name for name, _ in files]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(

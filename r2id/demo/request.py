@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from r2id.limits import MAX_CELLS, MAX_GUIDANCE, MAX_SIDE, MAX_STEPS, SEEDS, check_float, check_int, short_repr
-from r2id.position import FITS
+from r2id.position import FITS, FULL
 from r2id.sampler import SAMPLERS
 
 MAX_RATIO = 4  # of width to height, and its inverse
@@ -78,6 +78,11 @@ class GenerateRequest:
         """Width / height of the frame; the ratio of whole cells may differ a little."""
         return sides(1, self.shape)[1]
 
+    def diffuse_options(self, size_multiple: int = 1) -> dict[str, Any]:
+        """Keyword arguments of `Pipeline.diffuse`. size_multiple: `config.size_multiple` of the model."""
+        options = dict(latent_size=self.latent_size(size_multiple), aspect=self.aspect, steps=self.steps)
+        return options | dict(guidance=self.guidance, sampler=self.sampler, eta=self.eta, seed=self.seed)
+
     def row(self, i: int) -> "GenerateRequest":
         """The request that gives the i-th image alone."""
         seed = self.seed + check_int(i, "image", 0, self.count - 1)
@@ -117,6 +122,11 @@ class ViewRequest:
         left, top = (min(max(centre - extent / 2, 0.0), 1 - extent) for centre in (self.x, self.y))
         return left, top, left + extent, top + extent
 
+    @property
+    def resample_options(self) -> dict[str, Any]:
+        """Keyword arguments of `Pipeline.resample`."""
+        return dict(size=self.size, fit=self.fit, region=self.region)
+
 
 def sides(long: int, ratio: str) -> tuple[tuple[int, int], float]:
     """The long side in pixels and a ratio w:h, "16:9" or "1.78" → (height, width) and the exact width / height.
@@ -151,8 +161,8 @@ def from_dict(values: dict[str, Any]) -> tuple[GenerateRequest, ViewRequest]:
 
 def to_query(request: GenerateRequest, view: ViewRequest) -> str:
     """The query of a link, without "?": the model, the seed, and all fields that differ from their defaults."""
-    usual = to_dict(GenerateRequest(request.model), ViewRequest()) | {"model": None, "seed": None}
-    return urlencode({name: value for name, value in to_dict(request, view).items() if value != usual[name]})
+    defaults = to_dict(GenerateRequest(request.model), ViewRequest()) | {"model": None, "seed": None}
+    return urlencode({name: value for name, value in to_dict(request, view).items() if value != defaults[name]})
 
 
 def from_query(params: Mapping[str, str]) -> tuple[GenerateRequest, ViewRequest]:
@@ -174,15 +184,15 @@ def to_python(request: GenerateRequest, view: ViewRequest, weights: str, *, size
 
     size_multiple: `config.size_multiple` of the model. The code is safe to run whatever the labels and names contain.
     """
-    h, w = size = request.latent_size(size_multiple)
     labels = f"[{request.labels[0]!r}]"
-    how = dict(latent_size=size, aspect=request.aspect, steps=request.steps, guidance=request.guidance)
-    how |= dict(sampler=request.sampler, eta=request.eta, seed=request.seed)
-    look = dict(size=view.size, fit=view.fit, region=view.region)
-    for said, name, default in ((how, "aspect", w / h), (how, "eta", 0.0), (look, "region", (0.0, 0.0, 1.0, 1.0))):
-        if said[name] == default:
-            del said[name]
-    how, look = (", ".join(f"{name}={value!r}" for name, value in said.items()) for said in (how, look))
+    diffuse, resample = request.diffuse_options(size_multiple), view.resample_options
+    h, w = diffuse["latent_size"]
+    for options, name, default in ((diffuse, "aspect", w / h), (diffuse, "eta", 0.0), (resample, "region", FULL)):
+        if options[name] == default:
+            del options[name]
+    diffuse, resample = (
+        ", ".join(f"{name}={value!r}" for name, value in options.items()) for options in (diffuse, resample)
+    )
     if request.count == 1:
         save = 'to_pil(images[0]).save("image.png")'
     else:
@@ -192,8 +202,8 @@ def to_python(request: GenerateRequest, view: ViewRequest, weights: str, *, size
 from r2id.image import to_pil
 
 pipe = Pipeline.from_pretrained({weights!r})
-latent = pipe.diffuse({labels}, {how})
-images = pipe.resample(latent, {look})
+latent = pipe.diffuse({labels}, {diffuse})
+images = pipe.resample(latent, {resample})
 {save}
 """
 

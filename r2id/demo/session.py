@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from r2id.demo.request import GenerateRequest, ViewRequest, to_python, to_query
@@ -42,6 +43,11 @@ class Entry:
     thumbs: tuple[bytes, ...]
     origin: str
 
+    def same(self, other: Entry) -> bool:
+        """Whether both describe the same latent."""
+        described = (self.request, self.done, self.origin) == (other.request, other.done, other.origin)
+        return described and torch.equal(self.latent.tensor, other.latent.tensor)
+
 
 @dataclass(frozen=True, eq=False)
 class Job:
@@ -67,8 +73,8 @@ class Session:
     request, pipe, latent: what was asked for, the model, and the result so far, one row per image; None at first.
     selected: index of the row that is shown large. done: steps taken. origin: see `Entry`. frames: x0 estimates of
     the steps, thinned if they are many. history: newest first. view: the last one asked for. version: changes with
-    the latent and with the selection. tab: title of the open tab, "" at first. stopped: names of the Stop buttons of
-    tabs that were pressed.
+    the latent and with the selection. tab: title of the open tab, "" at first. stopped: names of the tabs' Stop
+    buttons that were pressed. kept: the last entry that the browser has been given.
     """
 
     def __init__(self):
@@ -81,6 +87,7 @@ class Session:
         self.stopped: set[str] = set()
         self.frames: list[Latent] = []
         self.history: list[Entry] = []
+        self.kept: Entry | None = None
         self._lock = threading.RLock()
         self._rows: list[Latent] = []  # kept: a pipeline caches its work by the identity of a tensor
         self._submitted: GenerateRequest | None = None
@@ -93,6 +100,11 @@ class Session:
 
     def __deepcopy__(self, memo) -> Session:
         return Session()  # Gradio copies the initial state for every user
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was shown or asked for yet: a new page, or one whose session the server no longer has."""
+        return not self._ticket
 
     @property
     def row(self) -> Latent | None:
@@ -140,6 +152,21 @@ class Session:
             self._frame(busy=None, thumbs=small)
             if all(entry.latent is not latent for entry in self.history):
                 self._remember()
+
+    def merge(self, entries: list[tuple[Pipeline, Entry]]) -> Entry | None:
+        """Adds older entries to the history. In an empty session the first one is shown, and returned."""
+        with self._lock:
+            self.history += [entry for _, entry in entries if not any(map(entry.same, self.history))]
+            self._trim_history()
+            if not entries or not self.empty:
+                return None
+            pipe, entry = entries[0]
+            self._ticket += 1
+            self._finished, self.kept = self._ticket, entry
+            self._put(pipe, entry.request, entry.latent, entry.done, entry.origin)
+            self.selected, self.version = 0, next(ORDER)
+            self._frame(busy=None, thumbs=entry.thumbs)
+            return entry
 
     def select(self, index: int) -> None:
         """Shows another row large. Ignores an index that does not exist."""
@@ -191,12 +218,12 @@ class Session:
         """A job to decode this view of the selected row; None if it is shown already or a generation will show it."""
         with self._lock:
             self.view, self._viewed = view, time.monotonic()
-            if not self._ticket:
+            if self.empty:
                 raise ValueError(NO_LATENT)
             under_way = self._job and (self._job.version, self._job.view)
             if self.latent is None or self._running or (self.version, view) in (under_way, self._decoded):
                 return None
-            self._job = Job(next(ORDER), self.pipe, self.row, self.request, self.origin, self.version, view)
+            self._job = Job(next(ORDER), self.pipe, self.row, self.row_request, self.origin, self.version, view)
             return self._job
 
     def wait_until_still(self) -> None:
@@ -246,14 +273,18 @@ class Session:
 
     def _remember(self) -> None:
         entry = Entry(self.request, self.latent, self.done, tuple(self._shown["thumbs"]), self.origin)
-        self.history = [entry, *self.history[: MAX_HISTORY - 1]]
+        self.history.insert(0, entry)
+        self._trim_history()
+
+    def _trim_history(self) -> None:
+        del self.history[MAX_HISTORY:]
         while len(self.history) > 1 and sum(entry.latent.tensor.numel() for entry in self.history) > MAX_KEPT:
             self.history.pop()
 
 
 def render(pipe: Pipeline, row: Latent, view: ViewRequest) -> Tensor:
     """Decodes a view of one latent: (C, H, W) in [0, 1]."""
-    return pipe.resample(row, size=view.size, fit=view.fit, region=view.region)[0]
+    return pipe.resample(row, **view.resample_options)[0]
 
 
 def thumbs(pipe: Pipeline, latent: Latent, side: int = THUMB_SIDE) -> list[bytes]:

@@ -27,8 +27,6 @@ from safetensors.torch import load, save, save_file
 from r2id import Latent, Pipeline
 from r2id.demo.models import Models
 
-pytest_plugins = "browser"
-
 ROOT = Path(__file__).parents[2]
 SOON = 30  # seconds, of a busy machine; on an idle one all answers come within one
 DRAWN = dict(label="3", latent_height=4, latent_width=6, steps=3, guidance=1.5, seed=7, model="tiny", aspect=None,

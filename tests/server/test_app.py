@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gradio_client import Client, handle_file
@@ -15,8 +16,6 @@ from PIL import Image
 import app
 from r2id import Latent
 from r2id.image import read_parameters, to_pil
-
-pytest_plugins = "browser"
 
 
 def size_of(png) -> tuple[int, int]:
@@ -42,7 +41,8 @@ def test_programs_diffuse_once_and_resample_the_file(client, tiny):
     assert size_of(again) == (33, 20) and read_parameters(again)["labels"] == ["3"]
     region = tiny.resample(latent, size=(20, 33), fit="cover", region=(0.25, 0.0, 0.75, 0.5))
     with Image.open(again) as image:
-        assert image.tobytes() == to_pil(region[0]).tobytes()
+        difference = np.asarray(image, int) - np.asarray(to_pil(region[0]), int)
+    assert np.abs(difference).max() <= 3  # the server may decode in bfloat16
 
 
 def test_programs_choose_how_a_latent_is_diffused(client, tiny):

@@ -12,18 +12,18 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from hub import Hub
+from hub import Hub, asking
 from load import App
 
-from r2id import Latent, Pipeline, checkpoint
-from r2id.demo.controls import view_values
+from r2id import Latent, Pipeline
+from r2id.demo.controls import view_control_values
+from r2id.demo.events import Events
 from r2id.demo.models import Models
-from r2id.demo.page import Events, Page
+from r2id.demo.page import Page
 from r2id.demo.request import GenerateRequest, ViewRequest
 from r2id.demo.serving import worker as worker_module
 from r2id.demo.serving.fair_queue import MAX_WAITING, MAX_WAITING_PER_USER, FairQueue
@@ -51,7 +51,7 @@ def service(weights):
 
 @pytest.fixture
 def events(service):
-    return Events(Page(service.models, service, *[None] * 5))
+    return Events(Page(service.models, service, *[None] * 6))
 
 
 def fault_of(frames) -> str:
@@ -62,7 +62,7 @@ def fault_of(frames) -> str:
 
 
 def drawn(service, session: Session) -> torch.Tensor:
-    session.want(REQUEST)
+    session.submit(REQUEST)
     assert len(list(service.generate(session))) == 4 and len(service.queue) == 0
     return session.latent.tensor
 
@@ -73,7 +73,7 @@ def drawn(service, session: Session) -> torch.Tensor:
 def test_a_user_who_is_gone_at_any_step_holds_nothing(service, tiny):
     expected = tiny.diffuse(["3"], latent_size=(4, 4), steps=4, seed=5, guidance=1.5).tensor
     for gone in range(4):
-        (session := Session()).want(REQUEST)
+        (session := Session()).submit(REQUEST)
         frames = service.generate(session)
         for _ in range(gone):
             next(frames)
@@ -103,7 +103,7 @@ def test_a_fault_at_any_step_is_told_and_the_next_one_works(service, events, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(type(denoiser), "forward", broken)
-        session.want(REQUEST)
+        session.submit(REQUEST)
         text = fault_of(events.generate(session))
     words = {"raises": "(RuntimeError)", "out of memory": "(out of memory): ask for less", "NaN": f"step {step} of 4"}
     assert words[fault] in text and len(service.queue) == 0
@@ -111,26 +111,26 @@ def test_a_fault_at_any_step_is_told_and_the_next_one_works(service, events, mon
     assert ("a\nfault" in capsys.readouterr().err) == (fault == "raises")
 
 
-def test_a_image_that_fails_is_told_below_the_one_that_stays(service, events, monkeypatch):
+def test_an_image_that_fails_is_told_below_the_one_that_stays(service, events, monkeypatch):
     session = Session()
     drawn(service, session)
-    shown = events.show(session, *view_values(ViewRequest(side=32)))[1]
+    shown = events.show(session, *view_control_values(ViewRequest(side=32)))[1]
     with monkeypatch.context() as patch:
         patch.setattr(worker_module.QueuedPipeline, "resample_tiles", lambda *_, **__: torch.empty(2**50))
-        failed = events.show(session, *view_values(ViewRequest(side=40)))[1]
+        failed = events.show(session, *view_control_values(ViewRequest(side=40)))[1]
     assert "(out of memory): ask for less" in failed["fault"] and failed["image"] == shown["image"]
-    again = events.show(session, *view_values(ViewRequest(side=40)))[1]
+    again = events.show(session, *view_control_values(ViewRequest(side=40)))[1]
     assert "fault" not in again and again["image"] != shown["image"] and len(service.queue) == 0
 
 
 def test_two_tabs_of_one_user_diffuse_side_by_side(service):
     tabs = Session(), Session()
     for tab, label in zip(tabs, "37", strict=True):
-        tab.want(GenerateRequest("tiny", label, cells=4, steps=4, seed=5))
+        tab.submit(GenerateRequest("tiny", label, cells=4, steps=4, seed=5))
     paths = [service.generate(tab) for tab in tabs]
     for frames in zip(*paths, strict=True):
         assert [frame["busy"]["text"][:4] for frame in frames] == ["Step", "Step"]
-    assert [tab.made.label for tab in tabs] == ["3", "7"]
+    assert [tab.request.label for tab in tabs] == ["3", "7"]
     assert not torch.equal(tabs[0].latent.tensor, tabs[1].latent.tensor)
 
 
@@ -179,7 +179,7 @@ def test_more_than_may_wait_are_told_to_try_again(users, most, words):
 
 
 def test_no_flood_of_images_holds_a_step_for_ever(monkeypatch):
-    monkeypatch.setattr(worker_module, "LEAD", 0.05)
+    monkeypatch.setattr(worker_module, "URGENT_LEAD_SECONDS", 0.05)
     begun, gate, order = threading.Event(), threading.Event(), []
     threads = [threading.Thread(target=worker().call, args=(lambda: begun.set() or gate.wait(SOON),))]
     for name in ("step", "image"):
@@ -198,7 +198,7 @@ def test_no_flood_of_images_holds_a_step_for_ever(monkeypatch):
 
 
 def test_rows_in_pieces_are_the_rows_together(service, tiny, monkeypatch):
-    monkeypatch.setattr(worker_module, "FEW_DIFFUSED", 40)  # cells: two rows a piece
+    monkeypatch.setattr(worker_module, "CHEAP_CELLS_DENOISED", 40)  # cells: two rows a piece
     labels, how = ["3", None, {"3": 1, "7": 1}], dict(latent_size=(4, 5), steps=3, seed=[5, 2**32 - 1, 9])
     pieces, together = (list(pipe.diffuse_steps(labels, **how)) for pipe in (service.models.get("tiny"), tiny))
     for piece, step in zip(pieces, together, strict=True):
@@ -213,21 +213,8 @@ def test_rows_in_pieces_are_the_rows_together(service, tiny, monkeypatch):
 # the Hub
 
 
-@contextmanager
-def endpoint(monkeypatch, url: str, home: Path):
-    """The Hub's client asks there, and does not wait long."""
-    with monkeypatch.context() as patch:
-        for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-            patch.delenv(proxy, raising=False)
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
-        patch.setattr(huggingface_hub.model_info.__self__, "endpoint", url)
-        patch.setattr(checkpoint, "HUB_TIMEOUT_SECONDS", 0.3)
-        yield
-
-
 @pytest.mark.parametrize("kind", ["offline", "hanging", "failing"])
-def test_without_the_hub_the_models_that_are_there_work(weights, service, monkeypatch, tmp_path, kind):
+def test_without_the_hub_the_models_that_are_there_work(weights, service, tmp_path, kind):
     hub, silent = Hub(), socket.socket()
     silent.bind(("127.0.0.1", 0))
     silent.listen()  # takes connections, and never answers
@@ -236,7 +223,7 @@ def test_without_the_hub_the_models_that_are_there_work(weights, service, monkey
         hub.stop()
     url = f"http://127.0.0.1:{silent.getsockname()[1]}" if kind == "hanging" else hub.url
     start = time.monotonic()
-    with endpoint(monkeypatch, url, tmp_path), pytest.raises(ValueError, match="owner/name: not a local") as error:
+    with asking(url, tmp_path), pytest.raises(ValueError, match="owner/name: not a local") as error:
         service.models.add("owner/name")
     assert time.monotonic() - start < SOON and "\n" not in str(error.value) and len(str(error.value)) <= 500
     silent.close()

@@ -18,11 +18,11 @@ from r2id.demo.illustrations import (
     MUTED,
     ORANGE,
     at_sizes,
-    bicubic,
     channel_maps,
     coordinate_systems,
-    decoded,
+    decode_view,
     draw_cells,
+    enlarge_bicubic,
     loss_against_t,
     strip,
     trajectory,
@@ -46,7 +46,7 @@ VIEWS = [
 class Waves:
     """A pipeline whose images are smooth waves, known at every point of the frame's plane; it notes what is asked."""
 
-    config = SimpleNamespace(training_size=32)
+    config = SimpleNamespace(encoder_size=32)
 
     def __init__(self):
         self.asked = []
@@ -276,26 +276,26 @@ def test_one_latent_at_many_sizes(tiny):
 @pytest.mark.parametrize("view", VIEWS)
 def test_bicubic_lies_where_the_decoded_image_does(view, aspect):
     # A training pixel further is up to 0.06 of the range: 3 of 255 are a fifth of one.
-    images = [np.asarray(make(Waves(), latent(aspect), view), int) for make in (bicubic, decoded)]
+    images = [np.asarray(make(Waves(), latent(aspect), view), int) for make in (enlarge_bicubic, decode_view)]
     assert images[0].shape == images[1].shape == view.size
     assert np.abs(images[0] - images[1])[1:-1, 1:-1].max() <= 3 and np.ptp(images[1]) > 5
 
 
 def test_bicubic_knows_only_the_training_size():
     pipe = Waves()
-    bicubic(pipe, latent(), ViewRequest(side=400, ratio="16:9", zoom=3))
+    enlarge_bicubic(pipe, latent(), ViewRequest(side=400, ratio="16:9", zoom=3))
     assert pipe.asked == [((32, 57), "contain", FULL)]
 
 
 def test_only_the_first_row_is_looked_at():
-    for make in (bicubic, decoded):
+    for make in (enlarge_bicubic, decode_view):
         assert make(Waves(), latent(rows=2), VIEWS[0]) == make(Waves(), latent(rows=1), VIEWS[0])
 
 
 def test_bicubic_of_a_real_model_is_near_it(tiny):
     drawn = tiny.diffuse(["3"], seed=0)
     view = ViewRequest(side=8)  # the training size: nothing to enlarge
-    assert bicubic(tiny, drawn, view) == decoded(tiny, drawn, view)
+    assert enlarge_bicubic(tiny, drawn, view) == decode_view(tiny, drawn, view)
 
 
 # sweeps

@@ -30,13 +30,13 @@ def service(tiny_weights):
 def session(service):
     """With the opening latent."""
     session = Session()
-    pipe, latent = service.opening(REQUEST)
-    session.take(pipe, REQUEST, latent)
+    pipe, latent = service.first_latent(REQUEST)
+    session.load(pipe, REQUEST, latent)
     return session
 
 
 def diffused(service, session, request) -> list[dict]:
-    session.want(request)
+    session.submit(request)
     return list(service.generate(session))
 
 
@@ -54,7 +54,7 @@ def test_every_step_is_a_frame_and_later_frames_have_larger_orders(service, sess
 
 
 def test_stop_keeps_the_step_that_is_there(service, session):
-    session.want(replace(REQUEST, steps=50))
+    session.submit(replace(REQUEST, steps=50))
     steps = service.generate(session)
     next(steps), next(steps)
     seen = session.latent
@@ -66,23 +66,23 @@ def test_stop_keeps_the_step_that_is_there(service, session):
 
 def test_stop_before_its_turn_leaves_everything_as_it_was(service, session):
     before = session.latent
-    session.want(REQUEST)
+    session.submit(REQUEST)
     session.stop()
     assert list(service.generate(session)) == [] and session.latent is before
 
 
 def test_a_new_wish_ends_the_one_under_way(service, session):
-    session.want(replace(REQUEST, steps=50))
+    session.submit(replace(REQUEST, steps=50))
     first = service.generate(session)
     next(first)
-    session.want(replace(REQUEST, label="7"))
+    session.submit(replace(REQUEST, label="7"))
     assert list(first) == []
-    assert len(list(service.generate(session))) == 4 and session.made.label == "7"
+    assert len(list(service.generate(session))) == 4 and session.request.label == "7"
     assert len(session.history) == 2  # the opening and the second
 
 
 def test_while_it_diffuses_previews_follow_the_view_and_nothing_else_is_shown(service, session):
-    session.want(REQUEST)
+    session.submit(REQUEST)
     steps = service.generate(session)
     next(steps)
     assert service.show(session, ViewRequest(side=40, ratio="2:1")) is None
@@ -99,17 +99,17 @@ def test_a_resample_that_began_before_a_diffusion_is_not_shown_after_it(service,
     assert list(slow) == []
 
 
-def test_a_image_that_is_there_is_not_made_again(service, session):
+def test_an_image_that_is_there_is_not_made_again(service, session):
     assert service.show(session, SMALL)
     assert service.show(session, SMALL) is None
     assert service.show(session, replace(SMALL, zoom=2))
 
 
 def test_a_large_image_shows_progress_and_gives_way(service, session, monkeypatch):
-    monkeypatch.setattr(generation_module, "PROGRESS", 0)
+    monkeypatch.setattr(generation_module, "PROGRESS_SECONDS", 0)
     service.show(session, SMALL)
     frame, number = service.show(session, LARGE)
-    assert frame["busy"]["share"] is None and "first look" in " ".join(frame["caption"]) and number
+    assert frame["busy"]["share"] is None and "preview" in " ".join(frame["caption"]) and number
     assert service.show(session, LARGE) is None  # under way
     slow = service.complete(session)
     frames = [next(slow)]
@@ -120,22 +120,22 @@ def test_a_large_image_shows_progress_and_gives_way(service, session, monkeypatc
     service.show(session, replace(LARGE, zoom=2))
     slow = service.complete(session)
     next(slow)
-    assert service.show(session, LARGE)[1] > number  # the first look at the other one took its place
+    assert service.show(session, LARGE)[1] > number  # the preview at the other one took its place
     assert list(slow) == []
 
 
 def test_what_nobody_asked_for_waits_until_the_view_is_still_but_not_for_ever(service, session, monkeypatch):
     def settled() -> float:
         start = time.monotonic()
-        session.settle()
+        session.wait_until_still()
         return time.monotonic() - start
 
     diffused(service, session, GenerateRequest("tiny", "3", cells=4, steps=2))
     assert settled() < 0.1
     service.show(session, ViewRequest(side=9))
     assert settled() > 0.5
-    monkeypatch.setattr(session_module, "PATIENCE", 0.3)
-    monkeypatch.setattr(session_module, "STILL", 2.0)
+    monkeypatch.setattr(session_module, "MAX_STILL_WAIT", 0.3)
+    monkeypatch.setattr(session_module, "STILL_SECONDS", 2.0)
     assert 0.2 < settled() < 1.0
 
 
@@ -161,7 +161,7 @@ def test_the_selected_row_is_shown_and_a_diffusion_begins_with_the_first(service
 def test_a_latent_of_another_model_is_refused(service, session):
     before = session.latent
     with pytest.raises(ValueError, match="channels"):
-        session.take(session.pipe, REQUEST, Latent(torch.zeros(1, 5, 4, 4), 1.0))
+        session.load(session.pipe, REQUEST, Latent(torch.zeros(1, 5, 4, 4), 1.0))
     assert session.latent is before
 
 

@@ -20,8 +20,6 @@ from r2id.demo.models import Models
 from r2id.demo.page import build
 from r2id.demo.tabs import TABS
 
-pytest_plugins = "browser"
-
 ENDPOINTS = {"/diffuse", "/encode", "/models", "/resample"}
 PAGE = "/ config openapi.json theme.css robots.txt favicon.ico manifest.json pwa_icon static assets svelte login logout"
 # Gradio's own, below /gradio_api. A release that adds one is to be looked at before it is listed.

@@ -1,4 +1,4 @@
-"""The tab Your own image: as a user sees it, and the functions behind it."""
+"""The functions behind the tab for the user's own image."""
 
 import io
 import re
@@ -9,8 +9,6 @@ from PIL import Image
 
 from r2id.demo.request import GenerateRequest
 from r2id.demo.tabs.upload import MOST, Given, described, encoded, loss, opened
-
-pytest_plugins = "browser"
 
 
 def file_of(image: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
@@ -23,51 +21,6 @@ def halves(width: int, height: int, mode: str = "L") -> Image.Image:
     image = Image.new("L", (width, height))
     image.paste(255, (0, 0, width // 2, height))
     return image.convert(mode)
-
-
-def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
-    session = phone("light")
-    page = session.page
-    session.shows("resampled in")
-    page.get_by_role("tab", name="Your own image").click()
-    button = page.get_by_role("button", name="Put it on the page")
-    assert button.is_disabled()
-    board = page.get_by_label("Board to draw on")
-    board.scroll_into_view_if_needed()
-    box = board.bounding_box()
-    page.mouse.move(box["x"] + 60, box["y"] + 60)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 150, box["y"] + 180, steps=3)
-    page.mouse.up()
-    page.get_by_text(re.compile("Reconstruction error: PSNR [0-9.]+ dB")).wait_for()
-    page.get_by_alt_text("own image, your drawing, 8 × 8 pixels").wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    button.click()
-    page.wait_for_function("document.querySelector('[data-part=image]').alt === 'your drawing, 256 by 256 pixels'")
-    session.type("Resolution, long side (pixels)", "40")
-    session.natural(40, 40)
-    assert session.parameters() == {"origin": "your drawing"}
-    page.get_by_role("button", name="Clear the board").click()
-    page.get_by_text("Draw with a finger or the mouse").wait_for()
-
-
-def test_a_image_is_uploaded_and_what_is_none_is_refused_in_a_line(session, tmp_path):
-    page = session.page
-    session.shows("resampled in")
-    page.get_by_role("tab", name="Your own image").click()
-    halves(60, 40).save(tmp_path / "halves.png")
-    (tmp_path / "broken.png").write_bytes(b"not an image")
-    upload = page.locator("input[type=file][accept*=image]")
-    upload.set_input_files(tmp_path / "halves.png")
-    page.get_by_text("your image halves.png, 12 × 8 pixels").wait_for()
-    upload.set_input_files(tmp_path / "broken.png")
-    page.get_by_text("broken.png: not an image that can be read").wait_for()
-    page.get_by_text("your image halves.png, 12 × 8 pixels").wait_for()  # nothing is lost
-    for cells in ("9 × 6", "10 × 7"):
-        session.slide("Latent size of your image", "ArrowRight")
-        page.get_by_text(f"with {cells} cells").wait_for()
-    session.press("Put it on the page")
-    session.shows("resampled in [0-9]+ ms from 10 × 7 cells your image halves.png")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F"])

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from r2id.demo.serving.worker import SMALL, QueuedPipeline, QuotaPipeline, worker
+from r2id.demo.serving.worker import SMALL_PIXELS, QueuedPipeline, QuotaPipeline, worker
 from r2id.pipeline import Pipeline
 
 
@@ -19,7 +19,7 @@ def pair(tiny_weights) -> tuple[QueuedPipeline, Pipeline]:
 def test_a_hosted_pipeline_gives_the_same_results(pair):
     latents = [pipe.diffuse(["3", None], latent_size=(4, 5), seed=1) for pipe in pair]
     assert torch.equal(*[latent.tensor for latent in latents])
-    side = round(SMALL**0.5) + 8  # in one piece, and in several
+    side = round(SMALL_PIXELS**0.5) + 8  # in one piece, and in several
     for size in ((20, 30), (side, side)):
         assert torch.equal(*[pipe.resample(latents[0][0], size=size) for pipe in pair])
     image_CHW = torch.rand(1, 8, 8)
@@ -28,7 +28,7 @@ def test_a_hosted_pipeline_gives_the_same_results(pair):
 
 def test_everything_is_computed_by_one_thread(pair):
     seen, (queued, _) = [], pair
-    for module in (queued.denoiser, queued.resampler.latent_norm, queued.resampler.image_norm):
+    for module in (queued.denoiser, *queued.resampler.modules()):
         module.register_forward_pre_hook(lambda *_: seen.append(threading.current_thread().name))
     queued.encode(torch.rand(1, 8, 8), latent_size=(3, 3))
     queued.resample(queued.diffuse("3", latent_size=(4, 4)), size=(8, 8))

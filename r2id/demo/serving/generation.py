@@ -114,7 +114,7 @@ class GenerationService:
             return
         view, (height, width), start, shown = job.view, job.view.size, time.perf_counter(), None
         image_CHW = torch.empty(job.pipe.config.channels, height, width)
-        tiles = job.pipe.resample_tiles(job.row, size=view.size, fit=view.fit, region=view.region)
+        tiles = job.pipe.resample_tiles(job.row, **view.resample_options)
         for box, tile_BCHW in tiles:
             left, top, right, bottom = box
             image_CHW[:, top:bottom, left:right] = tile_BCHW[0]

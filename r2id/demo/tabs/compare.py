@@ -1,4 +1,4 @@
-"""One latent at many sizes, and against bicubic enlargement; one label and seed at several latent sizes and models."""
+"""Compares one latent at many sizes and with bicubic enlargement; one label and seed at latent sizes and by models."""
 
 import html
 import time
@@ -9,154 +9,136 @@ import gradio as gr
 import torch
 from PIL import Image
 
+from r2id.demo.assets import constant, function, template, text
 from r2id.demo.controls import view_request_of
-from r2id.demo.illustrations import SIZES, bicubic, decoded, inside, shown
-from r2id.demo.page import AT_ONCE, HEAVY, SLOW, Page, gradio_errors, img, stoppable
+from r2id.demo.illustrations import SIZES, decode_view, enlarge_bicubic, fit_inside, resize_box
+from r2id.demo.page import Page
 from r2id.demo.request import GenerateRequest
-from r2id.demo.session import Session, named_label, whole_size
+from r2id.demo.session import Session, frame_size, label_text
+from r2id.demo.wiring import BACKGROUND, GENERATE, IMMEDIATE, gradio_errors, image_html, stoppable
 from r2id.image import to_pil
 from r2id.interpolation import share_done
 
-SHOWN = 256  # long side in pixels of an image in a row
-WIPED = 320  # long side in pixels of the image beside its enlargement
-AT_MOST = 4  # latent sizes
+ROW_SIDE = 256  # long side in pixels of an image in a row
+WIPE_SIDE = 320  # long side in pixels of an image beside its enlargement
+MAX_LATENT_SIZES = 4
 STRIP = "One latent, every size", "long side 8 to 1024 pixels, shown equally large"
-SIZES_TITLE = "Latents of several sizes", "same label and seed, diffused anew"
+SIZES_TITLE = "Latents of several sizes", "same label and seed, generated at each size"
 MODELS_TITLE = "Two models", "same label and seed, each with its own defaults"
 STOP_SIZES, STOP_MODELS = "Stop sizes", "Stop models"
 
-# What nobody looks at costs nothing: "seen" is triggered while the element is on the screen, once for every new value.
-SEEN = """let seen = false, done = null;
-const look = () => { if (seen && props.value && done !== props.value) { done = props.value; trigger("seen"); } };
-new IntersectionObserver(([entry]) => { seen = entry.isIntersecting; look(); }).observe(element);
-watch("value", look);"""
-MARK = dict(html_template="", js_on_load=SEEN, elem_classes="mark")
-NEW = "() => performance.now()"  # a value that such an element has not had
-
-WIPE = """<figure class="wipe" hidden><div>
-  <p></p><span>bicubic</span><span>decoded</span>
-  <input type="range" min="0" max="100" value="50" aria-label="Share of the bicubic enlargement, on the left (%)">
-</div><figcaption></figcaption></figure>"""
-WIPE_JS = """const [figure, pair, cut] = ["figure", "p", "input"].map(name => element.querySelector(name));
-const box = pair.parentNode;
-cut.oninput = () => box.style.setProperty("--cut", cut.value + "%");
-watch("value", () => {
-  pair.innerHTML = props.value.images;
-  box.style.setProperty("--ratio", props.value.ratio);
-  figure.lastElementChild.textContent = props.value.words;
-  figure.hidden = false;
-});"""
+MARK = dict(html_template="", js_on_load=text("seen.js"), elem_classes="mark")
 
 
 def row_of(images: Sequence[tuple[str, Image.Image]], alt: str) -> str:
-    """(caption, image) beside each other, equally large; alt: what all of them are."""
+    """HTML of (caption, image) side by side, equally large. alt: what all images show."""
     parts = []
     for caption, image in images:
-        image = shown(image, inside((SHOWN, SHOWN), image.width / image.height))
+        image = resize_box(image, fit_inside((ROW_SIDE, ROW_SIDE), image.width / image.height))
         parts.append(
-            f"<figure>{img(image, f'{alt}, {caption}')}<figcaption>{html.escape(caption)}</figcaption></figure>"
+            f"<figure>{image_html(image, f'{alt}, {caption}')}<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
-    return f'<div class="images{" many" * (len(parts) > AT_MOST)}">{"".join(parts)}</div>'
+    return f'<div class="images{" many" * (len(parts) > MAX_LATENT_SIZES)}">{"".join(parts)}</div>'
 
 
-def title(words: str, more: str) -> str:
-    return f"<h3 class=title>{words} <small role=status>{html.escape(more)}</small></h3>"
+def title(heading: str, status: str) -> str:
+    return f"<h3 class=title>{heading} <small role=status>{html.escape(status)}</small></h3>"
 
 
 def strip(session: Session) -> Iterator[tuple]:
-    """The selected latent at all sizes: images, title with the progress. Ends where another latent has come."""
+    """Decodes the selected latent at all sizes: images, title with progress. Ends early when the latent changes."""
     pipe, row, images = session.pipe and session.pipe.low_priority, session.row, []
     yield gr.skip(), title(*STRIP)
-    for height, width in [whole_size(row, side) for side in SIZES] if row else ():
+    for height, width in [frame_size(row, side) for side in SIZES] if row else ():
         image_CHW = torch.empty(pipe.config.channels, height, width)
         for box, tile_BCHW in pipe.resample_tiles(row, size=(height, width), fit="contain"):
             left, top, right, bottom = box
             if session.row is not row:
                 return
             image_CHW[:, top:bottom, left:right] = tile_BCHW[0]
-            session.settle()  # whoever moves a slider waits for no more than a tile
-            if max(height, width) > SHOWN:
+            session.wait_until_still()  # a slider in motion waits for one tile at most
+            if max(height, width) > ROW_SIDE:
                 progress = f"{width} × {height} pixels: {share_done(box, (height, width)):.0%} decoded"
                 yield gr.skip(), title(STRIP[0], progress)
         images.append((f"{width} × {height} pixels", to_pil(image_CHW)))
-        if max(height, width) >= SHOWN:
+        if max(height, width) >= ROW_SIDE:
             yield row_of(images, "decoded to pixels"), title(*STRIP)
 
 
 def wipe(session: Session, *values):
-    """The present view of the selected latent, enlarged and decoded."""
+    """The current view of the selected latent, enlarged and decoded."""
     if not (row := session.row):
         return gr.skip()
     try:
-        view = replace(view_request_of(*values), side=WIPED)
-    except ValueError:  # the big image tells
+        view = replace(view_request_of(*values), side=WIPE_SIDE)
+    except ValueError:  # shown by the stage
         return gr.skip()
     pipe = session.pipe
-    before = img(bicubic(pipe, row, view), "the present view, enlarged bicubically")
-    after = img(decoded(pipe, row, view), "the present view, decoded from the latent")
-    (height, width), short = view.size, pipe.config.training_size
+    before = image_html(enlarge_bicubic(pipe, row, view), "the current view, enlarged bicubically")
+    after = image_html(decode_view(pipe, row, view), "the current view, decoded from the latent")
+    (height, width), short = view.size, pipe.config.encoder_size
     words = f"Left: decoded with {short} pixels on the short side, as in training, then enlarged bicubically. "
-    words += f"Right: decoded at {width} × {height} pixels. Zoom and move the big image to look closer."
+    words += f"Right: decoded at {width} × {height} pixels. Zoom and move the large image to look closer."
     return dict(images=before + after, ratio=width / height, words=words)
 
 
-def diffused(
-    page: Page, session: Session, requests: dict[str, GenerateRequest], heading: tuple[str, str], stop: str
+def generate_each(
+    page: Page, session: Session, requests: dict[str, GenerateRequest], heading: tuple[str, str], stop_name: str
 ) -> Iterator[tuple]:
-    """Diffuses the named requests one by one: images with the time that they took, title with the progress. stop:
-    name of the button that ends it."""
+    """Generates the named requests one by one: images with the time that they took, title with progress. stop_name: of
+    the button that ends it."""
     images = []
     for name, request in requests.items():
         pipe, spent = page.models.get(request.model), 0.0
-        steps = page.service.denoise(request)
+        steps = page.service.diffuse_steps(request)
         for index in range(1, request.steps + 1):
-            if stop in session.stopped:
+            if stop_name in session.stopped:
                 return (yield gr.skip(), title(*heading))
             start = time.perf_counter()
             latent = next(steps).latent
             spent += time.perf_counter() - start
             yield gr.skip(), title(heading[0], f"{name}: step {index} of {request.steps}")
         start = time.perf_counter()
-        image = to_pil(pipe.resample(latent, size=whole_size(latent, SHOWN), fit="contain")[0])
-        times = f"diffused in {1000 * spent:.0f} ms, resampled in {1000 * (time.perf_counter() - start):.0f} ms"
+        image = to_pil(pipe.resample(latent, size=frame_size(latent, ROW_SIDE), fit="contain")[0])
+        times = f"generated in {1000 * spent:.0f} ms, resampled in {1000 * (time.perf_counter() - start):.0f} ms"
         images.append((f"{name}: {times}", image))
-        yield row_of(images, named_label(request)), title(*heading)
+        yield row_of(images, label_text(request)), title(*heading)
 
 
-def wanted(session: Session) -> GenerateRequest:
-    """What made the image on the page."""
-    if session.request is None or session.origin:
-        raise ValueError("the latent on the page was not diffused, so it has no label and seed: press Generate first")
-    return session.request
+def repeatable_request(session: Session) -> GenerateRequest:
+    """The request that made the large image. Raises ValueError for a latent that was not generated here."""
+    if session.row_request is None or session.origin:
+        raise ValueError("the latent on the page was not generated, so it has no label and seed: press Generate first")
+    return session.row_request
 
 
 def latent_sizes(low: int, high: int, size_multiple: int) -> list[int]:
-    """At most AT_MOST multiples of size_multiple, from the first to the last one in low…high."""
+    """Up to MAX_LATENT_SIZES multiples of size_multiple, evenly spread over low…high, both ends included."""
     sizes = range(-(-low // size_multiple) * size_multiple, high + 1, size_multiple)
-    return sorted({sizes[round(i * (len(sizes) - 1) / (AT_MOST - 1))] for i in range(AT_MOST)})
+    return sorted({sizes[round(i * (len(sizes) - 1) / (MAX_LATENT_SIZES - 1))] for i in range(MAX_LATENT_SIZES)})
 
 
 def build(page: Page) -> None:
     def of_sizes(session: Session):
         with gradio_errors(), page.service.queue.turn(session):
-            request = wanted(session)
+            request = repeatable_request(session)
             config = page.models.get(request.model).config
-            asked = [replace(request, cells=n) for n in latent_sizes(*config.trained_cells, config.size_multiple)]
-            names = ["{1} × {0} cells".format(*d.latent_size(config.size_multiple)) for d in asked]
-            yield from diffused(page, session, dict(zip(names, asked, strict=True)), SIZES_TITLE, STOP_SIZES)
+            requests = [replace(request, cells=n) for n in latent_sizes(*config.trained_cells, config.size_multiple)]
+            names = ["{1} × {0} cells".format(*d.latent_size(config.size_multiple)) for d in requests]
+            yield from generate_each(page, session, dict(zip(names, requests, strict=True)), SIZES_TITLE, STOP_SIZES)
 
     def of_models(session: Session, *models: str):
         with gradio_errors(), page.service.queue.turn(session):
-            request = wanted(session)
+            request = repeatable_request(session)
             if models[0] == models[1]:
                 raise ValueError(f"{models[0]} twice: choose two different models")
             kept = dict(label=request.label, other=request.other, blend=request.blend, seed=request.seed)
-            asked = [replace(page.service.usual(model), **kept) for model in models]
-            names = [f"{d.model}, {d.cells} cells, {d.steps} steps" for d in asked]
-            yield from diffused(page, session, dict(zip(names, asked, strict=True)), MODELS_TITLE, STOP_MODELS)
+            requests = [replace(page.service.default_request(model), **kept) for model in models]
+            names = [f"{d.model}, {d.cells} cells, {d.steps} steps" for d in requests]
+            yield from generate_each(page, session, dict(zip(names, requests, strict=True)), MODELS_TITLE, STOP_MODELS)
 
     def choices(first: str, second: str):
-        """The installed models; those that were chosen stay as long as they are there."""
+        """The installed models; a chosen one stays chosen while it is installed."""
         names = page.models.names
         first = first if first in names else next(iter(names), None)
         second = second if second in names else next((name for name in names if name != first), None)
@@ -166,28 +148,34 @@ def build(page: Page) -> None:
         strip_mark, strip_title = gr.HTML(**MARK), gr.HTML(title(*STRIP))
         images = gr.HTML()
         wipe_mark, _ = gr.HTML(**MARK), gr.HTML(title("Decoded or enlarged?", "drag the line, or use the arrow keys"))
-        pair = gr.HTML(html_template=WIPE, js_on_load=WIPE_JS)
+        pair = gr.HTML(**template("wipe"))
         sizes_title = gr.HTML(title(*SIZES_TITLE))
         with gr.Row():
-            press_sizes = gr.Button("Diffuse at several sizes", scale=0, min_width=280)
+            press_sizes = gr.Button("Generate at several sizes", scale=0, min_width=280)
             halt_sizes = gr.Button(STOP_SIZES, scale=0, min_width=120, interactive=False)
         at_sizes = gr.HTML()
         models_title = gr.HTML(title(*MODELS_TITLE))
         with gr.Row():
             models = [gr.Dropdown(label=label, min_width=140) for label in ("First model", "Second model")]
-            press_models = gr.Button("Diffuse with both", scale=0, min_width=280)
+            press_models = gr.Button("Generate with both", scale=0, min_width=280)
             halt_models = gr.Button(STOP_MODELS, scale=0, min_width=120, interactive=False)
         by_models = gr.HTML()
 
-    gr.on([page.version.change, tab.select], None, None, strip_mark, js=NEW)
-    gr.on([page.version.change, tab.select, *[c.change for c in page.view[1:]]], None, None, wipe_mark, js=NEW)
-    strip_mark.seen(strip, page.session, [images, strip_title], trigger_mode="always_last", **SLOW)
-    wipe_mark.seen(wipe, [page.session, *page.view], pair, trigger_mode="always_last", **SLOW)
-    gr.on([page.version.change, tab.select], choices, models, models, **AT_ONCE)
+    gr.on([page.version.change, tab.select], None, None, strip_mark, js=function("unique"))
+    gr.on(
+        [page.version.change, tab.select, *[c.change for c in page.view_controls[1:]]],
+        None,
+        None,
+        wipe_mark,
+        js=function("unique"),
+    )
+    strip_mark.seen(strip, page.session, [images, strip_title], trigger_mode="always_last", **BACKGROUND)
+    wipe_mark.seen(wipe, [page.session, *page.view_controls], pair, trigger_mode="always_last", **BACKGROUND)
+    gr.on([page.version.change, tab.select], choices, models, models, **IMMEDIATE)
     for press, halt, fn, inputs, outputs, heading in [
         (press_sizes, halt_sizes, of_sizes, [page.session], [at_sizes, sizes_title], SIZES_TITLE),
         (press_models, halt_models, of_models, [page.session, *models], [by_models, models_title], MODELS_TITLE),
     ]:
-        press.click(None, None, outputs[1], js=f"() => `{title(heading[0], 'waiting for its turn')}`")
-        run = stoppable(press, halt, page.session, fn, inputs, outputs, **HEAVY)
-        run.failure(None, None, outputs[1], js=f"() => `{title(*heading)}`")
+        press.click(None, None, outputs[1], js=constant(title(heading[0], "waiting for its turn")))
+        run = stoppable(press, halt, page.session, fn, inputs, outputs, **GENERATE)
+        run.failure(None, None, outputs[1], js=constant(title(*heading)))

@@ -1,4 +1,4 @@
-"""What was made in this session, to come back to; what a PNG was made with; and what can be taken along."""
+"""Earlier latents of the session, the parameters of a PNG file, and downloads: a zip and animations."""
 
 import html
 import time
@@ -8,45 +8,33 @@ from pathlib import Path
 import gradio as gr
 
 from r2id.demo.animate import gif, sweep
+from r2id.demo.assets import function, text
 from r2id.demo.controls import view_request_of
 from r2id.demo.illustrations import zip_of
-from r2id.demo.page import AT_ONCE, LIGHT, SLOW, Page, data_uri, gradio_errors, place, stoppable
+from r2id.demo.page import Page
 from r2id.demo.request import from_dict, to_dict
 from r2id.demo.serving.generation import seconds
-from r2id.demo.session import MAX_HISTORY, Entry, Session, named_label, png, render
+from r2id.demo.session import MAX_HISTORY, NO_LATENT, Entry, Session, label_text, png, render
+from r2id.demo.wiring import BACKGROUND, DECODE, IMMEDIATE, data_uri, gradio_errors, served_file, stoppable
 from r2id.image import read_parameters
 from r2id.limits import short_repr
 
 FRAMES = 48  # of an animation
 MAX_ZIP = 2**24  # pixels of all images in a zip
 STOP = "Stop making"
-THUMBS = 4  # shown of an entry
+MAX_THUMBS = 4  # per entry
 SWEEPS = [("resolution, 8 to 512 pixels", "size"), ("ratio, 9:16 to 16:9", "ratio"), ("zoom", "zoom")]
-
-# The buttons are drawn anew whenever there is another latent: the one that was chosen keeps the focus.
-CHOOSE = """element.addEventListener("click", event => {
-  const button = event.target.closest("button");
-  if (button) trigger("select", { key: button.dataset.key });
-});
-watch("value", () => {
-  const key = element.contains(document.activeElement) && document.activeElement.dataset.key;
-  if (key) requestAnimationFrame(() => element.querySelector(`[data-key="${key}"]`)?.focus());
-});"""
 
 
 def build(page: Page) -> None:
     with gr.Tab("History") as tab, gr.Row():
         with gr.Column(scale=3, min_width=320):
-            gr.HTML(
-                f"<h3>Made in this session</h3>The last {MAX_HISTORY}, newest first. Choose one: all of it comes back."
-            )
-            entries = gr.HTML(elem_id="history", apply_default_css=False, js_on_load=CHOOSE)
+            gr.HTML(f"<h3>Made in this session</h3>The last {MAX_HISTORY}, newest first. Choose one to bring it back.")
+            entries = gr.HTML(elem_id="history", apply_default_css=False, js_on_load=text("history.js"))
         with gr.Column(scale=2, min_width=320):
-            drop = gr.File(label="A PNG made here: its parameters come back", file_types=[".png"], height=150,
+            drop = gr.File(label="A PNG made here: restores its parameters", file_types=[".png"], height=150,
                            elem_id="history-drop")  # fmt: skip
-            gr.HTML(
-                "<h3>To take along</h3>PNG, link and lines of Python are below the big image, the latent beside it."
-            )
+            gr.HTML("<h3>Downloads</h3>PNG, link and lines of Python are below the large image, the latent beside it.")
             with gr.Row():
                 pack = gr.Button("Zip all images at this view", size="sm", min_width=140)
                 packed = gr.DownloadButton("Download zip", size="sm", min_width=140, interactive=False)
@@ -67,48 +55,48 @@ def build(page: Page) -> None:
         with gradio_errors():
             entry = next((entry for entry in session.history if key(entry) == event.key), None)
             if entry is None:
-                raise ValueError(f"this one is no longer kept, only the last {MAX_HISTORY} are: choose another")
+                raise ValueError(f"this entry is gone, only the last {MAX_HISTORY} are kept: choose another")
             return page.restore(
                 session, entry.request, session.view, entry.latent, origin=entry.origin, done=entry.done
             )
 
     def read(session: Session, file: str) -> list:
-        """The controls as a PNG says; the latent stays."""
+        """Sets the controls to the parameters of a PNG file; the latent stays."""
         with gradio_errors():
             values = read_parameters(file)
             if "origin" in values:
                 origin = short_repr(values["origin"])
-                raise ValueError(f"this image is of a latent that was not diffused, {origin}: load the latent's file")
+                raise ValueError(f"the latent of this image was not generated, {origin}: load the file of the latent")
             request, view = from_dict(values)
             restored = page.restore(session, request, view)
-            gr.Info(html.escape(f"{named_label(request)}, seed {request.seed}: press Generate to make it again"))
+            gr.Info(html.escape(f"{label_text(request)}, seed {request.seed}: press Generate to make it again"))
             return restored
 
     def zipped(session: Session, *values) -> Iterator[list]:
         """Progress, download."""
         with gradio_errors():
-            pipe, latent, made, origin, view = *there(session), view_request_of(*values)
+            pipe, latent, shown, origin, view = *shown_latent(session), view_request_of(*values)
             count, (height, width) = len(latent), view.size
             if count * height * width > MAX_ZIP:
                 size = f"{count} × {width} × {height} pixels"
-                raise ValueError(f"{size}: a zip holds {MAX_ZIP:,} at most, choose a smaller resolution")
+                raise ValueError(f"{size}: a zip holds {MAX_ZIP:,} at most; choose a smaller resolution")
             files = []
             for i in range(count):
                 if STOP in session.stopped:
                     return
                 yield [bar_html(i / count, f"Image {i + 1} of {count}"), gr.skip()]
-                request = made.row(i)
+                request = shown.row(i)
                 parameters = {"origin": origin} if origin else to_dict(request, view)
                 name = f"{i + 1:02}.png" if origin else f"{i + 1:02}-seed{request.seed}.png"
                 files.append((name, png(render(pipe, latent[i], view), parameters)))
             words = f"Download {count} {'image' if count == 1 else 'images'}"
-            yield [gr.skip(), download(stored("r2id.zip", zip_of(files)), words)]
+            yield [gr.skip(), download(served_file("r2id.zip", zip_of(files)), words)]
 
     def swept(session: Session, kind: str, length: float, *values) -> Iterator[list]:
         """Progress, download, the animation itself."""
         with gradio_errors():
-            pipe, latent, made, origin, view = *there(session), view_request_of(*values)
-            named, row, most = origin or named_label(made), latent[session.selected], FRAMES // 2 + 1
+            pipe, latent, shown, origin, view = *shown_latent(session), view_request_of(*values)
+            named, row, most = origin or label_text(shown), latent[session.selected], FRAMES // 2 + 1
             frames, start = [], time.perf_counter()
             for frame in sweep(pipe, row, kind, view, frames=FRAMES):
                 if STOP in session.stopped:
@@ -117,62 +105,57 @@ def build(page: Page) -> None:
                 if (done := len(frames)) < most:
                     left = (time.perf_counter() - start) / done * (most - done)
                     yield [bar_html(done / most, f"Frame {done} of {most}, {seconds(left)} left"), gr.skip(), gr.skip()]
-            path, alt = stored("r2id.gif", gif(frames, length)), f"animation: {named}, its {kind} goes up and down"
+            path, alt = served_file("r2id.gif", gif(frames, length)), f"animation: {named}, its {kind} goes up and down"
             button = download(path, f"Download {named}")
             yield [gr.skip(), button, gr.Image(str(path), visible=True, alt_text=alt)]
 
     page.watch(tab, look, [], [entries])
-    picked = entries.select(pick, page.session, page.restored, **LIGHT)
-    picked.then(**page.again)
-    picked.success(None, None, None, js="() => document.querySelector('#show').scrollIntoView({block: 'nearest'})")
-    dropped = drop.upload(read, [page.session, drop], page.restored, **LIGHT)
-    dropped.success(**page.again)
-    zips = stoppable(pack, halt, page.session, zipped, [page.session, *page.view], [bar, packed], **SLOW)
-    asked, made = [page.session, kind, length, *page.view], [bar, animated, movie]
-    sweeps = stoppable(animate, halt, page.session, swept, asked, made, **SLOW)
+    picked = entries.select(pick, page.session, page.restored, **DECODE)
+    picked.then(**page.refresh)
+    picked.success(None, None, None, js=function("showStage"))
+    dropped = drop.upload(read, [page.session, drop], page.restored, **DECODE)
+    dropped.success(**page.refresh)
+    zips = stoppable(pack, halt, page.session, zipped, [page.session, *page.view_controls], [bar, packed], **BACKGROUND)
+    asked, made = [page.session, kind, length, *page.view_controls], [bar, animated, movie]
+    sweeps = stoppable(animate, halt, page.session, swept, asked, made, **BACKGROUND)
     for event, nothing, output in ((dropped, None, drop), (zips, "", bar), (sweeps, "", bar)):
         for over in (event.success, event.failure):
-            over(lambda nothing=nothing: nothing, None, output, **AT_ONCE)
+            over(lambda nothing=nothing: nothing, None, output, **IMMEDIATE)
 
 
 def key(entry: Entry) -> str:
-    """What the page calls an entry: its place changes as others come and go."""
+    """Identifies an entry in the page: its index changes as others come and go."""
     return str(hash(entry))
 
 
 def entry_html(entry: Entry, current: bool) -> str:
-    """A button: some thumbnails and what they are."""
+    """A button with some thumbnails and a description."""
     request, (h, w), count = entry.request, entry.latent.size, len(entry.thumbs)
-    words = [entry.origin or f"{named_label(request)}, seed {request.seed}", f"{w} × {h} cells", request.model]
+    words = [entry.origin or f"{label_text(request)}, seed {request.seed}", f"{w} × {h} cells", request.model]
     if count > 1:
         words.append(f"{count} images")
     if entry.done < request.steps:
         words.append(f"stopped after step {entry.done} of {request.steps}")
     small = "".join(
         f'<img src="{data_uri(thumb)}" alt="image {i} of {count}">'
-        for i, thumb in enumerate(entry.thumbs[:THUMBS], start=1)
+        for i, thumb in enumerate(entry.thumbs[:MAX_THUMBS], start=1)
     )
     lines = "".join(f"<span>{html.escape(line)}</span>" for line in words)
     return f'<button data-key="{key(entry)}" aria-pressed="{str(current).lower()}"><div>{small}</div>{lines}</button>'
 
 
-def there(session: Session) -> tuple:
+def shown_latent(session: Session) -> tuple:
     """Model, latent, request and origin of what is on the page."""
     if session.latent is None:
-        raise ValueError("there is no latent (one is dropped after an hour without use): press Generate")
-    return session.pipe, session.latent, session.made, session.origin
+        raise ValueError(NO_LATENT)
+    return session.pipe, session.latent, session.request, session.origin
 
 
 def bar_html(share: float, words: str) -> str:
     return f'<progress max="1" value="{share:.3f}" aria-label="Progress"></progress><span>{words}</span>'
 
 
-def stored(name: str, content: bytes) -> Path:
-    (path := place(name)).write_bytes(content)
-    return path
-
-
 def download(path: Path, words: str) -> gr.DownloadButton:
-    """A button that gives this file."""
+    """A button that downloads this file."""
     kind, size = path.suffix[1:].upper(), f"{max(path.stat().st_size / 1e6, 0.1):.1f} MB"
     return gr.DownloadButton(f"{words} ({kind}, {size})", value=str(path), interactive=True)

@@ -1,4 +1,4 @@
-"""What is inside: the latent's numbers, its coordinates, the denoiser's loss, the steps of the diffusion."""
+"""What is inside: the latent's channels, the coordinates, the denoiser's loss, the steps of the generation."""
 
 from collections.abc import Iterator
 
@@ -6,15 +6,16 @@ import gradio as gr
 from PIL import Image
 
 from r2id.demo.controls import view_request_of
-from r2id.demo.illustrations import MOST_STEPS, channel_maps, coordinate_systems, loss_against_t, trajectory
-from r2id.demo.page import LIGHT, Page, img
+from r2id.demo.illustrations import MAX_STEPS_SHOWN, channel_maps, coordinate_systems, loss_against_t, trajectory
+from r2id.demo.page import Page
 from r2id.demo.request import ViewRequest
-from r2id.demo.session import Session, whole_size
+from r2id.demo.session import Session, frame_size
+from r2id.demo.wiring import DECODE, image_html
 from r2id.image import to_pil
 from r2id.latent import Latent
 from r2id.pipeline import Pipeline
 
-FINE, COARSE = 128, 64  # long sides in pixels of a step, where few and where many are decoded
+STEP_SIDE, MANY_STEPS_SIDE = 128, 64  # long sides in pixels of a step, the latter where many are decoded
 
 
 def build(page: Page) -> None:
@@ -31,8 +32,8 @@ def build(page: Page) -> None:
                 loss = gr.HTML(elem_classes="inside")
 
     def look(session: Session, *values) -> Iterator[list]:
-        """Coordinates, channels, loss; then the steps, which have to be decoded."""
-        pipe, row, model = session.pipe, session.row, session.made.model
+        """Coordinates, channels, loss; then the steps, which take time to decode."""
+        pipe, row, model = session.pipe, session.row, session.request.model
         frames, done, selected = session.frames, session.done, session.selected
         shown = coordinates_html(view_request_of(*values), row.aspect)
         yield [shown, channels_html(row), loss_html(page.models.report(model)), gr.skip()]
@@ -43,15 +44,17 @@ def build(page: Page) -> None:
             return gr.skip()
         return coordinates_html(view_request_of(*values), session.latent.aspect)
 
-    page.watch(tab, look, page.view, [coordinates, channels, loss, steps])
-    # Not the resolution's: it is dragged the most, and does not change what is drawn.
-    shaped = [control.change for control in page.view[1:]]
-    gr.on(shaped, moved, [page.session, *page.view], coordinates, trigger_mode="always_last", **LIGHT)
+    page.watch(tab, look, page.view_controls, [coordinates, channels, loss, steps])
+    # Not the resolution: it does not change the illustration.
+    shaped = [control.change for control in page.view_controls[1:]]
+    gr.on(shaped, moved, [page.session, *page.view_controls], coordinates, trigger_mode="always_last", **DECODE)
 
 
 def figure(title: str, images: list[tuple[Image.Image, str]], words: str) -> str:
-    """(image drawn at twice its size, alternative text) beside each other, under a title and above what one sees."""
-    shown = "".join(f'<div style="max-width: {image.width // 2}px">{img(image, alt)}</div>' for image, alt in images)
+    """HTML of images (drawn at twice their size, with alternative text) side by side, with title and explanation."""
+    shown = "".join(
+        f'<div style="max-width: {image.width // 2}px">{image_html(image, alt)}</div>' for image, alt in images
+    )
     return f"<h3>{title}</h3><div>{shown}</div><p>{words}</p>"
 
 
@@ -64,16 +67,14 @@ def channels_html(row: Latent) -> str:
 
 
 def steps_html(pipe: Pipeline, frames: list[Latent], done: int) -> str:
-    """frames: one row, step by step. done: steps taken, more than there are frames where some were left out."""
-    title = "The diffusion, step by step"
+    """frames: one row after each step that was kept; done: steps taken."""
+    title = "The generation, step by step"
     if not frames:
-        return (
-            f"<h3>{title}</h3><p>This latent was not diffused just now: press Generate, and its steps will be here.</p>"
-        )
-    size = whole_size(frames[0], FINE if len(frames) <= MOST_STEPS else COARSE)
+        return f"<h3>{title}</h3><p>This latent was not generated just now: press Generate to see its steps here.</p>"
+    size = frame_size(frames[0], STEP_SIDE if len(frames) <= MAX_STEPS_SHOWN else MANY_STEPS_SIDE)
     image = trajectory([to_pil(pipe.resample(frame, size=size, fit="contain")[0]) for frame in frames])
-    kept = "" if len(frames) >= done else f" {len(frames)} of {done} steps are shown, the others were left out."
-    words = f"""What the denoiser takes the image for after every step. It starts from noise: the first steps settle
+    kept = "" if len(frames) >= done else f" {len(frames)} of {done} steps are shown."
+    words = f"""The image that the denoiser expects after every step. It starts from noise: the first steps settle
         the rough shape, the last ones the detail.{kept}"""
     return figure(title, [(image, f"the image as expected after each of {len(frames)} steps")], words)
 

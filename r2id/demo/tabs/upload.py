@@ -1,4 +1,4 @@
-"""An image of the user's own, drawn or uploaded: encoded to a latent, and what that loses."""
+"""Encodes the user's own image, drawn or uploaded, and shows what the latent loses."""
 
 import base64
 import binascii
@@ -12,42 +12,20 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from r2id.demo.assets import function, template
 from r2id.demo.controls import Slider, generate_request_of, view_request_of
-from r2id.demo.page import AT_ONCE, LIFE, LIGHT, SLOW, Page, gradio_errors
+from r2id.demo.page import SESSION_SECONDS, Page
 from r2id.demo.request import GenerateRequest
-from r2id.demo.session import Session, whole_size
-from r2id.demo.tabs.compare import SHOWN, row_of
-from r2id.image import MAX_IMAGE_PIXELS, from_pil, to_pil
+from r2id.demo.session import Session, frame_size
+from r2id.demo.tabs.compare import ROW_SIDE, row_of
+from r2id.demo.wiring import BACKGROUND, DECODE, IMMEDIATE, gradio_errors
+from r2id.image import from_pil, to_pil
+from r2id.image_file import MAX_IMAGE_PIXELS
 from r2id.latent import Latent
 from r2id.pipeline import Pipeline
 
 MOST = 1024  # long side in pixels of what is kept of an image
 HINT = "Draw with a finger or the mouse, or upload an image: how well the latent holds it is shown here."
-
-# A drawing travels as a PNG with a transparent ground; "input" is triggered after every stroke.
-BOARD = """<div class="sketch">
-  <canvas width="280" height="280" role="img" aria-label="Board to draw on, with a finger or the mouse"></canvas>
-  <button>Clear the board</button>
-</div>"""
-BOARD_JS = """const board = element.querySelector("canvas"), pen = board.getContext("2d");
-let last = null;
-const send = image => { props.value = image; trigger("input"); };
-const paint = () => { board.style.background = props.ground; };
-const line = event => {
-  const scale = board.width / board.clientWidth, to = [event.offsetX * scale, event.offsetY * scale];
-  Object.assign(pen, { strokeStyle: props.ink, lineWidth: board.width * 0.09, lineCap: "round" });
-  pen.beginPath();
-  pen.moveTo(...(last ?? to));
-  pen.lineTo(...to);
-  pen.stroke();
-  last = to;
-};
-board.onpointerdown = event => { if (!event.button) { board.setPointerCapture(event.pointerId); line(event); } };
-board.onpointermove = event => { if (last) line(event); };
-board.onpointerup = board.onpointercancel = () => { if (last) { last = null; send(board.toDataURL()); } };
-element.querySelector("button").onclick = () => { pen.clearRect(0, 0, board.width, board.height); send(""); };
-watch("ground", paint);
-paint();"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +55,7 @@ def encoded(pipe: Pipeline, given: Given, request: GenerateRequest) -> tuple[Ten
     image_BCHW = from_pil(given.image, pipe.config.channels, pipe.config.background)[None]
     latent = pipe.encode(image_BCHW, latent_size=request.latent_size(pipe.config.size_multiple))
     height, width = image_BCHW.shape[2:]
-    if (reduce := min(height, width) / pipe.config.training_size) > 1:
+    if (reduce := min(height, width) / pipe.config.encoder_size) > 1:
         image_BCHW = F.interpolate(image_BCHW, size=(round(height / reduce), round(width / reduce)), mode="area")
     return image_BCHW, latent
 
@@ -96,7 +74,7 @@ def loss(pipe: Pipeline, given: Given, request: GenerateRequest) -> str:
     again_BCHW = pipe.resample(latent, size=(height, width), fit="stretch")
     error = (again_BCHW - image_BCHW).square().mean().item()
     ratio = f"{-10 * math.log10(error):.1f} dB" if error else "infinite"
-    large = to_pil(pipe.resample(latent, size=whole_size(latent, SHOWN), fit="contain")[0])
+    large = to_pil(pipe.resample(latent, size=frame_size(latent, ROW_SIDE), fit="contain")[0])
     images = [
         (f"{given.origin}, {width} × {height} pixels", to_pil(image_BCHW[0])),
         (f"reconstruction, {width} × {height} pixels", to_pil(again_BCHW[0])),
@@ -135,7 +113,7 @@ def build(page: Page) -> None:
 
     def put(session: Session, given: Given, cells: int, *values):
         with gradio_errors():
-            many = len(page.draw)
+            many = len(page.generate_controls)
             request = described(given, replace(generate_request_of(*values[:many]), cells=int(cells)))
             _, latent = encoded(page.models.get(request.model), given, request)
             return page.restore(
@@ -143,7 +121,7 @@ def build(page: Page) -> None:
             )
 
     def fitted(model: str | None, cells: int):
-        """Slider and board for another model."""
+        """Slider and board for the chosen model."""
         if not model:
             return gr.skip(), gr.skip()
         with gradio_errors():
@@ -155,21 +133,30 @@ def build(page: Page) -> None:
         return slider, gr.HTML(ground="rgb({}, {}, {})".format(*ground), ink="#fff" if sum(ground) < 384 else "#000")
 
     with gr.Tab("Your own image"):
-        given = gr.State(None, time_to_live=LIFE)
+        given = gr.State(None, time_to_live=SESSION_SECONDS)
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                board = gr.HTML(None, html_template=BOARD, js_on_load=BOARD_JS, ground="#000", ink="#fff")
+                board = gr.HTML(None, **template("board"), ground="#000", ink="#fff")
                 upload = gr.UploadButton("Upload an image", file_types=["image"])
             with gr.Column(scale=2, min_width=280):
                 cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size of your image (cells)")
                 seen = gr.HTML(HINT)
                 button = gr.Button("Put it on the page", variant="primary", interactive=False)
 
-    page.draw[0].change(fitted, [page.draw[0], cells], [cells, board], **AT_ONCE)
-    board.input(drawn, board, given, trigger_mode="always_last", **LIGHT)  # without a queue, a State has no change
-    upload.upload(uploaded, upload, given, **SLOW)
-    changes = [given.change, cells.change, page.draw[0].change]
-    gr.on(changes, looked, [given, cells, *page.draw], [seen, button], trigger_mode="always_last", **SLOW)
-    to_page = button.click(put, [page.session, given, cells, *page.draw, *page.view], page.restored, **SLOW)
-    to_page.then(**page.again)
-    to_page.success(None, None, None, js="() => document.querySelector('#show').scrollIntoView()")
+    page.generate_controls[0].change(fitted, [page.generate_controls[0], cells], [cells, board], **IMMEDIATE)
+    board.input(drawn, board, given, trigger_mode="always_last", **DECODE)  # without a queue, a State has no change
+    upload.upload(uploaded, upload, given, **BACKGROUND)
+    changes = [given.change, cells.change, page.generate_controls[0].change]
+    gr.on(
+        changes,
+        looked,
+        [given, cells, *page.generate_controls],
+        [seen, button],
+        trigger_mode="always_last",
+        **BACKGROUND,
+    )
+    to_page = button.click(
+        put, [page.session, given, cells, *page.generate_controls, *page.view_controls], page.restored, **BACKGROUND
+    )
+    to_page.then(**page.refresh)
+    to_page.success(None, None, None, js=function("showStage"))

@@ -1,15 +1,13 @@
 """The tab Models: what is installed, what is broken, and what the chosen one says of itself."""
 
-pytest_plugins = "browser"
-
 
 def test_a_model_is_chosen_and_a_broken_one_tells_why(phone, weights):
     (weights / "twin" / "README.md").write_text("---\nlicense: mit\n---\n# The twin\n\n| a | b |\n|---|---|\n| 1 | 2 |")
-    session = phone("dark")
-    page = session.page
-    session.shows("resampled in")
+    user = phone("dark")
+    page = user.page
+    user.shows("resampled in")
     page.get_by_role("tab", name="Models").click()
-    page.get_by_text("There is no card beside its weights").wait_for()
+    page.get_by_text("There is no model card beside its weights").wait_for()
     assert page.get_by_label("tiny", exact=True).is_checked()
     panel = page.get_by_role("tabpanel").filter(has_text="Installed models")
     panel.get_by_text("spoilt cannot be used: config.json: not usable as JSON").wait_for()
@@ -19,15 +17,15 @@ def test_a_model_is_chosen_and_a_broken_one_tells_why(phone, weights):
     page.get_by_text("The latent on the page was made with model tiny").wait_for()
     assert page.get_by_role("combobox", name="Model").input_value() == "twin"
     assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
-    session.press("Diffuse")
+    user.press("Generate")
     page.wait_for_function("/-seed[1-9]/.test(document.querySelector('[data-part=save]').download)")
-    session.shows("resampled in")
-    assert session.parameters()["model"] == "twin"
+    user.shows("resampled in")
+    assert user.parameters()["model"] == "twin"
 
 
-def test_what_is_no_hub_id_is_refused_in_a_line(session):
-    page = session.page
-    session.shows("resampled in")
+def test_what_is_no_hub_id_is_refused_in_a_line(user):
+    page = user.page
+    user.shows("resampled in")
     page.get_by_role("tab", name="Models").click()
     hub = page.get_by_role("textbox", name="A model of the Hugging Face Hub")
     hub.fill("../weights")

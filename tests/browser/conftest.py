@@ -1,61 +1,24 @@
-"""A server with tiny models, and a browser on its page: fixtures for files that say `pytest_plugins = "browser"`."""
+"""Tests of the page in headless Chromium: all get the marker `browser`."""
 
 import base64
 import io
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from load import App
+import served
 from PIL import Image
 from playwright import sync_api
 
 from r2id.image import read_parameters
 
-ROOT = Path(__file__).parents[1]
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"]
 CHROMIUM = "/usr/bin/chromium"
-PATIENCE = 90_000  # milliseconds; a busy machine is slow, not wrong
+PATIENCE = 90_000  # milliseconds: a busy machine is slow, not wrong
 WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
-
-
-@contextmanager
-def served(weights) -> Iterator[str]:
-    """`python app.py` on a free port, with nothing left to do at its start."""
-    app = App(weights, OMP_NUM_THREADS="1")
-    try:
-        yield app.url
-    finally:
-        app.stop()
-
-
-@pytest.fixture(scope="session")
-def serve():
-    """`with serve(weights) as url`: another server."""
-    return served
-
-
-@pytest.fixture(scope="session")
-def weights(tiny_weights, tmp_path_factory):
-    """Two models and a broken one."""
-    folder = tmp_path_factory.mktemp("page")
-    for name in ("tiny", "twin"):
-        shutil.copytree(tiny_weights, folder / name)
-    (folder / "spoilt").mkdir()
-    (folder / "spoilt" / "config.json").write_text("{")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def url(weights):
-    with served(weights) as address:
-        yield address
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +30,15 @@ def browser():
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
 
 
-class Session:
-    """One user's page."""
+serve, url, weights = served.serve, served.url, served.weights  # fixtures
+
+
+def pytest_collection_modifyitems(items):
+    served.mark_folder(items, Path(__file__).parent, "browser")
+
+
+class UserPage:
+    """The page of one user."""
 
     def __init__(self, page: sync_api.Page, url: str):
         self.hosts, self.page = set(), page
@@ -123,13 +93,13 @@ class Session:
 
 
 @pytest.fixture
-def user(browser):
-    """`user(url, viewport=PHONE, **options of a browser context)` → Session, closed after the test."""
+def open_page(browser):
+    """`open_page(url, viewport=PHONE, **options of a browser context)` → UserPage, closed after the test."""
     contexts = []
 
-    def user(url: str, **options) -> Session:
+    def open_page(url: str, **options) -> UserPage:
         contexts.append(browser.new_context(**{"viewport": WIDE, **options}))
-        return Session(contexts[-1].new_page(), url)
+        return UserPage(contexts[-1].new_page(), url)
 
     yield user
     for context in contexts:
@@ -137,19 +107,19 @@ def user(browser):
 
 
 @pytest.fixture
-def session(user, url):
+def user(open_page, url):
     """A user with a wide window."""
-    return user(url)
+    return open_page(url)
 
 
 @pytest.fixture
 def gallery() -> Path:
     """Where screenshots are kept."""
-    (folder := ROOT / "tests" / "artefacts").mkdir(exist_ok=True)
+    (folder := Path(__file__).parents[1] / "artefacts").mkdir(exist_ok=True)
     return folder
 
 
 @pytest.fixture
-def phone(user, url):
+def phone(open_page, url):
     """A user with a phone, in the given theme: `phone("dark")`."""
-    return lambda theme: user(f"{url}?__theme={theme}", viewport=PHONE)
+    return lambda theme: open_page(f"{url}?__theme={theme}", viewport=PHONE)

@@ -1,4 +1,4 @@
-"""The tab History: what was made comes back, from the session and from a file; what can be taken along is complete."""
+"""The tab History: what was made comes back, from the user and from a file; what can be taken along is complete."""
 
 import io
 import re
@@ -8,12 +8,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from PIL import Image
+from r2id.demo.user import png
 
 from r2id.demo.request import GenerateRequest, ViewRequest, to_dict
-from r2id.demo.session import png
 from r2id.image import read_parameters
-
-pytest_plugins = "browser"
 
 FINE = r"pixels.* resampled in [0-9]+ ms"
 DROP = "#history-drop input[type=file]"
@@ -25,52 +23,52 @@ def file(request=None, **changes) -> bytes:
     return png(torch.zeros(1, 8, 8), (to_dict(request, ViewRequest()) if request else {}) | changes)
 
 
-def opened(session):
+def opened(user):
     """The page of a user who has opened the tab."""
-    session.shows(FINE)
-    session.page.get_by_role("tab", name="History").click()
-    session.page.locator("#history button").first.wait_for()
-    return session.page
+    user.shows(FINE)
+    user.page.get_by_role("tab", name="History").click()
+    user.page.locator("#history button").first.wait_for()
+    return user.page
 
 
-def test_what_was_made_comes_back_pixel_for_pixel_without_diffusing(session):
-    page = opened(session)
-    session.shows(f"{FINE}.*seed 0")
-    first = session.pixels()
-    session.press("Diffuse")
-    session.shows(f"{FINE}.*seed [1-9]")
+def test_what_was_made_comes_back_pixel_for_pixel_without_diffusing(user):
+    page = opened(user)
+    user.shows(f"{FINE}.*seed 0")
+    first = user.pixels()
+    user.press("Generate")
+    user.shows(f"{FINE}.*seed [1-9]")
     entries = page.locator("#history button")
     page.wait_for_function("document.querySelectorAll('#history button').length === 2")
-    assert not np.array_equal(session.pixels(), first)
+    assert not np.array_equal(user.pixels(), first)
     assert [entries.nth(i).get_attribute("aria-pressed") for i in (0, 1)] == ["true", "false"]
     entries.nth(1).focus()
     page.keyboard.press("Enter")
-    session.shows(f"{FINE}.*label 3, seed 0")
-    assert np.array_equal(session.pixels(), first)
+    user.shows(f"{FINE}.*label 3, seed 0")
+    assert np.array_equal(user.pixels(), first)
     assert page.get_by_label("Seed", exact=True).input_value() == "0"
     page.locator("#history button:nth-child(2)[aria-pressed=true]:focus").wait_for()  # the keyboard is where it was
     assert entries.count() == 2  # nothing was diffused
 
 
-def test_a_png_made_here_brings_its_parameters_back(session):
-    page = opened(session)
-    session.type("Resolution, long side (pixels)", "120")
-    session.shows(f"120 × 120 {FINE}.*seed 0")
-    made, before = session.file(), session.pixels()
-    session.type("Resolution, long side (pixels)", "64")
-    session.press("Diffuse")
-    session.shows(f"64 × 64 {FINE}.*seed [1-9]")
+def test_a_png_made_here_brings_its_parameters_back(user):
+    page = opened(user)
+    user.type("Resolution, long side (pixels)", "120")
+    user.shows(f"120 × 120 {FINE}.*seed 0")
+    made, before = user.file(), user.pixels()
+    user.type("Resolution, long side (pixels)", "64")
+    user.press("Generate")
+    user.shows(f"64 × 64 {FINE}.*seed [1-9]")
     page.locator(DROP).set_input_files({"name": "3.png", "mimeType": "image/png", "buffer": made})
     page.get_by_text("label 3, seed 0: press Generate to make it again").wait_for()
-    session.shows(f"120 × 120 {FINE}.*seed [1-9]")  # the latent stays until then
-    session.press("Diffuse")
-    session.shows(f"120 × 120 {FINE}.*seed 0")
-    assert np.array_equal(session.pixels(), before)
+    user.shows(f"120 × 120 {FINE}.*seed [1-9]")  # the latent stays until then
+    user.press("Generate")
+    user.shows(f"120 × 120 {FINE}.*seed 0")
+    assert np.array_equal(user.pixels(), before)
 
 
-def test_a_png_that_was_not_made_here_is_refused_in_a_line_and_nothing_is_lost(session):
-    page = opened(session)
-    words = session.shows(f"{FINE}.*seed 0")
+def test_a_png_that_was_not_made_here_is_refused_in_a_line_and_nothing_is_lost(user):
+    page = opened(user)
+    words = user.shows(f"{FINE}.*seed 0")
     Image.new("L", (8, 8)).save(plain := io.BytesIO(), format="PNG")
     forged = [
         (plain.getvalue(), "it was not made here"),
@@ -78,26 +76,26 @@ def test_a_png_that_was_not_made_here_is_refused_in_a_line_and_nothing_is_lost(s
         (file(replace(DRAWN, label="x")), "label 'x': tiny has 0, 1"),
         (file(replace(DRAWN, model="absent")), "model 'absent'"),
         (file(DRAWN, side="<b>wide"), "side '<b>wide'"),
-        (file(origin="own image"), "was not diffused"),
+        (file(origin="own image"), "was not generated"),
     ]
     for content, told in forged:
         page.locator(DROP).set_input_files({"name": "3.png", "mimeType": "image/png", "buffer": content})
         page.get_by_text(told).wait_for()
         page.get_by_test_id("toast-close").click()
         page.locator(DROP).wait_for(state="attached")
-    assert session.shows(FINE) == words and page.locator("#history button").count() == 1
+    assert user.shows(FINE) == words and page.locator("#history button").count() == 1
 
 
 def test_the_grid_and_an_animation_can_be_taken_along(phone):
-    session = phone("light")
-    page = opened(session)
-    session.type("number input for Images at once", "3")
-    session.type("Resolution, long side (pixels)", "40")
-    session.press("Diffuse")
+    user = phone("light")
+    page = opened(user)
+    user.type("number input for Number of images", "3")
+    user.type("Resolution, long side (pixels)", "40")
+    user.press("Generate")
     page.wait_for_function("/-seed[1-9].*40x40/.test(document.querySelector('[data-part=save]').download)")
-    session.shows(f"40 × 40 {FINE}")
-    seed = session.parameters()["seed"]
-    session.press("Zip all images at this view")
+    user.shows(f"40 × 40 {FINE}")
+    seed = user.parameters()["seed"]
+    user.press("Zip all images at this view")
     page.get_by_text("Download 3 images").wait_for()
     with page.expect_download() as download:
         page.get_by_text("Download 3 images").click()
@@ -105,14 +103,14 @@ def test_the_grid_and_an_animation_can_be_taken_along(phone):
         files = [io.BytesIO(archive.read(name)) for name in archive.namelist()]
     assert [read_parameters(each)["seed"] for each in files] == [(seed + i) % 2**32 for i in range(3)]
     images = [np.asarray(Image.open(each), int) for each in files]
-    assert np.array_equal(images[0], session.pixels()) and not np.array_equal(images[0], images[1])
-    session.press("Make the animation")  # of the resolution
+    assert np.array_equal(images[0], user.pixels()) and not np.array_equal(images[0], images[1])
+    user.press("Make the animation")  # of the resolution
     page.get_by_text(re.compile("Frame [0-9]+ of 25")).wait_for()
-    session.press("Stop making")
+    user.press("Stop making")
     page.get_by_role("button", name="Stop making", disabled=True).wait_for()
     page.locator("#making progress").wait_for(state="detached")
     page.get_by_label("ratio, 9:16 to 16:9").check()
-    session.press("Make the animation")
+    user.press("Make the animation")
     with page.expect_download() as download:
         page.get_by_text("Download label 3 (GIF").click()
     with Image.open(download.value.path()) as gif:

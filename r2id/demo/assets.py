@@ -1,0 +1,25 @@
+"""The css, html and js files of `web/`, in the forms that Gradio takes."""
+
+import json
+from pathlib import Path
+
+WEB = Path(__file__).parent / "web"
+
+
+def text(name: str) -> str:
+    return (WEB / name).read_text(encoding="utf-8")
+
+
+def template(name: str) -> dict[str, str]:
+    """Arguments of `gr.HTML` for a component whose markup is name.html and whose script is name.js."""
+    return dict(html_template=text(f"{name}.html"), js_on_load=text(f"{name}.js"))
+
+
+def function(name: str) -> str:
+    """The argument `js` of an event: a function of web/events.js."""
+    return f"(...values) => {{ {text('events.js')}; return {name}(...values) }}"
+
+
+def constant(value) -> str:
+    """The argument `js` of an event: a function that returns this value."""
+    return f"() => ({json.dumps(value)})"
