@@ -92,7 +92,7 @@ class FontSet:
             glyph, whole = self.glyphs[index], size * -(-DRAWN // size)
             try:
                 font = open_font(glyph.path, whole * EM * self.scales[index], glyph.index)
-                image = np.asarray(centred(ink(font, glyph.character), whole).reduce(whole // size))
+                image = reduced(centred(ink(font, glyph.character), whole), whole // size)
             except OSError as error:
                 raise ValueError(f"{glyph.path}: cannot be drawn: {error}; start again") from error
             image.flags.writeable = False
@@ -108,8 +108,7 @@ class FontSet:
             raise ValueError(f"master {master}: must be a multiple of the size, {size}")
         images = np.empty((len(indices), 1, size, size), np.uint8)
         for image, index in zip(images, indices, strict=True):
-            drawn = self.render(int(index), master)
-            image[0] = drawn if size == master else np.asarray(Image.fromarray(drawn).reduce(master // size))
+            image[0] = reduced(Image.fromarray(self.render(int(index), master)), master // size)
         return torch.from_numpy(images)
 
     def report(self) -> str:
@@ -232,6 +231,11 @@ def centred(glyph: Image.Image | None, size: int) -> Image.Image:
     return frame
 
 
+def reduced(image: Image.Image, factor: int) -> np.ndarray:
+    """Means of squares of `factor` pixels."""
+    return np.asarray(image.reduce(factor) if factor > 1 else image)
+
+
 # the scan
 
 
@@ -290,11 +294,11 @@ def scan_glyphs(face: Face, file: Path, glyphs: str) -> dict[str, Image.Image]:
     nothing = ink(font, NOTHING)
     for character in glyphs:
         image, scale = ink(font, character), 1.0
-        reduced = image
+        fitted = image
         if image and max(image.size) > FIT * SCAN:
             scale = FIT * SCAN / max(image.size)
-            reduced = ink(open_font(file, SCAN * EM * scale, face.index), character)
-        share = np.asarray(centred(reduced, SCAN)).mean() / 255
+            fitted = ink(open_font(file, SCAN * EM * scale, face.index), character)
+        share = np.asarray(centred(fitted, SCAN)).mean() / 255
         if digest(image) == digest(nothing):
             face.left_out[character] = "missing"
         elif not INK[0] <= share <= INK[1]:
