@@ -1,23 +1,28 @@
-"""Tensors in [0, 1] ↔ PIL images, and PNG files that carry the parameters they were made with."""
+"""Files, PIL images and arrays ↔ tensors in [0, 1], and PNG files that carry the parameters they were made with."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from r2id.limits import MAX_BATCH, MAX_PIXELS
+from r2id.image_file import name_of, notes_of, open_image, standard
+from r2id.limits import MAX_PIXELS, short_repr
 
-MAX_IMAGE_PIXELS = 2**26
 TEXT_KEY = "r2id"
 MODES = {1: "L", 3: "RGB"}
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's
+FILE = (str, os.PathLike, bytes, bytearray, memoryview)
+SINGLE = (*FILE, Image.Image, Tensor, np.ndarray)
 
 
 def to_pil(image_CHW: Tensor) -> Image.Image:
@@ -31,60 +36,73 @@ def to_pil(image_CHW: Tensor) -> Image.Image:
     return Image.fromarray(bytes_HWC[..., 0] if bytes_HWC.shape[-1] == 1 else bytes_HWC)
 
 
-def from_pil(pil: Image.Image, channels: int, background: float | Sequence[float]) -> Tensor:
-    """PIL image of any mode → float32 (channels, H, W) in [0, 1], the right way up as its EXIF says.
+def read_image(
+    image, channels: int, background: float | Sequence[float], *, name: str | None = None, shortest: int | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """A PIL image, or a file as `open_image` takes it → float32 (channels, H, W) in [0, 1], and the notes on it.
 
-    Transparency is laid on `background`, in [0, 1], one value or one a channel. Of an animation, the first frame.
-    Raises ValueError for images that are empty, broken or above MAX_IMAGE_PIXELS.
+    Transparency is laid on `background`, in [0, 1], one value or one a channel. Raises ImageError as `open_image` does.
     """
-    if channels not in MODES:
-        raise ValueError(f"channels {channels}: must be 1 or 3")
-    background_C11 = torch.tensor(background, dtype=torch.float32).reshape(-1, 1, 1)
-    if background_C11.numel() not in (1, channels) or not ((background_C11 >= 0) & (background_C11 <= 1)).all():
-        raise ValueError(f"background {background}: must be 1 or {channels} values in [0, 1]")
-    # Before anything is decoded: the size is read from the header.
-    if not 0 < pil.width * pil.height <= MAX_IMAGE_PIXELS:
-        raise ValueError(f"image of {pil.height}×{pil.width}: must have 1…{MAX_IMAGE_PIXELS:,} pixels, shrink it first")
-    try:
-        if getattr(pil, "is_animated", False):
-            pil.seek(0)
-        pil = ImageOps.exif_transpose(pil)
-        if pil.mode in ("I", "F") or pil.mode.startswith("I;16"):
-            grey_1HW, alpha_1HW = _deep_grey(pil)
-            colour_CHW = grey_1HW.expand(channels, -1, -1)
-        elif pil.has_transparency_data:
-            pil = pil.convert("RGBA")
-            colour_CHW, alpha_1HW = _from_bytes(pil.convert(MODES[channels])), _from_bytes(pil.getchannel("A"))
-        else:
-            colour_CHW, alpha_1HW = _from_bytes(pil.convert(MODES[channels])), torch.ones(1, 1, 1)
-    except Exception as error:  # Decoders raise whatever a broken file leads them into.
-        raise ValueError(f"image cannot be decoded: {' '.join(str(error).split())}") from error
-    return background_C11.lerp(colour_CHW, alpha_1HW)
-
-
-def as_images(image, channels: int, background: Sequence[float]) -> Tensor:
-    """Float images (B, C, H, W) or (C, H, W) in [0, 1], or one or a list of PIL images of one size → (B, C, H, W).
-
-    Raises ValueError for anything else, and beyond MAX_BATCH images or MAX_PIXELS of all together.
-    """
+    background_C11 = _background(channels, background)
     if isinstance(image, Image.Image):
-        image = [image]
-    if isinstance(image, (list, tuple)) and image and all(isinstance(i, Image.Image) for i in image):
-        images = [from_pil(i, channels, background) for i in image[: MAX_BATCH + 1]]
-        if len({i.shape for i in images}) > 1:
-            raise ValueError("images of different sizes: encode them one by one, a batch shares one frame")
-        image = torch.stack(images)
-    if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim not in (3, 4):
-        raise ValueError("image: must be a float tensor (B, C, H, W) in [0, 1], a PIL image or a list of them")
-    image_BCHW = image.float() if image.ndim == 4 else image.float()[None]
-    batch, *_, height, width = image_BCHW.shape
-    if image_BCHW.shape[1] != channels or not 1 <= batch <= MAX_BATCH or not 1 <= height * width <= MAX_PIXELS:
-        limits = f"(1…{MAX_BATCH}, {channels}, H, W) of at most {MAX_PIXELS:,} pixels"
-        raise ValueError(f"image of shape {tuple(image.shape)}: must be {limits}")
-    low, high = image_BCHW.aminmax()
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise ValueError(f"image values {low:g}…{high:g}: must be in [0, 1]")
-    return image_BCHW.clamp(0, 1)
+        pil, notes = standard(image, name or "image", shortest)
+    else:
+        pil = open_image(image, name=name, shortest=shortest)
+        notes = notes_of(pil)
+    alpha_1HW = _values(pil.getchannel("A")) if pil.mode in ("LA", "RGBA") else None
+    colour_CHW = _values(pil if pil.mode == "F" else pil.convert(MODES[channels]))
+    return _on(background_C11, colour_CHW, alpha_1HW), notes
+
+
+def from_pil(pil: Image.Image, channels: int, background: float | Sequence[float]) -> Tensor:
+    """`read_image` of a PIL image, whose notes become warnings: float32 (channels, H, W) in [0, 1]."""
+    image_CHW, notes = read_image(pil, channels, background)
+    for note in notes:
+        warnings.warn(f"image: {note}", stacklevel=2)
+    return image_CHW
+
+
+def iter_images(image, channels: int, background: float | Sequence[float]) -> Iterator[Tensor]:
+    """One image or any number of them → float32 (channels, H, W) in [0, 1] each, read when its turn comes.
+
+    image: one, or a list or another iterable, of
+    - paths, bytes, binary files, PIL images: see `read_image`; notes become warnings.
+    - tensors (C, H, W) or (B, C, H, W), C = channels, float in [0, 1] or uint8.
+    - numpy arrays (H, W), (H, W, C) or (B, H, W, C), C 1 (grey), 3 (RGB) or 4 (RGBA), float in [0, 1], uint8, uint16 or
+      bool. An array (3, H, 3) can be read in two ways and is refused.
+    Raises ValueError for anything else, and for an image of more than MAX_PIXELS.
+    """
+    several = isinstance(image, Iterable) and not isinstance(image, SINGLE) and not hasattr(image, "read")
+    if several or (isinstance(image, (Tensor, np.ndarray)) and image.ndim == 4):
+        for one in image:
+            yield from iter_images(one, channels, background)
+    elif isinstance(image, Tensor):
+        yield _from_tensor(image, channels)
+    elif isinstance(image, np.ndarray):
+        yield _from_array(image, channels, _background(channels, background))
+    elif isinstance(image, Image.Image):
+        yield from_pil(image, channels, background)
+    elif isinstance(image, FILE) or hasattr(image, "read"):
+        image_CHW, notes = read_image(image, channels, background)
+        for note in notes:
+            warnings.warn(f"{name_of(image)}: {note}", stacklevel=2)
+        yield image_CHW
+    else:
+        raise ValueError(
+            f"image {short_repr(image)}: must be a path, a PIL image, a tensor (C, H, W), an array (H, W, C)"
+        )
+
+
+def as_images(image, channels: int, background: float | Sequence[float]) -> Tensor:
+    """Images of one size, any that `iter_images` takes → float32 (B, C, H, W) in [0, 1]. Raises ValueError."""
+    if isinstance(image, Tensor) and image.ndim == 4 and len(image):
+        return _from_tensor(image, channels)
+    images = list(iter_images(image, channels, background))
+    if not images:
+        raise ValueError("image: none given, give at least one")
+    if len({one.shape for one in images}) > 1:
+        raise ValueError("images of different sizes: encode them one by one, a batch shares one frame")
+    return torch.stack(images)
 
 
 def save_png(image_CHW: Tensor, file: str | Path | BinaryIO, parameters: dict[str, Any]) -> None:
@@ -129,17 +147,64 @@ def contact_sheet(images: Sequence[Tensor], columns: int, gap: int = 2) -> Image
     return sheet
 
 
-def _from_bytes(pil: Image.Image) -> Tensor:
-    """8-bit L or RGB → float32 (1 or 3, H, W) in [0, 1]."""
-    bytes_HWC = torch.from_numpy(np.array(pil, dtype=np.uint8).reshape(pil.height, pil.width, -1))
-    return bytes_HWC.permute(2, 0, 1).float().contiguous() / 255
+def _background(channels: int, background: float | Sequence[float]) -> Tensor:
+    if channels not in MODES:
+        raise ValueError(f"channels {channels}: must be 1 or 3")
+    background_C11 = torch.tensor(background, dtype=torch.float32).reshape(-1, 1, 1)
+    if background_C11.numel() not in (1, channels) or not ((background_C11 >= 0) & (background_C11 <= 1)).all():
+        raise ValueError(f"background {background}: must be 1 or {channels} values in [0, 1]")
+    return background_C11.expand(channels, 1, 1)
 
 
-def _deep_grey(pil: Image.Image) -> tuple[Tensor, Tensor]:
-    """Mode I;16*, I (0…65535) or F (0…1) → float32 grey and alpha, (1, H, W). `convert` would clip, not scale."""
-    values_HW = np.asarray(pil).astype(np.float32)
-    limit = 1 if pil.mode == "F" else 65535
-    if not ((values_HW >= 0) & (values_HW <= limit)).all():
-        raise ValueError(f"mode {pil.mode} must have values in 0…{limit}")
-    transparent_HW = values_HW == pil.info.get("transparency", -1)
-    return torch.from_numpy(values_HW / np.float32(limit))[None], torch.from_numpy(~transparent_HW).float()[None]
+def _on(background_C11: Tensor, colour_CHW: Tensor, alpha_1HW: Tensor | None) -> Tensor:
+    """Colour (1 or C, H, W) laid on the background → (C, H, W)."""
+    if alpha_1HW is None:
+        return colour_CHW.expand(len(background_C11), -1, -1).contiguous()
+    return background_C11.lerp(colour_CHW, alpha_1HW)
+
+
+def _values(pil: Image.Image) -> Tensor:
+    """8-bit L or RGB, or F → float32 (1 or 3, H, W) in [0, 1]."""
+    values_HWC = torch.from_numpy(np.array(pil).reshape(pil.height, pil.width, -1))
+    values_CHW = values_HWC.permute(2, 0, 1).contiguous().float()
+    return values_CHW if pil.mode == "F" else values_CHW.div_(255)
+
+
+def _from_tensor(image: Tensor, channels: int) -> Tensor:
+    """Float in [0, 1] or uint8 ((B,) C, H, W) → float32 of that shape in [0, 1]."""
+    shape = tuple(image.shape)
+    if image.ndim not in (3, 4) or shape[-3] != channels or not 1 <= shape[-2] * shape[-1] <= MAX_PIXELS:
+        limits = f"(C, H, W) or (B, C, H, W) with C = {channels} and at most {MAX_PIXELS:,} pixels"
+        raise ValueError(f"image of shape {shape}: a tensor must be {limits}")
+    if image.dtype == torch.uint8:
+        return image.float().div_(255)
+    if not image.is_floating_point():
+        raise ValueError(f"image of type {image.dtype}: must be float in [0, 1] or uint8")
+    low, high = image.aminmax()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        remedy = ", divide it by 255" if 0 <= low and 1 < high <= 255 else ""
+        raise ValueError(f"image values {low:g}…{high:g}: must be in [0, 1]{remedy}")
+    return image.float().clamp(0, 1)
+
+
+def _from_array(image: np.ndarray, channels: int, background_C11: Tensor) -> Tensor:
+    """Array (H, W) or (H, W, 1, 3 or 4) → float32 (C, H, W) in [0, 1]."""
+    last = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
+    if not last or (image.ndim == 3 and image.shape[0] in (1, 3, 4)):
+        remedy = "must be (H, W) or (H, W, C) with C 1, 3 or 4; give one with its channels first as a tensor"
+        raise ValueError(f"image of shape {image.shape}: an array {remedy}")
+    if image.size == 0:
+        raise ValueError(f"image of shape {image.shape}: must have at least one pixel")
+    if image.dtype == bool:
+        image = image.astype(np.float32)
+    elif image.dtype == np.uint16:
+        image = image.astype(np.float32) / np.float32(65535)
+    elif image.dtype != np.uint8 and image.dtype.kind != "f":
+        raise ValueError(f"image of type {image.dtype}: must be float in [0, 1], uint8, uint16 or bool")
+    values_HWC = torch.from_numpy(np.array(image, dtype=np.float32 if image.dtype.kind == "f" else None, order="C"))
+    values_CHW = values_HWC.reshape(*image.shape[:2], -1).permute(2, 0, 1)
+    values_CHW = _from_tensor(values_CHW, len(values_CHW))
+    colour_CHW, alpha_1HW = (values_CHW[:3], values_CHW[3:]) if len(values_CHW) == 4 else (values_CHW, None)
+    if channels == 1 and len(colour_CHW) == 3:
+        colour_CHW = torch.tensor(LUMA).reshape(3, 1, 1).mul(colour_CHW).sum(dim=0, keepdim=True)
+    return _on(background_C11, colour_CHW, alpha_1HW)

@@ -9,8 +9,18 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from r2id import image
-from r2id.image import contact_sheet, from_pil, read_parameters, save_png, to_pil
+from r2id.image import (
+    as_images,
+    contact_sheet,
+    from_pil,
+    iter_images,
+    read_image,
+    read_parameters,
+    save_png,
+    to_pil,
+)
+from r2id.image_file import ImageError
+from r2id.limits import MAX_PIXELS
 
 GREY = torch.arange(12).reshape(1, 3, 4) * 20 / 255
 COLOUR = torch.stack([GREY[0], GREY[0].flip(0), GREY[0].flip(1)])
@@ -47,13 +57,6 @@ def test_channels_convert():
     assert from_pil(to_pil(COLOUR), 1, 0.0).shape == (1, 3, 4)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_all_eight_bit_modes_are_read(mode, channels):
-    white = Image.new("RGBA" if mode == "RGBa" else "RGB", (4, 3), "white").convert(mode)
-    assert torch.allclose(from_pil(white, channels, 0.0), torch.ones(channels, 3, 4), atol=2 / 255)
-
-
 def test_cmyk_jpeg_keeps_its_colour():
     red = reopened(Image.new("RGB", (8, 8), "red").convert("CMYK"), "JPEG", quality=95)
     assert red.mode == "CMYK"
@@ -78,67 +81,25 @@ def test_a_transparent_palette_entry_is_background():
     assert pixels[:, 0].T.tolist() == [[1, 1, 1], [0, 1, 0]]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_sixteen_bits_are_scaled_not_clipped(channels):
-    values = np.array([[0, 1, 256], [32768, 65534, 65535]], dtype=np.uint16)
-    expected = torch.from_numpy(values.astype(np.float32) / 65535).expand(channels, -1, -1)
-    for pil in (
-        reopened(Image.fromarray(values), "PNG"),
-        Image.fromarray(values.astype(np.int32)),
-        Image.fromarray(values.astype(np.float32) / np.float32(65535)),
-    ):
-        assert pil.mode in ("I;16", "I", "F")
-        assert torch.equal(from_pil(pil, channels, 0.0), expected)
-
-
 def test_a_transparent_sixteen_bit_grey_is_background():
     pil = reopened(Image.fromarray(np.array([[7, 65535]], dtype=np.uint16)), "PNG", transparency=7)
     assert from_pil(pil, 1, 0.5).tolist() == [[[0.5, 1.0]]]
-
-
-@pytest.mark.parametrize("value", [-1.0, 2.0, float("nan")])
-def test_floats_outside_the_range_are_refused(value):
-    with pytest.raises(ValueError, match="mode F must have values in 0…1"):
-        from_pil(Image.new("F", (2, 2), value), 1, 0.0)
-
-
-@pytest.mark.parametrize("mode", ["L", "I;16"])
-def test_orientation_is_applied(mode):
-    values = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8 if mode == "L" else np.uint16)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rows run upwards along the left side: turn a quarter to the right
-    pixels = from_pil(reopened(Image.fromarray(values), "PNG", exif=exif), 1, 0.0)
-    assert (pixels[0] * (255 if mode == "L" else 65535)).round().tolist() == [[4, 1], [5, 2], [6, 3]]
-
-
-def test_of_an_animation_the_first_frame_is_read():
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    pil = reopened(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    pil.seek(1)
-    assert from_pil(pil, 3, 0.0)[:, 0, 0].tolist() == [1, 0, 0]
-
-
-def test_large_and_empty_images_are_refused_before_decoding(monkeypatch):
-    monkeypatch.setattr(image, "MAX_IMAGE_PIXELS", 11)
-    pil = reopened(to_pil(GREY), "PNG")
-    monkeypatch.setattr(pil, "load", lambda: pytest.fail("decoded"))
-    with pytest.raises(ValueError, match="image of 3×4: must have 1…11 pixels"):
-        from_pil(pil, 1, 0.0)
-    with pytest.raises(ValueError, match="image of 0×5"):
-        from_pil(Image.new("L", (5, 0)), 1, 0.0)
-
-
-def test_a_truncated_file_is_a_value_error():
-    buffer = io.BytesIO()
-    to_pil(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))).save(buffer, "PNG")
-    with pytest.raises(ValueError, match="^image cannot be decoded: .+$"):
-        from_pil(Image.open(io.BytesIO(buffer.getvalue()[:2000])), 3, 0.0)
 
 
 @pytest.mark.parametrize(("channels", "background"), [(2, 0.0), (3, [0.0, 1.0]), (1, 1.5), (1, float("nan")), (3, [])])
 def test_bad_channels_and_backgrounds_are_refused(channels, background):
     with pytest.raises(ValueError, match="^(channels|background)"):
         from_pil(to_pil(GREY), channels, background)
+
+
+def test_notes_come_with_the_image_and_errors_name_it(tmp_path):
+    to_pil(COLOUR).save(tmp_path / "a.png", icc_profile=b"x" * 200)
+    pixels, notes = read_image(tmp_path / "a.png", 3, 0.0)
+    assert torch.equal(pixels, COLOUR) and len(notes) == 1 and "colour profile is ignored" in notes[0]
+    with pytest.warns(UserWarning, match="^a.png: its colour profile is ignored"):
+        as_images(tmp_path / "a.png", 3, 0.0)
+    with pytest.raises(ImageError, match="^your image: not an image that can be read"):
+        read_image(b"nothing", 3, 0.0, name="your image")
 
 
 def test_parameters_travel_in_the_file(tmp_path):
@@ -197,3 +158,81 @@ def test_sheet_keeps_every_image_whole_and_in_order():
 def test_bad_sheets_are_refused(count, columns, gap):
     with pytest.raises(ValueError, match=f"{count} images, {columns} columns, gap {gap}"):
         contact_sheet([GREY] * count, columns, gap)
+
+
+# What `Pipeline.encode` takes
+
+
+TALL = COLOUR.repeat(1, 2, 1)
+
+
+def same(image, expected_BCHW: torch.Tensor, channels: int = 3, atol: float = 1e-6) -> None:
+    given_BCHW = as_images(image, channels, 0.0)
+    assert given_BCHW.dtype == torch.float32
+    torch.testing.assert_close(given_BCHW, expected_BCHW, atol=atol, rtol=0)
+
+
+def test_an_image_may_be_given_in_any_form(tmp_path):
+    save_png(TALL, tmp_path / "a.png", {})
+    data, array = (tmp_path / "a.png").read_bytes(), TALL.permute(1, 2, 0).numpy()
+    whole = (array * 255).round().astype(np.uint8)
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), data, io.BytesIO(data), to_pil(TALL)]
+    forms += [TALL, TALL.double(), (TALL * 255).round().byte(), array, array[::1].astype(np.float64), whole]
+    for form in forms:
+        same(form, TALL[None])
+    forms[3].seek(0)
+    same(forms, TALL.expand(len(forms), -1, -1, -1))
+    same(iter([TALL] * 3), TALL.expand(3, -1, -1, -1))
+    same(torch.stack([TALL, TALL]), TALL.expand(2, -1, -1, -1))
+    same(np.stack([whole, whole]), TALL.expand(2, -1, -1, -1))
+
+
+def test_arrays_become_the_channels_of_the_model():
+    grey, alpha = TALL[0].numpy(), np.full((6, 4, 1), 0.25, dtype=np.float32)
+    for form in (grey, grey[..., None], (grey * 65535).round().astype(np.uint16)):
+        for channels in (1, 3):
+            same(form[None] if form.ndim == 3 else form, TALL[:1].expand(1, channels, -1, -1), channels, atol=1e-5)
+    same(grey > 0.5, (TALL[:1] > 0.5).float()[None], channels=1)
+    rgba = np.concatenate([TALL.permute(1, 2, 0).numpy(), alpha], axis=2)
+    assert torch.allclose(as_images(rgba, 3, [0.0, 1.0, 0.5])[0, 1], 0.25 * TALL[1] + 0.75)
+    same(TALL.permute(1, 2, 0).numpy(), from_pil(to_pil(TALL), 1, 0.0)[None], channels=1, atol=1 / 255)
+
+
+def test_any_number_of_images_is_read_each_in_its_turn():
+    assert as_images([to_pil(GREY)] * 100, 1, 0.0).shape == (100, 1, 3, 4)
+    turns = iter_images((to_pil(GREY) if i < 2 else pytest.fail("read too soon") for i in range(3)), 1, 0.0)
+    assert torch.equal(next(turns), next(turns))
+
+
+@pytest.mark.parametrize(
+    ("image", "fault"),
+    [
+        (None, "must be a path, a PIL image, a tensor"),
+        ([], "image: none given"),
+        (torch.zeros(0, 1, 3, 4), "image: none given"),
+        (torch.zeros(3, 4), r"image of shape \(3, 4\): a tensor must be \(C, H, W\)"),
+        (torch.zeros(3, 4, 4), "a tensor must be .* with C = 1"),
+        (torch.zeros(1, 0, 4), "a tensor must be"),
+        (torch.zeros(1, 1, 1).expand(1, MAX_PIXELS, 2), f"at most {MAX_PIXELS:,} pixels"),
+        (torch.zeros(1, 3, 4, dtype=torch.int32), "image of type torch.int32: must be float in .* or uint8"),
+        (torch.full((1, 3, 4), 128.0), "image values 128…128: must be in .*, divide it by 255"),
+        (torch.full((1, 3, 4), torch.nan), "image values nan…nan"),
+        (
+            np.zeros((3, 8, 3)),
+            r"image of shape \(3, 8, 3\): an array must be .*; give one with its channels first as a",
+        ),
+        (np.zeros((3, 8, 8)), "channels first as a tensor"),
+        (np.zeros((8, 8, 2)), "with C 1, 3 or 4"),
+        (np.zeros(8), "with C 1, 3 or 4"),
+        (np.zeros((8, 8), np.int64), "image of type int64: must be float in"),
+        (np.full((8, 8), -0.1), "image values -0.1…-0.1"),
+        (np.zeros((0, 8)), "at least one pixel"),
+        ("none.png", "none.png: no such file or directory"),
+        (b"no image", "image: not an image that can be read"),
+        ([to_pil(GREY), torch.zeros(1, 8, 9)], "images of different sizes"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_the_remedy(image, fault):
+    with pytest.raises(ValueError, match=fault) as error:
+        as_images(image, 1, 0.0)
+    assert "\n" not in str(error.value)

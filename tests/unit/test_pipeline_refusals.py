@@ -167,7 +167,6 @@ def test_a_bad_latent_is_refused(tiny, latent):
         None,
         "image.png",
         [],
-        [torch.zeros(1, 8, 8)],
         np.zeros((1, 8, 8), np.float32),
         torch.zeros(8, 8),
         torch.zeros(1, 1, 1, 8, 8),
@@ -175,8 +174,6 @@ def test_a_bad_latent_is_refused(tiny, latent):
         torch.zeros(1, 0, 8),
         torch.zeros(2, 1, 8, 0),
         torch.zeros(0, 1, 8, 8),
-        torch.zeros(65, 1, 8, 8),
-        torch.zeros(1, 8, 8, dtype=torch.uint8),
         torch.zeros(1, 8, 8, dtype=torch.complex64),
         torch.full((1, 8, 8), math.nan),
         torch.full((1, 8, 8), math.inf),
@@ -187,8 +184,6 @@ def test_a_bad_latent_is_refused(tiny, latent):
         Image.new("L", (100, 1)),
         Image.new("L", (0, 5)),
         [Image.new("L", (8, 8)), Image.new("L", (8, 9))],
-        [Image.new("L", (8, 8))] * 65,
-        [Image.new("L", (8, 8)), torch.zeros(1, 8, 8)],
     ],
 )
 def test_a_bad_image_is_refused(tiny, image):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import warnings
@@ -12,16 +11,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 from torch import Tensor
 
-from r2id.image import from_pil
+from r2id.colour import GREY_MODES
+from r2id.image import read_image
+from r2id.image_file import ImageError, peek_image
 from train.data.sources import Row, Stored, Stream
 
 DECODERS = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # threads of a process
 NAMED = 3  # images named of those that cannot be read
-GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "F")
+ENOUGH = 4  # times the size of training images: short side of what is decoded where a file has more
 
 
 def channels_of(chunks: Iterable[list[Row]]) -> int:
@@ -31,16 +30,10 @@ def channels_of(chunks: Iterable[list[Row]]) -> int:
 
 def is_grey(row: Row) -> bool:
     try:
-        with opened(row) as image:
+        with peek_image(row.file) as image:
             return image.mode in GREY_MODES
-    except Exception:  # Decoders raise whatever a broken file leads them into: it is counted when it is decoded.
+    except ImageError:  # counted when it is decoded
         return True
-
-
-def opened(row: Row) -> PILImage.Image:
-    if row.file is None:
-        raise ValueError("no image")
-    return PILImage.open(io.BytesIO(row.file) if isinstance(row.file, bytes) else row.file)
 
 
 class Decoder:
@@ -50,6 +43,7 @@ class Decoder:
         """max_aspect: None for `square` images of this size, else the limit of `own_frame`."""
         self.data, self.channels, self.size, self.max_aspect = data, channels, size, max_aspect
         self.read, self.skipped, self.told = 0, [], 0
+        self.notes, self.noted = {}, 0  # the keys, in order and once each
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -60,36 +54,45 @@ class Decoder:
         """Images (C, H, W) in [0, 1], None for those that cannot be read. run: `map`, or a pool's."""
         found = list(run(self.decode, rows))
         self.read += len(rows)
-        for row, fault in zip(rows, found, strict=True):
-            if isinstance(fault, str):
-                self.skipped.append(f"{row.name} ({fault})")
-        return [None if isinstance(image, str) else image for image in found]
+        for row, (image_CHW, notes) in zip(rows, found, strict=True):
+            said = [f"{row.name} ({note})" for note in notes]
+            if image_CHW is None:
+                self.skipped += said
+            else:
+                self.notes.update(dict.fromkeys(said))
+        return [image_CHW for image_CHW, _ in found]
 
-    def decode(self, row: Row) -> Tensor | str:
-        """The image, or why it cannot be read."""
+    def decode(self, row: Row) -> tuple[Tensor | None, tuple[str, ...]]:
+        """The image and notes on it, or None and why it cannot be read."""
+        if row.file is None:
+            return None, ("no image",)
         try:
-            with opened(row) as image:
-                pixels_CHW = from_pil(image, self.channels, background=1.0)
-            if self.max_aspect is None:
-                return square(pixels_CHW, self.size)
-            return own_frame(pixels_CHW, self.size, self.max_aspect)
-        except UnidentifiedImageError:
-            return "not an image"
-        except Exception as error:  # Decoders raise whatever a broken file leads them into.
-            return " ".join(str(error).split()) or type(error).__name__
+            pixels_CHW, notes = read_image(row.file, self.channels, background=1.0, shortest=ENOUGH * self.size)
+        except ImageError as error:
+            return None, (error.fault,)
+        if self.max_aspect is None:
+            return square(pixels_CHW, self.size), notes
+        return own_frame(pixels_CHW, self.size, self.max_aspect), notes
 
     def report(self) -> None:
-        """Warns of all that could not be read so far. Raises ValueError for more than half."""
+        """Warns of all that could not be read so far, and of what was noted. Raises ValueError for more than half."""
         self.told = len(self.skipped)
+        if len(self.notes) > self.noted:
+            self.noted = len(self.notes)
+            warnings.warn(f"{self.data}: {self.noted:,} notes on images: {first(self.notes)}", stacklevel=2)
         if not self.skipped:
             return
-        names = list(dict.fromkeys(self.skipped))
-        named = ", ".join(names[:NAMED] + ["…"] * (len(names) > NAMED))
+        named = first(self.skipped)
         if 2 * self.told > self.read:
             fault = f"{self.told:,} of {self.read:,} images cannot be read, more than half"
             raise ValueError(f"{self.data}: {fault}: {named}; mend them or give other data")
         fault = f"{self.told:,} of {self.read:,} images cannot be read and are left out"
         warnings.warn(f"{self.data}: {fault}: {named}; mend or remove them", stacklevel=2)
+
+
+def first(names: Iterable[str]) -> str:
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:NAMED] + ["…"] * (len(names) > NAMED))
 
 
 def square(pixels_CHW: Tensor, size: int) -> Tensor:
