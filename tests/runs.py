@@ -9,8 +9,14 @@ from PIL import Image
 
 from r2id import Pipeline
 from train.data.buckets import ShapeSampler
-from train.engine.loop import Optimisation, Phase
-from train.engine.recipe import DenoiserRecipe, ResamplerRecipe
+from train.engine.recipe import (
+    DenoiserOptimisation,
+    DenoiserPhase,
+    DenoiserRecipe,
+    ResamplerOptimisation,
+    ResamplerPhase,
+    ResamplerRecipe,
+)
 from train.engine.state import State, save_state
 
 STEPS = 30
@@ -20,16 +26,24 @@ COST = {"images": 1234, "steps": STEPS, "operations": 5e12, "seconds": 90.0}
 def finished_run(folder: Path, pipe: Pipeline, *, step: int = STEPS, data: str = "owner/pictures") -> Path:
     """A run of STEPS steps, exported after `step` of them; its averaged weights are the pipeline's. → its folder."""
     config, pixels = pipe.config, pipe.resampler is None
-    phases = (Phase(10, (2e-3, 1e-3)), Phase(STEPS - 10, (1e-3, 1e-5)))
-    shared = {"name": "small", "optimisation": Optimisation(phases=phases, batch=6), "data": data}
+    shared = {"name": "small", "data": data}
     shape_sampler = ShapeSampler(cells=config.trained_cells, p_square=1.0 if pixels else 0.5)
     recipes = {}
+
+    def optimised(kind, phase):
+        return kind(phases=(phase(10, (2e-3, 1e-3)), phase(STEPS - 10, (1e-3, 1e-5))), batch=6)
+
     if not pixels:
         recipes["resampler"] = ResamplerRecipe(
-            **shared, training_size=config.encoder_size, shape_sampler=shape_sampler, model=config.resampler
+            **shared,
+            optimisation=optimised(ResamplerOptimisation, ResamplerPhase),
+            training_size=config.encoder_size,
+            shape_sampler=shape_sampler,
+            model=config.resampler,
         )
     recipes["denoiser"] = DenoiserRecipe(
         **shared,
+        optimisation=optimised(DenoiserOptimisation, DenoiserPhase),
         architecture=config.architecture,
         pixels=pixels,
         training_size=config.encoder_size if pixels else None,

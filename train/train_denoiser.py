@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from r2id.denoisers import DENOISERS
@@ -36,8 +37,10 @@ def main(argv: list[str] | None = None) -> None:
     size, own = seen["training_size"], seen.get("native_aspect", False)
     frame = None if own else size
     load = partial(stream_images, seed=recipe.optimisation.seed) if args.stream else load_images
+    load = partial(load, label_column=args.label_column)
     max_aspect = recipe.shape_sampler.max_aspect if own else None
     train = load(data, "train", size=size, channels=resampler and resampler.config.channels, max_aspect=max_aspect)
+    PartialState().print(train.describe(), flush=True)
     if train.background is None and recipe.shape_sampler.p_square < 1 and not own and not recipe.cache_latents:
         raise ValueError(f"{data}: no known background, so frames cannot be padded; set shape_sampler.p_square = 1")
     if recipe.rollout.phases and (own or not isinstance(train.images, Tensor) or not train.names):

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch import Tensor
 
 from r2id.cross_attention_resampler import CrossAttentionR2IR
 from r2id.image import contact_sheet
-from r2id.position import grid_positions
 from train.data.images import load_images, stream_images
 from train.engine.cli import arguments, draw, run, run_of, script, start_from
 from train.engine.recipe import ResamplerRecipe, read_recipe, shape_sampler_of
 from train.losses.linear_codec import LinearCodecAlone, fit_linear_codec
-from train.losses.resampler import ResamplerLoss, encode
+from train.losses.resampler import ResamplerLoss
 
 CHECKED = 500  # validation images that are reconstructed at every evaluation
 CHUNK = 100  # of them at once, to bound memory
@@ -31,8 +31,10 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(args.out or f"runs/{recipe.name}") / "resampler"
     data = args.data or recipe.data
     load = partial(stream_images, seed=recipe.optimisation.seed) if args.stream else load_images
+    load = partial(load, label_column=args.label_column)
     own = recipe.native_aspect
     train = load(data, "train", size=recipe.training_size, max_aspect=recipe.shape_sampler.max_aspect if own else None)
+    PartialState().print(train.describe(), flush=True)
     held = load(data, "validation", size=recipe.training_size, limit=CHECKED)
     recipe = replace(recipe, model=replace(recipe.model, channels=train.images.shape[1]))
     if train.background is None and (recipe.outside_fraction or (recipe.shape_sampler.p_square < 1 and not own)):
@@ -88,19 +90,16 @@ def evaluate(model: CrossAttentionR2IR, images: Tensor):
     """Mean square error on [-1, 1] at every latent size, latent statistics, and a sheet of reconstructions."""
     device = next(model.parameters()).device
     figures, rows = {}, [*images[:10]]
-    pixels = grid_positions(tuple(images.shape[2:]), 1.0, sigma=model.config.ipe_sigma).to(device)
     for n in SIZES:
-        cells = grid_positions((n, n), 1.0).to(device)
         latents, decoded = [], []
         for chunk in images.to(device).split(CHUNK):
-            latents.append(encode(model, chunk, (n, n)))
-            colour_BNC = model.decode(model.prepare(latents[-1], cells), pixels)
-            decoded.append(colour_BNC.transpose(1, 2).reshape_as(chunk).clamp(-1, 1).cpu())
+            latents.append(model.encode_image(chunk, (n, n)))
+            decoded.append(model.decode_image(latents[-1], size=tuple(chunk.shape[2:])).clamp(-1, 1).cpu())
         decoded = torch.cat(decoded)
         figures[f"mse {n}x{n}"] = F.mse_loss(decoded, images).item()
         rows += decoded[:10]
     flat = torch.cat(latents).transpose(0, 1).flatten(1)
-    eigenvalues = torch.linalg.eigvalsh(torch.cov(flat))
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(flat.cpu()))
     figures["latent mean square"] = flat.square().mean().item()
     figures["latent dimensions"] = (eigenvalues.sum() ** 2 / eigenvalues.square().sum()).item()
     return figures, contact_sheet([(row + 1) / 2 for row in rows], columns=10)

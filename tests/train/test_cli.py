@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import re
 import signal
+import sys
 from dataclasses import replace
 
 import datasets
@@ -16,7 +18,7 @@ from test_loop import SMALL, compute, small, train
 
 from train import train_denoiser, train_resampler
 from train.engine.cli import clock, dry_run, script, train_with_progress
-from train.engine.loop import Phase
+from train.engine.recipe import Phase
 from train.engine.state import load_state
 
 RESAMPLER = """
@@ -73,7 +75,7 @@ def test_the_cost_is_that_of_the_phases():
         return value, metrics
 
     header, size, first, second, total = dry_run(run, computed)
-    assert "device cpu, mixed precision no" in header
+    assert "device cpu, precision float32" in header
     assert size == "97 parameters; 4 images a step in 1 parts"  # (4 + 1) · 16 + 16 + 1
     assert set(steps) == {0, 1, 2, 2002, 4002}
     cost = r"phase 0: 2 steps, 0\.0 GFLOP and [\d.e-]+ s a step, [\d,]+ MB at most, 0 s"
@@ -88,14 +90,26 @@ def test_the_cost_is_that_of_the_phases():
     ]
 
 
+class InductorError(RuntimeError):
+    __module__ = "torch._inductor.exc"
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (ValueError("batch 0: must be 1"), "error: batch 0: must be 1"),
         (FloatingPointError("step 4"), "error: step 4"),
         (OSError(errno.ENOSPC, "No space left on device"), r"make room, then the same command goes on"),
-        (PermissionError(errno.EACCES, "Permission denied", "runs"), "error: .*Permission denied: 'runs'$"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs"),
+            "error: .*Permission denied: 'runs'; give another --out, or set HF_HOME .* or TMPDIR .* to a folder that",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "Read-only file system: '/x'; give another --out"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found"), "TMPDIR .* to a folder that can be"),
         (torch.OutOfMemoryError("Tried 2 GiB.\nmore"), "error: Tried 2 GiB.; raise optimisation.accumulate or lower"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you\nmore"), "memory: you; raise optimisation.accum"),
+        (InductorError("No working C++ compiler found\nmore"), "optimisation.compile: No working C.*; install a C.*"),
+        (NotImplementedError("'aten::x' is not implemented for the MPS device.\n"), "; set PYTORCH_ENABLE_MPS_FALLB"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(error, message):
@@ -105,6 +119,30 @@ def test_what_a_user_can_mend_is_one_line(error, message):
     with pytest.raises(SystemExit, match=message) as caught:
         script(main)
     assert "\n" not in caught.value.code
+
+
+def test_a_fault_of_the_program_is_not_hidden():
+    def main():
+        raise KeyError("key")
+
+    with pytest.raises(KeyError):
+        script(main)
+
+
+def test_control_c_says_that_nothing_is_lost(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        script(main)
+    assert caught.value.code == 130 and "the same command goes on from there" in capsys.readouterr().err
+
+
+def test_an_output_that_lacks_a_character_goes_on(monkeypatch):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="cp1252"))
+    script(lambda: print("accumulate: 1 → 2", flush=True))
+    assert printed.getvalue().strip() == b"accumulate: 1 ? 2"
 
 
 def test_a_dry_run_of_a_script_takes_settings_and_writes_nothing(tmp_path, monkeypatch, capfd):
@@ -117,7 +155,7 @@ def test_a_dry_run_of_a_script_takes_settings_and_writes_nothing(tmp_path, monke
     recipe.write_text(RESAMPLER)
     command = ["--config", str(recipe), "--data", str(tmp_path / "images"), "--out", str(run), "--dry-run"]
     train_resampler.main([*command, "--set", "optimisation.batch=6", "--set", "optimisation.accumulate=3"])
-    lines = capfd.readouterr().out.splitlines()
+    lines = capfd.readouterr().out.splitlines()[-4:]
     assert "parameters; 6 images a step in 3 parts" in lines[1]
     assert lines[2].startswith("phase 0: 40 steps, ") and lines[3].startswith("in all: 40 steps, ")
     assert not run.exists()

@@ -15,7 +15,8 @@ from torch import nn
 
 from train.engine import loop
 from train.engine.flops import count_flops
-from train.engine.loop import Optimisation, Phase, Progress, Run, differences, generator
+from train.engine.loop import Progress, Run, differences, generator
+from train.engine.recipe import Optimisation, Phase
 from train.engine.state import load_state, states
 
 COUNT = 10  # rows of data: with a batch of 4 two batches an epoch
@@ -124,7 +125,7 @@ def test_states_are_kept_by_time_and_pruned(tmp_path):
     metadata = load_state(tmp_path).metadata
     cost = metadata.pop("cost")
     recipe = {"sizes": [1, 2], "accumulate": 1}
-    assert metadata == {"step": 12, "scaler": None, "stream": None, "model": {"width": 16}, "recipe": recipe}
+    assert metadata == {"step": 12, "stream": None, "model": {"width": 16}, "recipe": recipe}
     assert (cost["images"], cost["steps"]) == (48, 12)
 
 
@@ -268,21 +269,15 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_lost
     assert all(value.isfinite().all() for value in run.model.state_dict().values())
 
 
-def test_the_scale_of_small_gradients_is_resumed(tmp_path, monkeypatch):
-    def scaling(**options):
-        accelerator = accelerate(**options)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
-        return accelerator
-
-    accelerate = loop.Accelerator
-    monkeypatch.setattr(loop, "Accelerator", scaling)
-    whole = small(tmp_path / "whole")
-    train(whole)
-    assert load_state(tmp_path / "whole").metadata["scaler"]["scale"] == 8.0 * 2**6
-    train(small(tmp_path / "cut"), send=signal.SIGTERM, at=4)
-    assert load_state(tmp_path / "cut").metadata["scaler"]["scale"] == 8.0 * 2**2
-    train(small(tmp_path / "cut"))
-    assert same(tmp_path / "whole", tmp_path / "cut")
+@pytest.mark.parametrize("chosen", ["bfloat16", "float32"])
+def test_auto_takes_the_precision_that_multiplies_faster(tmp_path, monkeypatch, capsys, chosen):
+    seen = set()
+    monkeypatch.setattr(loop, "faster_precision", lambda device: (chosen, "as measured"))
+    run = small(tmp_path, replace(SMALL, precision="auto"))
+    run.model.register_forward_hook(lambda model, inputs, output: seen.add(output.dtype))
+    next(run.train(compute))
+    assert f"precision: {chosen}, as measured" in capsys.readouterr().out
+    assert seen == {getattr(torch, chosen)} and {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
 def test_a_full_disk_is_warned_of_and_tried_again(tmp_path, monkeypatch):
@@ -383,6 +378,7 @@ def test_a_compiled_step_is_the_same_step(tmp_path, monkeypatch):
         ({"phases": (Phase(0, (1.0, 1.0)),)}, "1 step"),
         ({"batch": 0}, "batch 0, accumulate 1: must be 1"),
         ({"accumulate": 0}, "batch 48, accumulate 0: must be 1"),
+        ({"precision": "float8"}, "precision 'float8': must be one of float32, bfloat16, auto"),
     ],
 )
 def test_a_recipe_that_cannot_be_run_is_refused(options, message):

@@ -185,7 +185,7 @@ def test_the_resampler_loss_is_the_error_at_its_points_and_the_penalty():
     total, parts = loss(images, shape, 0, 0, rng())
     grid, cells = grid_positions((8, 8), 1.0, sigma=TINY.ipe_sigma), grid_positions((4, 5), 1.0)
     raw = loss.model.encode(images.flatten(2).transpose(1, 2), grid, cells)
-    decoded = loss.model.decode(loss.model.prepare(raw.tanh(), cells), grid).transpose(1, 2).view_as(images)
+    decoded = loss.model.decode(loss.model.context(raw.tanh(), cells), grid).transpose(1, 2).view_as(images)
     error = (decoded - images).square().mean()
     assert parts["mse"].item() == pytest.approx(error.item(), rel=1e-4)
     assert total.item() == pytest.approx((error + 0.5 * raw.square().mean()).item(), rel=1e-4)

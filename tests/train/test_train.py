@@ -25,6 +25,7 @@ from train import export, train_denoiser, train_resampler
 from train.engine import cli
 from train.engine.flops import count_flops
 from train.engine.state import load_state, save_state, states
+from train.losses import latent_source
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,9 +142,13 @@ def images(tmp_path_factory) -> str:
     return str(folder)
 
 
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def write(folder: Path, text: str) -> str:
     path = folder / f"{'resampler' if 'cell_blocks' in text else 'denoiser'}.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return str(path)
 
 
@@ -203,7 +208,7 @@ def test_the_configured_mean_and_deviation_standardise_latents(trained):
 
 def test_evaluations_leave_sheets_and_metrics(trained):
     run = trained.parent / "run"
-    lines = [json.loads(line) for line in (run / "resampler" / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(run / "resampler")
     assert [line["step"] for line in lines] == [25, 30]
     assert {"mse 4x4", "mse 16x16", "latent mean square", "latent dimensions"} <= lines[0].keys()
     assert lines[1]["mse 4x4"] < 1
@@ -236,7 +241,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(trained, images, tmp_path, monke
         return cli.draw(shape_sampler, seed, step, *part, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script, "draw", asked)
+        patch.setattr(script if script is train_resampler else latent_source, "draw", asked)
         script.main(command)
     assert load_state(run / stage).metadata["step"] == 4
     assert "stopped at step 4, state saved; the same command goes on" in "".join(capfd.readouterr())
@@ -254,7 +259,7 @@ def test_the_published_recipes_train_by_the_same_scripts(images, tmp_path):
     }
     recipes = []
     for name in ("resampler", "r2id"):
-        text = (ROOT / "train" / "configs" / f"published_{name}.toml").read_text()
+        text = (ROOT / "train" / "configs" / f"published_{name}.toml").read_text(encoding="utf-8")
         for key, value in smaller.items():
             text = re.sub(rf"^{key} = \d+", f"{key} = {value}", text, flags=re.MULTILINE)
         recipes.append(text)
@@ -358,38 +363,61 @@ def test_a_phase_of_the_decoder_alone_leaves_latents_as_they_are(trained, images
     assert (before.resample(latent, size=(16, 16)) - after.resample(latent, size=(16, 16))).abs().max() > 1e-3
 
 
-def test_a_drawn_phase_begins_with_the_averages_and_resumes(trained, images, tmp_path):
+ROLLOUT = """
+[rollout]
+epochs = 1
+real = 3
+steps = [2, 3]
+
+[[rollout.phases]]
+steps = {steps}
+rate = [0.0, 0.0]
+ema = 0.5
+distill_cells = [3, 5]
+"""
+
+
+def test_a_rollout_phase_begins_with_the_averages_and_resumes(trained, images, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained.parent / "run", run)
-    phase = "\n[[optimisation.phases]]\nsteps = {steps}\nrate = [0.0, 0.0]\nrollout = true\nema = 0.5\n"
-    phase += "distill_cells = [5, 6]\n"
-    rollout = "\n[rollout]\nepochs = 1\nreal = 3\nsteps = [2, 3]\n"
     before = load_state(run / "denoiser").part("ema")
     for steps in (1, 2):
-        recipe = write(tmp_path, DENOISER.replace("\n[defaults]", phase.format(steps=steps) + rollout + "\n[defaults]"))
+        recipe = write(tmp_path, DENOISER + ROLLOUT.format(steps=steps))
         train_denoiser.main(["--config", recipe, "--data", images, "--out", str(run)])
         state = load_state(run / "denoiser")
         assert state.metadata["step"] == 6 + steps
         for name, value in state.part("model").items():  # a rate of 0 leaves what it began with
             torch.testing.assert_close(value, before[name])
-    logged = [json.loads(line) for line in (run / "denoiser" / "metrics.jsonl").read_text().splitlines()]
-    assert {"energy", "read"} <= logged[-1].keys() and logged[-1]["moved"] == 0
-    held = load_file(run / "denoiser" / "distill-1.safetensors")
-    assert all(torch.equal(value, before[name]) for name, value in held.items())
+    logged = metrics(run / "denoiser")
+    assert {"energy", "read by critics"} <= logged[-1].keys() and logged[-1]["moved"] == 0
+    teacher = load_file(run / "denoiser" / "teacher-0.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in teacher.items())
 
 
-def test_what_a_drawn_phase_moves_is_measured_from_where_it_began(trained, images, tmp_path):
+def test_what_a_rollout_phase_moves_is_measured_from_where_it_began(trained, images, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained.parent / "run", run)
     state = load_state(run / "denoiser")
     began = {name: value + 0.1 for name, value in state.part("ema").items()}  # what a stopped run had written
-    save_file(began, run / "denoiser" / "distill-1.safetensors")
-    phase = "\n[[optimisation.phases]]\nsteps = 1\nrate = [0.0, 0.0]\nrollout = true\ndistill_cells = [3, 5]\n"
-    rollout = "\n[rollout]\nepochs = 1\nreal = 3\nsteps = [2, 3]\n"
-    recipe = write(tmp_path, DENOISER.replace("\n[defaults]", phase + rollout + "\n[defaults]"))
+    save_file(began, run / "denoiser" / "teacher-0.safetensors")
+    recipe = write(tmp_path, DENOISER + ROLLOUT.format(steps=1))
     train_denoiser.main(["--config", recipe, "--data", images, "--out", str(run)])
-    last = json.loads((run / "denoiser" / "metrics.jsonl").read_text().splitlines()[-1])
+    last = metrics(run / "denoiser")[-1]
     assert last["moved"] > 1e-4 and last["loss"] > 9 * last["moved"]
+
+
+def test_a_denoiser_trains_on_cached_mirrored_latents(trained, images, tmp_path, capfd):
+    run = tmp_path / "run"
+    save_state(run / "resampler", load_state(trained.parent / "run" / "resampler"))
+    cache = '\n[cache_latents]\ncells = [[4, 4], [4, 5]]\n\n[mirror_labels]\n2 = "5"\n'
+    recipe = write(tmp_path, DENOISER.replace('"small"', '"small"\nmirror = true') + cache)
+    train_denoiser.main(["--config", recipe, "--data", images, "--out", str(run)])
+    files = sorted(path.name for path in (run / "denoiser" / "latents").iterdir())
+    assert files == ["4x4.bin", "4x4.json", "4x5.bin", "4x5.json", "labels.npy"]
+    assert (run / "denoiser" / "latents" / "4x4.bin").stat().st_size == 2 * 58 * 3 * 16 * 2  # a tenth is held out
+    assert load_state(run / "denoiser").metadata["step"] == 6
+    export.main([str(run), str(tmp_path / "weights")])
+    assert Pipeline.from_pretrained(tmp_path / "weights", device="cpu").diffuse(3, seed=0).tensor.isfinite().all()
 
 
 def test_a_run_begins_with_the_exported_weights_that_fit_it(trained, images, tmp_path, capfd):
@@ -419,7 +447,7 @@ def test_what_is_missing_is_said_in_one_line(images, tmp_path):
     for call, arguments, message in (
         (train_resampler.main, [*first, str(tmp_path / "none")], "none: no such folder"),
         (train_denoiser.main, [*first, images], "resampler.toml: model: unknown keys 'cell_blocks'"),
-        (train_denoiser.main, [*second, images], "no trained resampler; run train/train_resampler.py first"),
+        (train_denoiser.main, [*second, images], "no trained resampler; run python -m train.train_resampler first"),
         (export.main, [run, run], "run/denoiser: no state there; train it first with train/train_denoiser.py"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
@@ -438,7 +466,7 @@ def test_frames_are_not_padded_without_a_known_background(tmp_path):
     command = ["--data", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
     with pytest.raises(ValueError, match="no known background.*set outside_fraction = 0, shape_sampler.p_square = 1"):
         train_resampler.main(["--config", write(tmp_path, RESAMPLER), *command])
-    square = RESAMPLER.replace("training_size = 16", "training_size = 16\nmargin = 0").replace(
+    square = RESAMPLER.replace("training_size = 16", "training_size = 16\noutside_fraction = 0").replace(
         "[shape_sampler]", "[shape_sampler]\np_square = 1"
     )
     train_resampler.main(["--config", write(tmp_path, square.replace("steps = 25", "steps = 1")), *command])
@@ -461,7 +489,7 @@ def test_a_script_ends_with_one_line(name, monkeypatch):
 
 
 def test_a_script_runs_from_the_repository():
-    command = [sys.executable, "train/train_denoiser.py", "--config", "no.toml"]
+    command = [sys.executable, "-m", "train.train_denoiser", "--config", "no.toml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     assert done.stderr == "error: no.toml: cannot be read (No such file or directory); train/configs/ has the recipes\n"

@@ -40,17 +40,17 @@ def everything(folder: Path) -> None:
         "save": forked(killed_saves, folder)[0],
         "killed": forked(stopped, folder / "killed", signal.SIGKILL)[0],
         "asked": forked(stopped, folder / "asked", signal.SIGTERM)[0],
-        "half": forked(half, folder / "half", ACCELERATE_MIXED_PRECISION="bf16")[0],
+        "half": forked(half, folder / "half")[0],
         "ranks": forked(rank, folder, ranks=2),
     }
-    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
 
 
-def forked(function: Callable, *arguments, ranks: int = 1, **environment: str) -> list[int]:
+def forked(function: Callable, *arguments, ranks: int = 1) -> list[int]:
     """Exit codes of processes that run this, or minus the signals that ended them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     children = []
     for number in range(ranks):
         if child := os.fork():
@@ -106,7 +106,7 @@ def killed_save(run, folder: Path, line: int) -> None:
 
 
 def half(folder: Path) -> None:
-    run, seen = small(folder, **EXACT), set()
+    run, seen = small(folder, replace(SMALL, precision="bfloat16"), **EXACT), set()
     run.model.register_forward_hook(lambda model, inputs, output: seen.add(output.dtype))
     train(run)
     assert seen == {torch.bfloat16}
@@ -150,7 +150,7 @@ def ended(tmp_path_factory) -> Path:
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600)
     assert (folder / "results.json").exists(), done.stderr
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     wanted = {"save": 0, "killed": -signal.SIGKILL, "asked": 0, "half": 0, "ranks": [0, 0]}
     assert results == wanted, done.stderr
     train(small(folder / "whole"))

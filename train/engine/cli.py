@@ -29,7 +29,8 @@ MEASURED = 3  # steps of each phase, spread over it
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="recipe, a file of train/configs/")
-    parser.add_argument("--data", help="Hub id, folder of parquet files or folder of images; default: the recipe's")
+    parser.add_argument("--data", help="Hub id, folder of images or shards, or archive; default: the recipe's")
+    parser.add_argument("--label-column", metavar="NAME", help="of shards, or of a table beside images: their classes")
     parser.add_argument("--from", dest="start", metavar="WEIGHTS", help="exported weights that a new run begins with")
     parser.add_argument("--stream", action="store_true", help="read shards while training: sets larger than the disk")
     parser.add_argument("--out", help="folder of the run; default: runs/NAME. Give the same one to resume")
@@ -135,7 +136,7 @@ def dry_run(run: Run, compute: Compute) -> Iterator[str]:
     weights are not those of the run afterwards."""
     device, parts, phases = run.accelerator.device, run.parts, run.optimisation.phases
     count = sum(parameter.numel() for parameter in run.model.parameters())
-    yield f"{machine()}, device {device}, mixed precision {run.accelerator.mixed_precision}"
+    yield f"{machine()}, device {device}, precision {run.precision}"
     yield f"{count:,} parameters; {run.optimisation.batch} images a step in {parts} parts"
     run.update(compute)  # libraries set themselves up
     seconds, counted, start = 0.0, 0.0, 0
@@ -179,14 +180,35 @@ def clock(seconds: float) -> str:
 
 
 def script(main: Callable[[], None]) -> None:
-    """Runs an entry point: what its user can mend ends it with one line and exit status 1."""
+    """Runs an entry point: what its user can mend ends it with one line and exit status 1, Ctrl-C with 130."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # where an output lacks a character, that must not end a run
     try:
         main()
-    except torch.OutOfMemoryError as error:
-        remedy = "raise optimisation.accumulate or lower optimisation.batch, with --set or in the recipe"
-        sys.exit(f"error: {str(error).splitlines()[0]}; {remedy}")
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        sys.exit(f"error: {error}{'; make room, then the same command goes on' if full else ''}")
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped; what is saved is whole, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if (line := explained(error)) is None:
+            raise
+        sys.exit(f"error: {line}")
+
+
+def explained(error: Exception) -> str | None:
+    """One line that names the cause and the remedy; None for what is a fault of the program."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in first:
+        return f"{first}; raise optimisation.accumulate or lower optimisation.batch, with --set or in the recipe"
+    if any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__):
+        remedy = "install a C++ compiler, name it in CXX, or --set optimisation.compile=false"
+        return f"optimisation.compile: {first}; {remedy}"
+    if isinstance(error, NotImplementedError) and "MPS" in first:
+        return f"{first.rstrip('.')}; set PYTORCH_ENABLE_MPS_FALLBACK=1, or ACCELERATE_USE_CPU=true"
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{error}; make room, then the same command goes on"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) or "temporary directory" in str(error):
+            where = "give another --out, or set HF_HOME (data sets) or TMPDIR (temporary files)"
+            return f"{error}; {where} to a folder that can be written"
+        return str(error)
+    return str(error) if isinstance(error, (ValueError, FloatingPointError)) else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from r2id.interpolation import resize
-from r2id.position import Positions, batched, grid_positions, ipe_sigma_of, training_pitch, window_of
+from r2id.position import Positions, batched, grid_positions
 from r2id.schedule import Schedule
 from train.data.buckets import Bucket, ShapeSampler
 from train.engine.loop import generator
@@ -64,10 +64,7 @@ class LatentSpace(nn.Module):
         """Images in [-1, 1] → latents in [-1, 1], as a pipeline gives them."""
         if self.resampler is None:
             return resize(image_BCHW, cells)
-        aspect, device = image_BCHW.shape[3] / image_BCHW.shape[2], image_BCHW.device
-        pixels = grid_positions(tuple(image_BCHW.shape[2:]), aspect, sigma=self.resampler.config.ipe_sigma).to(device)
-        colour_BNC = image_BCHW.flatten(2).transpose(1, 2)
-        return torch.tanh(self.resampler.encode(colour_BNC, pixels, grid_positions(cells, aspect).to(device)))
+        return self.resampler.encode_image(image_BCHW, cells)
 
     def encode_bucket(self, bucket: Bucket) -> CleanLatents:
         parts = [self.encode(canvas_BCHW, bucket.cells) for canvas_BCHW in bucket.canvases]
@@ -91,13 +88,8 @@ class LatentSpace(nn.Module):
         latent_BChw = self.restore(x0_BChw)
         if self.resampler is None:
             return latent_BChw
-        device = latent_BChw.device
-        cells = grid_positions(tuple(latent_BChw.shape[2:]), aspect).to(device)
-        window = window_of((side, side), aspect=aspect, fit="cover")
-        ipe_sigma = ipe_sigma_of(aspect, training_pitch(aspect, side), self.resampler.config.ipe_sigma)
-        pixels = window.positions(range(side), range(side), ipe_sigma=ipe_sigma).to(device)
-        colour_BNC = self.resampler.decode(self.resampler.prepare(latent_BChw, cells), pixels).clamp(-1, 1)
-        return colour_BNC.transpose(1, 2).unflatten(2, (side, side))
+        decoded_BCHW = self.resampler.decode_image(latent_BChw, size=(side, side), aspect=aspect, fit="cover")
+        return decoded_BCHW.clamp(-1, 1)
 
 
 @torch.no_grad()

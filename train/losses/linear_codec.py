@@ -31,7 +31,7 @@ class LinearCodecAlone(nn.Module):
         local_BMF = local_coefficients(colour_BNC, pixels, cells.grid, self.basis)
         return self.path.encode(local_BMF, cells).transpose(1, 2).unflatten(2, cells.grid)
 
-    def prepare(self, latent_BChw: Tensor, cells: Positions) -> Tensor:
+    def context(self, latent_BChw: Tensor, cells: Positions) -> Tensor:
         return self.path.prepare(latent_BChw.flatten(2).transpose(1, 2), cells)
 
     def decode(self, coefficient_BhwCij: Tensor, pixels: Positions) -> Tensor:

@@ -118,7 +118,7 @@ class ResamplerLoss(nn.Module):
         count, whole = min(pixels_out, most), consistency > 0
         read = [self.targets(canvas_BCHW, count, generator, whole=whole) for canvas_BCHW in bucket.canvases]
         colour_BNC, pixels = stacked(read)
-        decoded_BNC = self.model.decode(self.model.prepare(torch.tanh(latent_BChw), bucket.positions), pixels)
+        decoded_BNC = self.model.decode(self.model.context(torch.tanh(latent_BChw), bucket.positions), pixels)
         error = F.mse_loss(decoded_BNC, colour_BNC)
         loss, metrics = error + self.pre_tanh_l2 * latent_BChw.square().mean(), {"mse": error.detach()}
         if consistency:
