@@ -182,7 +182,7 @@ def test_nothing_private_is_uploaded_to_a_public_repository(hub, client, run, tm
 )
 def test_a_push_that_is_refused_is_one_line_and_the_weights_stay(hub, client, run, tmp_path, token, name, expected):
     text = refusal(client, "export", str(run), str(tmp_path / "small"), "--push", name, token=token)
-    assert text.startswith(f"--push {name}: {expected}") or expected in text
+    assert text.startswith(f"--push {name}: {expected}")
     assert hub.repositories == {} and Pipeline.from_pretrained(tmp_path / "small", device="cpu")
 
 
