@@ -11,14 +11,17 @@ from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2I
 from r2id.denoisers.r2id import R2ID, R2IDConfig
 from r2id.latent import Latent
 from r2id.pipeline import DiffusionStep, Pipeline
+from r2id.resampler import R2IR, R2IRConfig
 
 __all__ = [
     "R2ID",
+    "R2IR",
     "CrossAttentionR2IR",
     "DiffusionStep",
     "Latent",
     "Pipeline",
     "PipelineConfig",
     "R2IDConfig",
+    "R2IRConfig",
     "CrossAttentionR2IRConfig",
 ]

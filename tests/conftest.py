@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from r2id import R2ID, CrossAttentionR2IR, CrossAttentionR2IRConfig, Pipeline, PipelineConfig, R2IDConfig
+from r2id import R2ID, R2IR, Pipeline, PipelineConfig, R2IDConfig, R2IRConfig
 from r2id.config import Defaults
 from r2id.schedule import Schedule
 
@@ -14,7 +14,9 @@ torch.set_num_threads(1)
 def tiny() -> Pipeline:
     """A whole pipeline that answers in milliseconds: the shipped systems, a few channels wide, weights at random."""
     torch.manual_seed(0)
-    resampler = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
+    resampler = R2IRConfig(
+        latent_channels=3, width=16, heads=2, encoder_harmonics=2, decoder_harmonics=2, features=4, pixel_width=8
+    )
     denoiser = R2IDConfig(latent_channels=3, width=16, heads=2, encoder_blocks=1, decoder_blocks=1, noise_width=8)
     config = PipelineConfig(
         architecture="r2id",
@@ -37,7 +39,7 @@ def tiny() -> Pipeline:
     model = R2ID(denoiser)
     for parameter in model.parameters():  # zero-initialised layers would make every picture the same
         torch.nn.init.normal_(parameter, std=0.2)
-    return Pipeline(config, CrossAttentionR2IR(resampler), model, device="cpu")
+    return Pipeline(config, R2IR(resampler), model, device="cpu", decoder_dtype="float32")
 
 
 @pytest.fixture(scope="session")
