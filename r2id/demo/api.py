@@ -9,7 +9,6 @@ from typing import Any
 
 import gradio as gr
 from gradio_client.utils import is_file_obj_with_meta
-from PIL import Image
 from torch import Tensor
 
 from r2id.condition import index_of
@@ -17,14 +16,14 @@ from r2id.demo.serving.generation import GenerationService
 from r2id.demo.serving.worker import SMALL_PIXELS
 from r2id.demo.session import frame_size, png
 from r2id.demo.wiring import FAIR, gradio_errors, served_file, served_path
-from r2id.image_file import MAX_IMAGE_PIXELS
+from r2id.image_file import open_image
 from r2id.latent import Latent
 from r2id.limits import check_float, check_size
 from r2id.pipeline import Pipeline
 from r2id.position import FULL
 
 SIDE = 256  # long side in pixels of the image that diffuse returns
-SHRUNK = 2048  # long side in pixels to which larger images are brought before they are encoded
+SHORT_SIDE = 1024  # pixels to which larger images are reduced before they are encoded
 
 
 def endpoints(service: GenerationService) -> None:
@@ -129,16 +128,10 @@ def endpoints(service: GenerationService) -> None:
         """
         with gradio_errors(), service.queue.turn((http.session_hash, "images")):
             _, pipe = chosen(model)
-            path = uploaded(image, "image")
-            try:
-                with reading, Image.open(path) as opened:
-                    if SHRUNK**2 < opened.width * opened.height <= MAX_IMAGE_PIXELS:  # more is refused, undecoded
-                        opened.thumbnail((SHRUNK, SHRUNK))
-                    latent = pipe.encode(opened, latent_size=(latent_height, latent_width))
-            except (ValueError, MemoryError, RuntimeError):
-                raise
-            except Exception as error:  # decoders raise whatever a broken file leads them into
-                raise ValueError("image: not an image file that can be read, give a PNG, JPEG or WebP") from error
+            with reading:
+                pil = open_image(uploaded(image, "image"), shortest=SHORT_SIDE)
+                pil.info.clear()  # notes are for people
+                latent = pipe.encode(pil, latent_size=(latent_height, latent_width))
             latent.save(file := served_path("latent.safetensors"))
             return gr.FileData(path=str(file))
 

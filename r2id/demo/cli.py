@@ -1,10 +1,18 @@
 """The page's command line: `r2id-demo` where the package is installed, `python app.py` in a clone and on Spaces."""
 
 import argparse
+import errno
 import importlib.util
 import os
+import socket
+import sys
+import tempfile
 from pathlib import Path
 
+try:
+    tempfile.gettempdir()  # Gradio asks for it as soon as it is imported
+except FileNotFoundError:
+    sys.exit("r2id-demo: no temporary folder can be written, set TMPDIR to a folder that can")
 # After every event Gradio would tabulate the last 10,000, for a monitoring page that is closed here.
 os.environ |= {"GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9), "GRADIO_ANALYTICS_MAX_EVENTS": "1"}
 import gradio as gr
@@ -44,11 +52,16 @@ def main(weights: Path = Path("weights")) -> None:
         hub_id = args.weights
     if args.port is not None and not 0 < args.port < 2**16:
         parser.error(f"--port {args.port}: must be 1…65535")
-    os.makedirs(get_upload_folder(), exist_ok=True)
+    try:
+        check_folder(get_upload_folder())
+        if args.port is not None:
+            check_port(args.host, args.port)
+    except ValueError as error:
+        parser.error(str(error))
     raise_mmap_threshold()
     worker()
     zero_gpu = "SPACES_ZERO_GPU" in os.environ  # lends its GPU for diffusing only, and to another process
-    server = dict(server_name=args.host, server_port=args.port, share=args.share, max_file_size="16mb")
+    server = dict(server_name=args.host, server_port=args.port, share=args.share, max_file_size="48mb")
     server["max_threads"] = 2 * MAX_WAITING  # as many as may wait, and as many again for what need not
     server |= dict(ssr_mode=False, mcp_server=importlib.util.find_spec("mcp") is not None)
     look = dict(theme=THEME, css_paths=WEB / "page.css", footer_links=["api"])
@@ -61,4 +74,32 @@ def main(weights: Path = Path("weights")) -> None:
         page = build(models, TABS, endpoints).queue(max_size=1000)  # events, of all users
         page.launch(**server, **look, run_history=False, enable_monitoring=False, state_session_capacity=500)
     except (AssertionError, OSError, OverflowError, RuntimeError, ValueError) as error:
-        parser.error(str(error).splitlines()[0])
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if message.startswith("Cannot find empty port"):
+            message = "no free port from 7860 on: end another server, or give a free one with --port"
+        parser.error(message)
+
+
+def check_folder(folder: str) -> None:
+    """Raises ValueError, one line, for a folder of uploads and results that cannot be written."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        remedy = "set GRADIO_TEMP_DIR to a folder that can be written"
+        raise ValueError(f"{folder}: uploads and results cannot be written ({error.strerror}); {remedy}") from None
+
+
+def check_port(host: str | None, port: int) -> None:
+    """Raises ValueError, one line, for a port that is in use or may not be listened on."""
+    try:
+        address = (host or "127.0.0.1").strip("[]")
+        socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET).close()
+    except OSError as error:
+        where = f"--host {host} --port {port}" if host else f"--port {port}"
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"{where}: in use by another program; give another port, or none for a free one") from None
+        raise ValueError(
+            f"{where}: {error.strerror or error}; give an address of this machine, port 1024 or up"
+        ) from None

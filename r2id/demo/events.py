@@ -20,7 +20,7 @@ from r2id.demo.controls import (
     view_request_of,
 )
 from r2id.demo.illustrations import draw_cells
-from r2id.demo.request import GenerateRequest, ViewRequest, from_query, to_dict
+from r2id.demo.request import MAX_RATIO, GenerateRequest, ViewRequest, from_query, to_dict
 from r2id.demo.session import Session
 from r2id.demo.wiring import error_line, gradio_errors, image_html, served_path, stage_value
 from r2id.latent import Latent
@@ -185,7 +185,10 @@ class Events:
     def load_latent(self, session: Session, file: str, *values) -> list[Any]:
         """Replaces the latent by that of a file, for the model that is chosen: `Page.restored`."""
         with gradio_errors():
-            latent, many = Latent.load(file), len(self.page.generate_controls)
+            latent, many, name = Latent.load(file), len(self.page.generate_controls), Path(file).name
+            if not 1 / MAX_RATIO <= latent.aspect <= MAX_RATIO:
+                shown = f"the page shows 1 : {MAX_RATIO} … {MAX_RATIO} : 1, use the endpoint resample"
+                raise ValueError(f"{name}: its frame is {latent.aspect:.3g} : 1; {shown}")
             request, view = generate_request_of(*values[:many]), view_request_of(*values[many:])
             request = replace(request, count=len(latent), cells=max(latent.size), shape=f"{latent.aspect:.6g}")
-            return self.page.restore(session, request, view, latent, origin=f"latent from {Path(file).name}")
+            return self.page.restore(session, request, view, latent, origin=f"latent from {name}")

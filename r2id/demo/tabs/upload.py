@@ -2,56 +2,62 @@
 
 import base64
 import binascii
-import io
+import html
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gradio as gr
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from r2id.demo.assets import function, template
 from r2id.demo.controls import Slider, generate_request_of, view_request_of
 from r2id.demo.page import SESSION_SECONDS, Page
-from r2id.demo.request import GenerateRequest
+from r2id.demo.request import MAX_RATIO, GenerateRequest
 from r2id.demo.session import Session, frame_size
 from r2id.demo.tabs.compare import ROW_SIDE, row_of
 from r2id.demo.wiring import BACKGROUND, DECODE, IMMEDIATE, gradio_errors
 from r2id.image import from_pil, to_pil
-from r2id.image_file import MAX_IMAGE_PIXELS
+from r2id.image_file import open_image
 from r2id.latent import Latent
 from r2id.pipeline import Pipeline
 
-MOST = 1024  # long side in pixels of what is kept of an image
+LONG_SIDE = 1024  # pixels of what is kept of an image
 HINT = "Draw with a finger or the mouse, or upload an image: how well the latent holds it is shown here."
 
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What the user gave, the right way up and MOST pixels long at most; origin: what to call it."""
+    """The user's image: upright, in sRGB, its long side at most LONG_SIDE pixels, its ratio within 1:4 … 4:1.
+
+    origin: what to call it. notes: what was done to it.
+    """
 
     image: Image.Image
     origin: str
+    notes: tuple[str, ...] = ()
 
 
-def opened(file: Path | io.BytesIO, name: str) -> Image.Image:
-    """An image file of any kind; of an animation, the first frame. Raises ValueError, one line, for other files."""
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            if width * height <= MAX_IMAGE_PIXELS:
-                image = ImageOps.exif_transpose(image)
-                image.thumbnail((MOST, MOST))
-                return image
-    except Exception:  # decoders raise whatever a broken file leads them into
-        raise ValueError(f"{name}: not an image that can be read; give a PNG, JPEG, WebP or GIF file") from None
-    raise ValueError(f"{name} of {width} × {height} pixels: must have at most {MAX_IMAGE_PIXELS:,}, shrink it first")
+def open_upload(file: str | bytes, origin: str, name: str | None = None) -> Given:
+    """Reads an image file, and crops and reduces it to what the page can show. Raises ValueError, see `open_image`."""
+    image = open_image(file, name=name, shortest=LONG_SIDE)
+    notes = image.info.pop("notes", ())
+    width, height = image.size
+    if max(width, height) > MAX_RATIO * min(width, height):
+        size = min(width, MAX_RATIO * height), min(height, MAX_RATIO * width)
+        left, top = (width - size[0]) // 2, (height - size[1]) // 2
+        image = image.crop((left, top, left + size[0], top + size[1]))
+        shape = f"{MAX_RATIO} : 1, the widest" if width > height else f"1 : {MAX_RATIO}, the tallest"
+        notes += (f"it is cropped to {shape} frame that the page can show",)
+    image.thumbnail((LONG_SIDE, LONG_SIDE))
+    return Given(image, origin, notes)
 
 
-def encoded(pipe: Pipeline, given: Given, request: GenerateRequest) -> tuple[Tensor, Latent]:
-    """The image, (1, C, H, W) in [0, 1], at the training size at most, and its latent, with the cells of request."""
+def encode(pipe: Pipeline, given: Given, request: GenerateRequest) -> tuple[Tensor, Latent]:
+    """The image (1, C, H, W) in [0, 1], reduced to the size that the encoder sees, and its latent with the request's
+    number of cells."""
     image_BCHW = from_pil(given.image, pipe.config.channels, pipe.config.background)[None]
     latent = pipe.encode(image_BCHW, latent_size=request.latent_size(pipe.config.size_multiple))
     height, width = image_BCHW.shape[2:]
@@ -60,16 +66,16 @@ def encoded(pipe: Pipeline, given: Given, request: GenerateRequest) -> tuple[Ten
     return image_BCHW, latent
 
 
-def described(given: Given, request: GenerateRequest) -> GenerateRequest:
-    """The request with as many cells and this image's frame. Raises ValueError for a frame beyond 1:4…4:1."""
+def fit_request(given: Given, request: GenerateRequest) -> GenerateRequest:
+    """The request for one image, with the frame of the given one."""
     width, height = given.image.size
     unit = math.gcd(width, height)
     return replace(request, count=1, shape=f"{width // unit}:{height // unit}")
 
 
-def loss(pipe: Pipeline, given: Given, request: GenerateRequest) -> str:
+def reconstruction_html(pipe: Pipeline, given: Given, request: GenerateRequest) -> str:
     """The image, its reconstruction and the error between them, as HTML."""
-    image_BCHW, latent = encoded(pipe, given, described(given, request))
+    image_BCHW, latent = encode(pipe, given, fit_request(given, request))
     (height, width), (h, w) = image_BCHW.shape[2:], latent.size
     again_BCHW = pipe.resample(latent, size=(height, width), fit="stretch")
     error = (again_BCHW - image_BCHW).square().mean().item()
@@ -84,12 +90,13 @@ def loss(pipe: Pipeline, given: Given, request: GenerateRequest) -> str:
         f"<b>Reconstruction error: PSNR {ratio}</b> (higher is better), mean squared error {error:.2g} of values from "
     )
     words += f"0 to 1, with {w} × {h} cells, over {width} × {height} pixels, the size of the training images."
-    return f"<p>{words}</p>{row_of(images, 'own image')}"
+    notes = "".join(f"<p>Note: {html.escape(note)}.</p>" for note in given.notes)
+    return f"<p>{words}</p>{notes}{row_of(images, 'own image')}"
 
 
 def build(page: Page) -> None:
     def drawn(data: str | None):
-        """The board's PNG as a data URI, "" where it was cleared → what is given."""
+        """The board's PNG as a data URI ("" if it was cleared) → Given."""
         if not data:
             return None
         with gradio_errors():
@@ -97,25 +104,24 @@ def build(page: Page) -> None:
                 png = base64.b64decode(data.partition(",")[2], validate=True)
             except binascii.Error:
                 raise ValueError("the drawing did not arrive: draw it again") from None
-            return Given(opened(io.BytesIO(png), "drawing"), "your drawing")
+            return open_upload(png, "your drawing", "drawing")
 
     def uploaded(file: str):
         with gradio_errors():
-            name = Path(file).name
-            return Given(opened(Path(file), name), f"your image {name}")
+            return open_upload(file, f"your image {Path(file).name}")
 
     def looked(given: Given | None, cells: int, *values):
         if given is None:
             return HINT, gr.Button(interactive=False)
         with gradio_errors():
             request = replace(generate_request_of(*values), cells=int(cells))
-            return loss(page.models.get(request.model), given, request), gr.Button(interactive=True)
+            return reconstruction_html(page.models.get(request.model), given, request), gr.Button(interactive=True)
 
     def put(session: Session, given: Given, cells: int, *values):
         with gradio_errors():
             many = len(page.generate_controls)
-            request = described(given, replace(generate_request_of(*values[:many]), cells=int(cells)))
-            _, latent = encoded(page.models.get(request.model), given, request)
+            request = fit_request(given, replace(generate_request_of(*values[:many]), cells=int(cells)))
+            _, latent = encode(page.models.get(request.model), given, request)
             return page.restore(
                 session, request, view_request_of(*values[many:]), latent, lock=values[many - 1], origin=given.origin
             )
