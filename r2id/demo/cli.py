@@ -100,6 +100,5 @@ def check_port(host: str | None, port: int) -> None:
         where = f"--host {host} --port {port}" if host else f"--port {port}"
         if error.errno == errno.EADDRINUSE:
             raise ValueError(f"{where}: in use by another program; give another port, or none for a free one") from None
-        raise ValueError(
-            f"{where}: {error.strerror or error}; give an address of this machine, port 1024 or up"
-        ) from None
+        reason = str(error.strerror or error).split(" (while")[0]
+        raise ValueError(f"{where}: {reason}; give an address of this machine, and a port from 1024 on") from None
