@@ -58,8 +58,10 @@ def main(argv: list[str] | None = None) -> None:
     cells = (recipe.cells_a_step or usual * recipe.noise_per_image) // recipe.noise_per_image
     mirror = Mirror(train.names, recipe.mirror_labels) if recipe.mirror else None
 
-    critics = [Classifier(channels, len(train.names)) for _ in range(recipe.rollout.critics)]
-    if recipe.rollout.phases and not args.dry_run:
+    critics = []
+    if recipe.rollout.phases and args.dry_run:
+        critics = [Classifier(channels, len(train.names)) for _ in range(recipe.rollout.critics)]
+    elif recipe.rollout.phases:
         validation = load(data, "validation", size=size, channels=channels)
         critics = trained_critics(recipe.rollout, root / "critics", train, validation)
     torch.manual_seed(recipe.optimisation.seed)

@@ -191,7 +191,7 @@ def test_parts_that_would_not_be_equal_are_refused(tmp_path):
 
 
 def test_rates_rise_and_then_fall_along_a_cosine_in_every_phase():
-    phases = (Phase(steps=100, rate=(1.0, 0.5), pixels_in=9), Phase(steps=50, rate=(0.2, 0.0)))
+    phases = (Phase(steps=100, rate=(1.0, 0.5)), Phase(steps=50, rate=(0.2, 0.0)))
     plain = Optimisation(phases=phases, warmup=0)
     assert plain.steps == 150
     rates = [plain.at(step)[1] for step in range(150)]

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 RESAMPLER = """
 name = "small"
 training_size = 16
+linear_codec_steps = 20
 
 [shape_sampler]
 cells = [3, 5]
@@ -182,7 +183,11 @@ def test_the_exported_configuration_says_what_was_trained(trained):
     assert (config.architecture, config.channels, config.background, config.fit) == ("r2id", 1, (0.0,), "contain")
     assert (config.encoder_size, config.trained_cells) == (16, (3, 5))
     assert config.trained_aspects == pytest.approx((9 / 16, 16 / 9))
-    assert (config.resampler.latent_channels, config.denoiser.latent_channels, config.denoiser.labels) == (3, 3, 10)
+    assert (config.resampler.latent_channels, config.denoiser.latent_channels, config.denoiser.num_classes) == (
+        3,
+        3,
+        10,
+    )
     assert (config.defaults.steps, config.defaults.guidance, config.defaults.sampler) == (3, 2.5, "ddim")
     assert config.defaults.latent_size == (4, 5)
 
@@ -422,7 +427,7 @@ def test_a_denoiser_trains_on_cached_mirrored_latents(trained, images, tmp_path,
 
 def test_a_run_begins_with_the_exported_weights_that_fit_it(trained, images, tmp_path, capfd):
     start = ["--data", images, "--out", str(tmp_path / "run"), "--from", str(trained)]
-    still = ["--set", "optimisation.phases=[{steps = 1, rate = [0.0, 0.0], decoder_only = true}]"]
+    still = ["--set", "optimisation.phases=[{steps = 1, rate = [0.0, 0.0]}]"]
     narrow = ["--set", "model.pixel_width=8"]
     train_resampler.main(["--config", write(tmp_path, RESAMPLER), *start, *still, *narrow])
     square = ["shape_sampler.cells=[4,4]", "shape_sampler.p_square=1.0", "shape_sampler.p_anisotropic=0.0"]
@@ -446,7 +451,11 @@ def test_what_is_missing_is_said_in_one_line(images, tmp_path):
     first, second = (["--config", write(tmp_path, text), "--out", run, "--data"] for text in (RESAMPLER, DENOISER))
     for call, arguments, message in (
         (train_resampler.main, [*first, str(tmp_path / "none")], "none: no such folder"),
-        (train_denoiser.main, [*first, images], "resampler.toml: model: unknown keys 'cell_blocks'"),
+        (
+            train_denoiser.main,
+            [*first, images],
+            "resampler.toml: unknown keys 'linear_codec_steps', known are name",
+        ),
         (train_denoiser.main, [*second, images], "no trained resampler; run python -m train.train_resampler first"),
         (export.main, [run, run], "run/denoiser: no state there; train it first with train/train_denoiser.py"),
     ):
