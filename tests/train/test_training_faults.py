@@ -146,7 +146,7 @@ def ended(tmp_path_factory) -> Path:
     """The folder that `everything` filled, with runs of this process beside it to compare with."""
     folder = tmp_path_factory.mktemp("faults")
     program = f"import pathlib, test_training_faults as t; t.everything(pathlib.Path({str(folder)!r}))"
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    paths = os.pathsep.join(str(folder) for folder in list(Path(__file__).parents)[:3])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600)
     assert (folder / "results.json").exists(), done.stderr
