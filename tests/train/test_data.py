@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import time
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -14,11 +12,12 @@ import pytest
 import torch
 from digits import digit_bytes, digits
 from PIL import Image as PILImage
+from test_font_families import family_in
+from test_fonts import alphabet, save_font
 
 from train.data import images as data
-from train.data import sources
 from train.data.decode import border_colour
-from train.data.images import VALIDATION, load_images, stream_images
+from train.data.images import VALIDATION, load_images
 
 NAMES = ("ant", "bee", "cat")
 COUNT = 24
@@ -304,90 +303,6 @@ def test_on_demand_more_than_half_is_an_error_too(tmp_path, monkeypatch):
         train.images[torch.arange(8)]
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """Streams in blocks of 5 rows, with 3 rows held out."""
-    monkeypatch.setattr(sources, "BLOCK", 5)
-    monkeypatch.setattr(data, "VALIDATION", 3)
-    monkeypatch.setattr(data, "SAMPLE", 9)
-
-
-@pytest.mark.parametrize("kind", ["parquet", "cls", "json"])
-def test_a_stream_shows_every_row_once_an_epoch(tmp_path, small, kind):
-    folder = tmp_path / "shards"
-    save_shards(folder, FILES) if kind == "parquet" else save_tars(folder, FILES, in_cls if kind == "cls" else in_json)
-    train, held = stream_images(str(folder), "train", size=4), stream_images(str(folder), "validation", size=4)
-    assert holds(held, 3) == [0, 4, 8] and train.names == held.names == (("0", "1", "2") if kind == "cls" else NAMES)
-    assert train.count is None and train.images.shape == (None, 1, 4, 4)
-    shown = holds(train, 105)  # five epochs, at whose end a block ends too
-    assert sorted(shown) == sorted([number for number in range(COUNT) if number not in (0, 4, 8)] * 5)
-    assert len({tuple(shown[start : start + 21]) for start in range(0, 105, 21)}) == 5
-    with pytest.raises(TypeError, match="has no end"):
-        len(train)
-
-
-def test_a_stream_follows_from_its_seed(tmp_path, small):
-    save_shards(tmp_path / "shards", FILES)
-    first, same, other = (stream_images(str(tmp_path / "shards"), "train", size=4, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(first.images[:50], same.images[:50])
-    assert not torch.equal(first.images[:50], other.images[:50])
-    assert torch.equal(first.images[torch.tensor([44, 7])], same.images[:50][[44, 7]])  # back and forth
-
-
-def test_a_stream_goes_on_from_a_position_without_what_was_before(tmp_path, small, monkeypatch):
-    save_shards(tmp_path / "shards", FILES)
-    first, second = (stream_images(str(tmp_path / "shards"), "train", size=4) for _ in range(2))
-    expected = [first.images[place : place + 4] for place in range(0, 80, 4)]
-    block, begin = json.loads(json.dumps(first.stream.position(72)))  # as a state keeps it
-    second.stream.seek(block, begin)
-    begun = []
-    monkeypatch.setattr(
-        second.stream, "walk", lambda begin, walk=second.stream.walk: begun.append(begin) or walk(begin)
-    )
-    assert torch.equal(second.images[72:76], expected[18]) and torch.equal(second.images[76:80], expected[19])
-    assert begun == [tuple(begin)] and begin[0] == 3  # epochs
-
-
-def test_a_stream_passes_over_images_that_cannot_be_read(tmp_path, small):
-    save_shards(tmp_path / "shards", SOME_BROKEN)
-    with pytest.warns(UserWarning, match=r"cannot be read and are left out: .*row \d+ \("):
-        train = stream_images(str(tmp_path / "shards"), "train", size=4)
-        assert not set(BROKEN) & set(holds(train, 63))
-
-
-def tars_open(folder: Path) -> list[Path]:
-    held = (path.resolve() for path in Path("/proc/self/fd").glob("*"))
-    return [path for path in held if path.is_relative_to(folder) and path.suffix == ".tar"]
-
-
-def test_what_cannot_be_streamed_is_said_in_one_line(tmp_path, small):
-    def refused(name: str, split: str = "train") -> str:
-        with pytest.raises(ValueError) as error:
-            stream_images(str(tmp_path / name), split, size=4).images[:COUNT]
-        assert "\n" not in str(error.value)
-        until = time.monotonic() + 5  # what reads ahead may open it once more, and closes it too
-        while (held := tars_open(tmp_path)) and time.monotonic() < until:
-            time.sleep(0.01)
-        assert not held
-        return str(error.value)
-
-    save_files(tmp_path / "images", FILES)
-    assert "a folder of images is read where it is, without a copy; do not stream it" in refused("images")
-    save_shards(tmp_path / "few", FILES[:3], LABELS[:3], shards=1)
-    assert "no rows after the first 3, too few; do not stream" in refused("few")
-    assert "no test split, only train" in refused("few", "test")
-    save_shards(tmp_path / "sorted", FILES, [0] * 12 + [1] * 12, shards=1)
-    assert "the first 9 rows are all 'ant'; shuffle the rows before they are stored, or do not stream" in refused(
-        "sorted"
-    )
-    save_tars(tmp_path / "late", FILES, lambda number: ("json", json.dumps({"label": f"{number // 12}"}).encode()), 1)
-    assert "row 12: label '1' is none of those that the set begins with; store" in refused("late")
-    save_tars(tmp_path / "cut", FILES, in_cls, shards=1)
-    whole = (tmp_path / "cut" / "train-00000.tar").read_bytes()
-    (tmp_path / "cut" / "train-00000.tar").write_bytes(whole[: 30 * 1024 + 700])
-    assert "shard 0 cannot be read: " in refused("cut")
-
-
 def test_bad_input_is_named(tmp_path, parquet):
     with pytest.raises(ValueError, match="no such folder; give a folder of images or shards, or a Hub id"):
         load_images(str(tmp_path / "nowhere"), "train")
@@ -408,3 +323,24 @@ def test_bad_input_is_named(tmp_path, parquet):
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "empty" / "train.parquet")
     with pytest.raises(ValueError, match="no image column among text; store one as datasets.Image"):
         load_images(str(tmp_path / "empty"), "train")
+
+
+def test_a_folder_of_fonts_is_glyphs_in_memory_and_on_demand(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "HF_HOME", tmp_path / "cache")
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    folder = tmp_path / "fonts"
+    save_font(folder / "one.ttf", family_in("train"), alphabet(1, letters))
+    found = load_images(str(folder), "train", size=16)
+    assert found.images.shape == (26, 1, 16, 16) and found.background == (0.0,) and found.names == tuple(letters)
+    assert sorted(found.labels.tolist()) == list(range(26)) and "26 images of 1 font" in found.describe()
+    assert -1 == found.images.min() < found.images.max() <= 1 and len(found.images.unique(dim=0)) == 26
+    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    asked = load_images(str(folder), "train", size=16)
+    assert not isinstance(asked.images, torch.Tensor) and asked.images.shape == found.images.shape
+    key = torch.tensor([25, 0, 3])
+    assert torch.equal(asked.images[key], found.images[key]) and torch.equal(asked.labels, found.labels)
+    assert torch.equal(asked.images[:4], found.images[:4])
+    assert len(load_images(str(folder), "train", size=16, channels=3, limit=5).images.expand(5, 3, 16, 16)) == 5
+    save_files(folder, FILES[:1])
+    with pytest.raises(ValueError, match="holds images .0000.png. and fonts .one.ttf.; keep one kind in it"):
+        load_images(str(folder), "train")

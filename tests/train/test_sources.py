@@ -378,7 +378,7 @@ def test_a_description_has_at_most_ten_lines(tmp_path):
     with warnings.catch_warnings(action="error"):
         lines = load_images(str(tmp_path), "train", size=4).describe().splitlines()
     assert lines[0] == f"{tmp_path}: 74 images to train on, 8 more to validate on, 1 to test on"
-    assert lines[1].startswith("41 classes (train): C1 1, c0 ") and "more with" in lines[1]
+    assert lines[1].startswith("41 classes (train): C1 (1), c0 (") and "more with" in lines[1]
     assert len(lines) == 10 and lines[-1].startswith("and ") and all(len(line) < 600 for line in lines)
 
 

@@ -35,7 +35,7 @@ def class_line(split: str, names: Sequence[str], labels_N: Tensor) -> str:
     if not names:
         return "no classes"
     counts = labels_N[labels_N >= 0].bincount(minlength=len(names)).tolist()
-    named = [f"{name[:WIDTH]} {count:,}" for name, count in zip(names, counts, strict=True)]
+    named = [f"{name[:WIDTH]} ({count:,})" for name, count in zip(names, counts, strict=True)]
     if len(named) > CLASSES:
         rest = counts[CLASSES - 1 :]
         named = [*named[: CLASSES - 1], f"and {len(rest):,} more with {min(rest):,} to {max(rest):,} each"]

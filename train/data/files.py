@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from train.data.archives import UNREAD, Archive, is_archive, open_archive
+from train.data.fonts import SUFFIXES as FONTS
 
 HEIF = (".heic", ".heif", ".hif")
 IMAGES = tuple(
@@ -24,7 +25,7 @@ UNREAD_IMAGES = tuple(
 TABLES = (".csv", ".tsv", ".jsonl")
 SHARDS = (".arrow", ".parquet")
 PLAIN = tuple(
-    """.db .doc .html .ini .json .log .mat .md .mp4 .npy .npz .otf .pdf .pkl .pt .py .rst .ttc .ttf .txt .woff .woff2
+    """.db .doc .html .ini .json .log .mat .md .mp4 .npy .npz .pdf .pkl .pt .py .rst .txt .woff
     .xml .yaml .yml""".split()
 )
 BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
@@ -110,6 +111,7 @@ class Listing:
     images: list[File] = field(default_factory=list)
     tables: list[File] = field(default_factory=list)
     shards: list[File] = field(default_factory=list)
+    fonts: list[File] = field(default_factory=list)
     archives: list[File] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
@@ -126,6 +128,8 @@ class Listing:
             self.tables.append(file)
         elif suffix in SHARDS:
             self.shards.append(file)
+        elif suffix in FONTS:
+            self.fonts.append(file)
         elif is_archive(name):
             self.archives.append(file)
         elif name.endswith(UNREAD):
@@ -143,7 +147,7 @@ class Listing:
             self.leave(OTHER, file.name)
 
     def sort(self) -> Listing:
-        for files in (self.images, self.tables, self.shards, self.archives):
+        for files in (self.images, self.tables, self.shards, self.fonts, self.archives):
             files.sort(key=lambda file: file.parts)
         for names in self.left_out.values():
             names.sort()
@@ -250,7 +254,8 @@ def list_archive(path: str, above: tuple[str, ...] = ()) -> Listing:
             listing.add(File(above + parts, archive, parts))
     for reason, name in archive.left_out:
         listing.leave(reason, name)
-    for file in listing.archives:
-        listing.leave(NESTED, file.name)
-    listing.archives = []
+    for reason, found in ((NESTED, listing.archives), (OTHER, listing.fonts)):
+        for file in found:
+            listing.leave(reason, file.name)
+    listing.archives, listing.fonts = [], []
     return listing.sort()

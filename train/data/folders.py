@@ -87,6 +87,9 @@ def list_data(data: str) -> Listing | None:
     if not path.is_dir():
         return list_file(path, data) if path.is_file() else None
     listing = list_folder(path)
+    if listing.images and listing.fonts:
+        both = f"images ({listing.images[0].name}) and fonts ({some([file.name for file in listing.fonts])})"
+        raise ValueError(f"{data}: holds {both}; keep one kind in it")
     if listing.images:
         if sets := [file.name for file in listing.shards if holds_images(file)]:
             first = listing.images[0].name
@@ -110,6 +113,13 @@ def list_data(data: str) -> Listing | None:
     if not listing.images:
         raise ValueError(no_images(listing, data))
     return listing
+
+
+def holds_fonts(data: str) -> bool:
+    """Whether data are a folder of fonts, without images."""
+    path = Path(data).expanduser()
+    listing = list_folder(path) if path.is_dir() else Listing()
+    return bool(listing.fonts) and not listing.images
 
 
 def list_file(path: Path, data: str) -> Listing:

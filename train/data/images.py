@@ -3,7 +3,9 @@ streamed."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,12 +15,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 from datasets import Image
+from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from train.data.decode import Batch, Decoded, Decoder, Pictures, border, border_colour, channels_of, shared_colour
 from train.data.describe import class_line, split_line
-from train.data.files import Files, Row, list_folder, some
-from train.data.fonts import FontSet, is_font_folder, load_fonts
+from train.data.files import Files, Row, some
+from train.data.folders import holds_fonts
+from train.data.fonts import FontSet, load_fonts
 from train.data.sources import Stored, Stream, cells_of, layout, open_stored, open_streamed, rows_of
 
 SPLITS = ("train", "validation", "test")
@@ -106,9 +110,7 @@ def load_images(
     of which more than half cannot be read.
     """
     check(split, size, channels, limit, max_aspect)
-    if is_font_folder(data):
-        if images := list_folder(Path(data).expanduser()).images:
-            raise ValueError(f"{data}: holds fonts and images ({images[0].name}); keep one kind in it")
+    if holds_fonts(data):
         return font_images(data, split, size=size, channels=channels, limit=limit)
     rows, names, understood = stored_rows(data, split, limit, label_column)
     every, sample = range(len(rows)), np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int).tolist()
@@ -223,7 +225,7 @@ def stored_rows(
 
 def font_images(data: str, split: str, *, size: int, channels: int | None, limit: int | None) -> ImageSet:
     """The glyphs of a folder of fonts, in a fixed random order: see `load_fonts`."""
-    fonts = load_fonts(data, split)
+    fonts = load_fonts(data, split, cache=font_cache(data))
     order = np.random.default_rng(0).permutation(len(fonts))[:limit]
     images = Glyphs(fonts, order.tolist(), size, channels or 1)
     if split != "train" or limit is not None or 4 * math.prod(images.shape) <= IN_MEMORY:
@@ -231,6 +233,17 @@ def font_images(data: str, split: str, *, size: int, channels: int | None, limit
     background = fonts.background * (channels or 1)
     lines = tuple(fonts.report().splitlines())
     return ImageSet(images, fonts.labels[order], fonts.names, background, understood=lines)
+
+
+def font_cache(data: str) -> Path | None:
+    """The file that keeps what a scan of these fonts found; None where it cannot be written."""
+    folder = Path(HF_HOME, "r2id")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    name = hashlib.sha256(str(Path(data).expanduser().resolve()).encode("utf-8", "surrogateescape")).hexdigest()
+    return folder / f"fonts-{name[:16]}.json" if os.access(folder, os.W_OK) else None
 
 
 @dataclass(frozen=True)
