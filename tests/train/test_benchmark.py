@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from argparse import Namespace
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -14,20 +15,23 @@ import torch
 
 from r2id import Pipeline
 from r2id.layers import Attention
-from train import benchmark
-from train.benchmark import main, page, products_of_pixels, resampling, resampling_twice
+from train.benchmark import main
 from train.engine import machine as measure
 from train.engine.machine import (
     bandwidth,
     beside_products,
+    faster_precision,
     median_seconds,
     memory_of,
     peak_memory,
-    product_seconds,
+    product_rate,
     products_of,
     reset_peak,
 )
-from train.profiling import alternatives
+from train.profiling import baselines, speed
+from train.profiling import page as app_page
+from train.profiling.page import page
+from train.profiling.speed import latent_of, products_of_pixels, resampling_twice
 
 CPU = torch.device("cpu")
 SMALL = ["--device", "cpu", "--sizes", "8", "16", "--cells", "2", "4", "--batches", "1", "2"]
@@ -59,8 +63,8 @@ def output(tiny_weights, tmp_path_factory):
         patch.setattr(measure, "REPEATS", 1)
         patch.setattr(measure, "SQUARE", 64)
         patch.setattr(measure, "COPIED", 2**16)
-        patch.setattr(alternatives, "PIXEL_SIDES", (16,))
-        main([str(tiny_weights), *SMALL, "--alternatives", "--out", str(out)])
+        patch.setattr(baselines, "PIXEL_SIDES", (16,))
+        main([str(tiny_weights), *SMALL, "--baselines", "--out", str(out)])
     return out
 
 
@@ -68,66 +72,47 @@ def test_every_table_has_its_rows(output):
     tables = tables_of((output / "benchmark.md").read_text(encoding="utf-8"))
     sides = {title: [next(iter(row.values())) for row in rows] for title, rows in tables.items()}
     assert sides.pop("Limits of the machine")[-1] == "a large copy, read and written"
-    assert sides.pop("One picture: 4 × 4 cells, 4 guided steps") == ["float32"]
+    assert sides.pop("One image: 4 × 4 cells, 4 guided steps") == ["float32"]
     assert sides.pop("Resampling one 4 × 4 latent to side × side") == ["8", "16"]
     assert sides.pop("One latent resampled to 64 × 64, first and second time") == ["2 × 2", "4 × 4"]
     assert sides.pop("Diffusing with guidance, both conditions in one pass") == ["2", "2", "4", "4"]
-    assert sides.pop("Cost of a pixel; the original took 59 µs") == ["8", "16"]
-    assert sides.pop("Diffusing one latent; the original took 73 ms a step") == ["ours", "published"]
-    assert sides.pop("Cost of a picture, diffused once and shown; × against ours") == ["8", "16"]
+    assert sides.pop("Cost of a pixel") == ["8", "16"]
+    assert sides.pop("Diffusing one latent") == ["ours", "published"]
+    assert sides.pop("Cost of an image, diffused once and shown; × against ours") == ["8", "16"]
     (title, rows) = sides.popitem()
     assert title.startswith("One attention of width 16: linear is ") and rows == ["2", "4"] and not sides
 
 
-def test_times_are_positive_and_shares_sane(output):
-    plain = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
+def test_times_and_shares_are_positive(output):
+    plain, seen = json.loads((output / "benchmark.json").read_text(encoding="utf-8")), 0
     for table in plain["tables"]:
         for row in table["rows"]:
             for column, value in row.items():
-                if "ms" in column.split() or column.startswith("µs"):
+                if "ms" in column.split() or column.startswith(("µs", "of the ", "of its ")):
                     assert isinstance(value, str) or value > 0
-                if column.startswith(("of the ", "of its ")):
-                    assert 0 < value < 1.5, (table["title"], column)
+                    seen += 1
+    assert seen > 30
 
 
-def test_the_published_configuration_is_dearer(output):
+def test_the_published_configuration_computes_more(output):
     plain = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
-    rows = {table["title"].split(";")[0]: table["rows"] for table in plain["tables"]}
+    rows = {table["title"]: table["rows"] for table in plain["tables"]}
     assert all(row["published, MFLOP"] > 3 for row in rows["Cost of a pixel"])
-    assert rows["Diffusing one latent"][1]["steps"] == 100 and rows["Diffusing one latent"][1]["against ours"] > 1
+    assert rows["Diffusing one latent"][1]["steps"] == 100
 
 
 def test_curves_are_drawn(output):
     assert (output / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_operations_of_a_pixel_equal_a_hand_count(tiny):
-    """Of the products: the row of cells, query, attention over 16 cells, out, feed-forward, colour; and what rows share
-    is little."""
-    config, side = tiny.config.resampler, 64
-    width, cells = config.width, 4
-    basis = 2 * config.harmonics + 1
-    block = 2 * width * width * 2 + 2 * 2 * cells**2 * width + 2 * 2 * config.pixel_mlp_ratio * width**2
-    colours = 2 * width + 2 * cells * basis
-    pixel = 2 * cells * basis * width + block + colours
-    _, counted = products_of_pixels(tiny, benchmark.latent_of(tiny, cells), side)
-    rows = cells * basis * (2 * basis * width + 2 * cells)  # of each row: its coefficients, mapped
-    assert pixel < counted < pixel + 1.5 * rows / side + 0.05 * pixel
-
-
 def test_a_strip_counts_as_the_whole(tiny, monkeypatch):
-    latent = benchmark.latent_of(tiny, 4)
+    latent = latent_of(tiny, 4)
     _, counted = products_of_pixels(tiny, latent, 64)
-    monkeypatch.setattr(benchmark, "STRIP", 16 * 64)
+    monkeypatch.setattr(speed, "STRIP", 16 * 64)
     assert products_of_pixels(tiny, latent, 64)[1] == pytest.approx(counted, rel=0.02)
 
 
-def test_memory_is_above_the_output(tiny):
-    (row,) = resampling(tiny, (512,)).plain()["rows"]
-    assert 0 < row["MB above model and output"] < 30  # the output alone has 1
-
-
-def test_the_second_picture_of_a_latent_makes_nothing_anew(tiny, monkeypatch):
+def test_the_second_image_of_a_latent_makes_nothing_anew(tiny, monkeypatch):
     made, prepare = [], tiny.resampler.prepare
     monkeypatch.setattr(tiny.resampler, "prepare", lambda *inputs: made.append(1) or prepare(*inputs))
     resampling_twice(tiny, (4,))
@@ -136,7 +121,7 @@ def test_the_second_picture_of_a_latent_makes_nothing_anew(tiny, monkeypatch):
 
 def test_a_system_without_a_resampler(tiny_pixels, tmp_path, capsys):
     tiny_pixels.save(tmp_path)
-    main([str(tmp_path), *SMALL, "--alternatives"])
+    main([str(tmp_path), *SMALL, "--baselines"])
     titles = tables_of(capsys.readouterr().out)
     assert not any("first and second" in title or "Cost" in title for title in titles)
     assert any(title.startswith("Diffusing") for title in titles)
@@ -144,7 +129,7 @@ def test_a_system_without_a_resampler(tiny_pixels, tmp_path, capsys):
 
 def test_cells_that_the_stride_excludes_are_left_out(tiny):
     wide = Pipeline(replace(tiny.config, size_multiple=4), tiny.resampler, tiny.denoiser, device="cpu")
-    rows = benchmark.diffusing(wide, (2, 4), (1,)).rows
+    rows = speed.diffusing(wide, (2, 4), (1,)).rows
     assert [row[0] for row in rows] == [4]
 
 
@@ -174,21 +159,35 @@ def test_bad_arguments_end_in_one_line(argv, message):
 # measuring
 
 
-def test_peak_is_that_since_the_reset():
-    torch.ones(50_000_000)
+def test_memory_of_a_call_is_what_it_adds_to_the_peak(monkeypatch):
+    reset, peaks, calls = [], iter((1000, 1400)), []
+    monkeypatch.setattr(measure, "reset_peak", reset.append)
+    monkeypatch.setattr(measure, "peak_memory", lambda device: next(peaks))
+    assert memory_of(lambda: calls.append(len(reset))) == 400 and calls == [1]  # after the reset
+
+
+def test_peaks_are_bytes_of_this_process():
     reset_peak()
-    held = peak_memory()
-    torch.ones(10_000_000)
-    assert 30e6 < peak_memory() - held < 80e6
+    assert 2**20 < peak_memory() < 2**40
 
 
-def test_memory_of_a_call():
-    assert 30e6 < memory_of(lambda: torch.ones(10_000_000)) < 80e6
+def test_rates_are_operations_and_bytes_by_seconds(monkeypatch):
+    monkeypatch.setattr(measure, "median_seconds", lambda run, device: run() is None or 0.5)
+    shapes = Counter({((2, 8), (8, 4)): 3, ((16, 8), (8, 8)): 1})
+    assert product_rate(shapes) == (3 * 2 * 2 * 8 * 4 + 2 * 16 * 8 * 8) / (4 * 0.5)
+    assert bandwidth(CPU) == 2 * 4 * 2**16 / 0.5
 
 
-def test_products_take_time_and_copies_have_a_rate():
-    assert 0 < product_seconds((8, 8), (8, 8)) < product_seconds((512, 512), (512, 512))
-    assert 1e7 < bandwidth(CPU) < 1e13
+@pytest.mark.parametrize(("halves", "chosen"), [(0.5, "bfloat16"), (0.9, "float32"), (2.0, "float32")])
+def test_a_precision_is_chosen_by_the_time_of_a_product(monkeypatch, halves, chosen):
+    def seconds(run, device):
+        return halves if run().dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(measure, "seconds_of", seconds)
+    assert faster_precision() == (
+        chosen,
+        f"a 512 × 512 product takes 1e+03 ms in float32, {1e3 * halves:.2g} ms in bfloat16",
+    )
 
 
 def test_a_call_stands_beside_its_own_products():
@@ -203,7 +202,7 @@ def test_a_call_stands_beside_its_own_products():
     assert sum(shapes.values()) == 5 and shapes[heads, (6, 8, 64)] == shapes[(6, 64, 64), heads] == 1
     assert count == sum(2 * math.prod(a) * b[-1] * times for (a, b), times in shapes.items())
     timed = beside_products(run, shapes)
-    assert 0 < timed.seconds < 1 and timed.square > 1e6 and timed.own > 1e5
+    assert min(timed.seconds, timed.square, timed.own) > 0
 
 
 def test_median_leaves_out_the_first_run(monkeypatch):
@@ -227,7 +226,7 @@ def test_a_long_run_is_measured_once(monkeypatch):
 
 def test_page_that_does_not_start_is_named(tmp_path, monkeypatch):
     (tmp_path / "app.py").write_text("raise SystemExit(1)")
-    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
+    monkeypatch.setattr(app_page, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="app.py: no page after"):
         page("weights/none")
 
@@ -237,8 +236,8 @@ def test_page_is_timed_until_it_answers_and_broken_down(tmp_path, monkeypatch):
         "import sys, http.server as h; h.HTTPServer(('', int(sys.argv[4])), h.SimpleHTTPRequestHandler).serve_forever()"
     )
     (tmp_path / "app.py").write_text(app)
-    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
-    monkeypatch.setattr(benchmark, "IMPORTS", "print(0.25, 0.125)")
+    monkeypatch.setattr(app_page, "ROOT", tmp_path)
+    monkeypatch.setattr(app_page, "IMPORTS", "print(0.25, 0.125)")
     rows = dict(page("weights/none").rows)
     assert rows["import torch"] == 0.25 and rows["together"] > 0
     assert rows["all else"] == pytest.approx(rows["together"] - 0.375)
@@ -246,8 +245,6 @@ def test_page_is_timed_until_it_answers_and_broken_down(tmp_path, monkeypatch):
 
 def test_imports_are_timed_apart(monkeypatch):
     done = Namespace(stdout="1.5 2.5\n")
-    monkeypatch.setattr(benchmark, "page_seconds", lambda weights: 7.0)
-    monkeypatch.setattr(
-        benchmark.subprocess, "run", lambda command, **_: done if command[0] == sys.executable else None
-    )
+    monkeypatch.setattr(app_page, "page_seconds", lambda weights: 7.0)
+    monkeypatch.setattr(app_page.subprocess, "run", lambda command, **_: done if command[0] == sys.executable else None)
     assert dict(page("weights/mnist").rows)["all else"] == 3.0
