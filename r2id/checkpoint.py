@@ -38,6 +38,8 @@ DTYPES = {  # safetensors' names → torch's
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
 }
+# Biases, norms, embeddings, first and last layers: rounding them would change images most and save least.
+SMALL = 2**13
 FLOATS = ("float16", "bfloat16", "float32", "float64")  # that become one another
 SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 Kind = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor
@@ -128,11 +130,12 @@ def load_into(module: nn.Module, path: str | Path) -> None:
 
 
 def save_module(module: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes a module's parameters and buffers, those of floating point as `dtype` (None: as they are). Raises
-    CheckpointError for what would not load."""
+    """Writes a module's parameters and buffers, those of floating point with more than SMALL values as `dtype` (None:
+    as they are). Raises CheckpointError for what would not load."""
     tensors = module.state_dict()
     if dtype is not None:
-        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+        large = (name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel() > SMALL)
+        tensors = tensors | {name: tensors[name].to(dtype) for name in large}
     save_tensors(tensors, path)
 
 

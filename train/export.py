@@ -1,5 +1,6 @@
 """Training state → weights: `python -m train.export runs/mnist weights/mnist` writes what `Pipeline.from_pretrained`
-reads, from the averaged weights of the newest states, and a model card; `--push owner/name` uploads it to the Hub."""
+reads, from the averaged weights of the newest states, and a model card; `--push owner/name` uploads it to the Hub.
+`python -m train.export --upgrade weights/mnist` converts weights of format 1."""
 
 from __future__ import annotations
 
@@ -14,15 +15,19 @@ from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from r2id.checkpoint import HUB_ID, HUB_TIMEOUT_SECONDS, CheckpointError
+from r2id.config import FORMAT
 from train.engine.assemble import build_pipeline
+from train.engine.format1 import upgrade
 from train.engine.recipe import DenoiserRecipe, read_recipe
 from train.engine.state import State, load_state
 from train.evaluation.card import Origin, model_card
 
+DTYPES = ("float32", "float16", "bfloat16")
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 REFUSED = {
     401: "the token is not valid; run `hf auth login`, or set HF_TOKEN to one that may write",
@@ -32,14 +37,25 @@ REFUSED = {
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", help="folder of the run, with denoiser/ and, but in pixel space, resampler/")
-    parser.add_argument("weights", help="folder to write, such as weights/mnist")
+    parser.add_argument("run", nargs="?", help="folder of the run, with denoiser/ and, but in pixel space, resampler/")
+    parser.add_argument("weights", nargs="?", help="folder to write, such as weights/mnist")
+    parser.add_argument("--upgrade", metavar="DIR", help="convert weights of format 1 in place, nothing else")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights in the files (default: float32; theirs)")
     parser.add_argument("--config", help="denoiser recipe whose [defaults] to write; default: the run's own")
     parser.add_argument("--license", help="for the card: an identifier of the Hub's list, such as mit or cc-by-4.0")
     parser.add_argument("--card", action="store_true", help="write README.md anew where there is one: its text is lost")
     parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this repository of the Hub")
     parser.add_argument("--private", action="store_true", help="with --push: a private repository")
     args = parser.parse_args(argv)
+    dtype = args.dtype and getattr(torch, args.dtype)
+    if args.upgrade:
+        if args.run:
+            raise ValueError(f"--upgrade {args.upgrade}: goes without a run")
+        upgrade(args.upgrade, dtype)
+        print(f"{args.upgrade}: now of format {FORMAT}")
+        return
+    if not args.weights:
+        raise ValueError("run and weights: give the folder of a run and one to write, or --upgrade DIR")
     if args.license and not LICENCE.fullmatch(args.license):
         raise ValueError(f"--license {args.license}: must be an identifier of the Hub's list, such as mit or cc-by-4.0")
     if args.push and not HUB_ID.fullmatch(args.push):
@@ -61,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         metadata["recipe"]["defaults"] = asdict(read_recipe(DenoiserRecipe, args.config).defaults)
     pipe, folder = build_pipeline(resampler, metadata, denoiser.part("ema")), Path(args.weights)
     before = fingerprints(folder)
-    pipe.save(folder)
+    pipe.save(folder, dtype=dtype)
     print(f"{folder}: resampler step {resampler and resampler.metadata['step']}, denoiser {metadata['step']}")
     card, report = folder / "README.md", folder / "report.json"
     same = fingerprints(folder) == before

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from r2id.checkpoint import load_tensors, save_tensors
 
+FORMAT = 2  # of names in a state
 KEEP = 2  # newest states that stay
 FILE_BYTES = 2**30  # of tensors in one file, unless one alone is larger; more than that is slow to copy, check and read
 
@@ -42,7 +43,9 @@ def save_state(folder: Path, state: State) -> Path:
         files = split(state.tensors)
         for number, tensors in enumerate(files, 1):
             save_tensors(tensors, temporary / file_name(number, len(files)))
-        (temporary / "state.json").write_text(json.dumps(state.metadata, indent=1), encoding="utf-8")
+        (temporary / "state.json").write_text(
+            json.dumps({"format": FORMAT, **state.metadata}, indent=1), encoding="utf-8"
+        )
         for path in (*temporary.iterdir(), temporary):
             flush(path)
     except OSError:
@@ -57,12 +60,18 @@ def save_state(folder: Path, state: State) -> Path:
 
 
 def load_state(folder: Path) -> State | None:
-    """The newest whole state of a run, or None; a damaged one is passed over with a warning."""
+    """The newest whole state of a run, or None; a damaged one is passed over with a warning. Raises ValueError for a
+    state of another format."""
     for path in reversed(states(folder)):
         try:
-            return read_state(path)
+            state = read_state(path)
         except (OSError, ValueError) as error:
             warnings.warn(f"{path}: damaged state passed over ({error})", stacklevel=2)
+            continue
+        if (found := state.metadata.pop("format", 1)) != FORMAT:
+            remedy = "start anew with another --out and --from a folder of exported weights"
+            raise ValueError(f"{path}: a state of format {found}, this version resumes {FORMAT}; {remedy}")
+        return state
     return None
 
 
