@@ -118,12 +118,12 @@ class Pipeline:
         devices = {"device": device, "resampler_device": resampler_device, "decoder_dtype": decoder_dtype}
         return cls(config, resampler, denoiser, **devices)
 
-    def save(self, folder: str | Path) -> None:
-        """Writes what `from_pretrained` reads."""
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Writes what `from_pretrained` reads; dtype: of the weights in the files, None for theirs."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         if self.resampler:
-            save_module(self.resampler, Path(folder) / "resampler.safetensors")
-        save_module(self.denoiser, Path(folder) / "denoiser.safetensors")
+            save_module(self.resampler, Path(folder) / "resampler.safetensors", dtype)
+        save_module(self.denoiser, Path(folder) / "denoiser.safetensors", dtype)
         save_config(folder, self.config.to_json())
 
     @property
