@@ -11,13 +11,15 @@ from r2id.position import (
     PositionEmbedding,
     Positions,
     batched,
+    cell_positions,
+    cell_sides,
     check_region,
     fourier,
     grid_positions,
     ipe_sigma_of,
     jitter,
-    oversampling,
     points,
+    points_per_pixel,
     read_colours,
     relative_scale,
     training_pitch,
@@ -112,20 +114,35 @@ def test_cutting_pixels_keeps_their_centres():
 
 
 @pytest.mark.parametrize("fit", FITS)
-@pytest.mark.parametrize("size", [(1, 1), (3, 20), (31, 33), (32, 32), (64, 64)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 20), (31, 33), (256, 256), (700, 700), (1024, 1024), (4096, 2048)])
 @pytest.mark.parametrize("aspect", ASPECTS)
-def test_oversampling_is_the_smallest_cut_as_dense_as_training(fit, size, aspect):
+@pytest.mark.parametrize("decoder_size", [32, 1024])
+def test_a_pixel_is_the_mean_of_the_fewest_points_that_are_dense_enough(fit, size, aspect, decoder_size):
     window = window_of(size, aspect=aspect, fit=fit)
-    factors = oversampling(window, aspect=aspect, training_size=32)
-    for pitch, training, k in zip(window.pitch, training_pitch(aspect, 32), factors, strict=True):
-        assert k >= 1 and pitch / k <= training * (1 + 1e-8)
-        assert k == 1 or pitch / (k - 1) > training
+    factors = points_per_pixel(window, aspect=aspect, decoder_size=decoder_size)
+    for pitch, short_sides, k in zip(window.pitch, (max(1, aspect), max(1, 1 / aspect)), factors, strict=True):
+        density = 1 / (pitch * short_sides)
+        wanted = min(decoder_size, 2 * max(density, 256))
+        assert k >= 1 and k * density >= wanted * (1 - 1e-8)
+        assert k == 1 or (k - 1) * density < wanted
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 64), (32, 96)])
-def test_an_output_as_dense_as_training_is_not_cut(size):
-    aspect = size[1] / size[0]
-    assert oversampling(window_of(size, aspect=aspect, fit="contain"), aspect=aspect, training_size=32) == (1, 1)
+@pytest.mark.parametrize("side, points", [(8, 512), (64, 512), (256, 512), (512, 1024), (1024, 1024), (2048, 2048)])
+def test_square_images_of_letters_cost_as_many_points_as_documented(side, points):
+    window = window_of((side, side), aspect=1.0, fit="contain")
+    assert points_per_pixel(window, aspect=1.0, decoder_size=1024) == (points // side,) * 2
+
+
+def test_cells_have_sides_in_short_sides_of_the_frame():
+    torch.testing.assert_close(cell_sides((4, 8), 2.0), torch.tensor([0.25, 0.25]))
+    torch.testing.assert_close(cell_sides((8, 4), 0.5), torch.tensor([0.25, 0.25]))
+    assert cell_sides((4, 8), torch.tensor([2.0, 1.0])).tolist() == [[[0.25, 0.25]], [[0.125, 0.25]]]
+
+
+def test_cells_of_several_frames_are_those_of_each():
+    together = cell_positions((3, 5), torch.tensor([2.0, 0.5]))
+    for row, aspect in enumerate((2.0, 0.5)):
+        torch.testing.assert_close(together.relative[row], grid_positions((3, 5), aspect).relative)
 
 
 def test_training_pixels_are_square_and_on_the_short_side():
