@@ -54,7 +54,7 @@ from r2id.position import (
 )
 from r2id.precision import decoder_dtype as choose_decoder_dtype
 from r2id.resamplers import RESAMPLERS, architecture_of
-from r2id.sampler import sample
+from r2id.sampler import sample, solver_of
 
 TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory
 MAX_POINTS = 2**20  # decoded at once where a single pixel is the mean of many
@@ -209,8 +209,7 @@ class Pipeline:
             prediction_type=self.denoiser.config.prediction_type,
             guidance=guidance,
             guidance_interval=guidance_interval,
-            sampler=defaults.sampler if sampler is None else sampler,
-            eta=eta,
+            solver=solver_of(defaults.sampler if sampler is None else sampler, eta),
             clip=lambda x0: ((x0 * std + mean).clamp(-1, 1) - mean) / std,
             row_noise=noise,
         )

@@ -1,18 +1,121 @@
-"""From noise to a latent: DDIM(η) and DPM-Solver++(2M) with classifier-free guidance, as a generator of steps."""
+"""From noise to a latent: one loop over a solver's steps, with classifier-free guidance, as a generator."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from .limits import check_interval, short_repr
-from .schedule import check_prediction_type, noise_from, x0_from
+from r2id.denoisers.output import DenoiserOutput
+from r2id.limits import check_interval, short_repr
+from r2id.schedule import check_prediction_type, noise_from, x0_from
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A denoiser's estimate of x0 (B, C, h, w) and the ᾱ at which it was made."""
+
+    x0: Tensor
+    alpha_bar: float
+
+
+class Solver(Protocol):
+    """One step of the reverse process."""
+
+    stochastic: bool  # whether `step` needs fresh noise
+
+    def step(
+        self,
+        x_BChw: Tensor,
+        now: Estimate,
+        previous: Estimate | None,
+        alpha_bar_next: float,
+        noise_BChw: Tensor | None = None,
+    ) -> Tensor:
+        """x at the ᾱ of `now` → x at ᾱ next, which is larger. `previous`: the estimate of the step before, None in the
+        first step."""
+        ...
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """DDIM (Song et al. 2020, eqs. 12 and 16). eta: 0 is deterministic, 1 is DDPM; published values above 1 work, since
+    1 − ᾱ − σ² is held at 0. The noise in x is derived from x0 as given, so clipping x0 moves both."""
+
+    eta: float = 0.0
+
+    def __post_init__(self):
+        if not (math.isfinite(self.eta) and self.eta >= 0):
+            raise ValueError(f"eta {self.eta}: must be 0 (deterministic) or more")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def step(
+        self,
+        x_BChw: Tensor,
+        now: Estimate,
+        previous: Estimate | None,
+        alpha_bar_next: float,
+        noise_BChw: Tensor | None = None,
+    ) -> Tensor:
+        """See `Solver`. Raises ValueError unless 0 ≤ ᾱ now < ᾱ next ≤ 1, and for eta > 0 without noise."""
+        alpha_bar = now.alpha_bar
+        if not 0 <= alpha_bar < alpha_bar_next <= 1:
+            raise ValueError(f"alpha_bar {alpha_bar:g} to {alpha_bar_next:g}: a step must rise within 0…1")
+        if self.stochastic and noise_BChw is None:
+            raise ValueError(f"eta {self.eta:g} needs noise: pass some, or set eta to 0")
+        variance = self.eta**2 * (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next)
+        direction_BChw = noise_from(now.x0, x_BChw, torch.as_tensor(alpha_bar, dtype=torch.float64))
+        kept = math.sqrt(max(0.0, 1 - alpha_bar_next - variance))
+        next_BChw = math.sqrt(alpha_bar_next) * now.x0 + kept * direction_BChw
+        return next_BChw + math.sqrt(variance) * noise_BChw if self.stochastic else next_BChw
+
+
+@dataclass(frozen=True)
+class DPMSolverPP2M:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): a DDIM step from the x0 extrapolated to the middle of the step in
+    log-SNR. First order without a step before, after one from ᾱ = 0 (infinitely far in log-SNR) and to ᾱ = 1."""
+
+    stochastic: ClassVar[bool] = False
+
+    def step(
+        self,
+        x_BChw: Tensor,
+        now: Estimate,
+        previous: Estimate | None,
+        alpha_bar_next: float,
+        noise_BChw: Tensor | None = None,
+    ) -> Tensor:
+        """See `Solver`. Raises ValueError for ᾱ that do not rise."""
+        if previous is not None and alpha_bar_next < 1:
+            if not 0 <= previous.alpha_bar < now.alpha_bar:
+                raise ValueError(
+                    f"alpha_bar {previous.alpha_bar:g} of the step before: must be below now, {now.alpha_bar:g}"
+                )
+            path = torch.tensor([previous.alpha_bar, now.alpha_bar, alpha_bar_next], dtype=torch.float64)
+            before, ahead = torch.logit(path).diff().tolist()  # without log_snr's limits: before may be infinite
+            now = Estimate(now.x0 + 0.5 * ahead / before * (now.x0 - previous.x0), now.alpha_bar)
+        return DDIM().step(x_BChw, now, None, alpha_bar_next)
+
 
 SAMPLERS = ("ddim", "dpm++")
+
+
+def solver_of(sampler: str, eta: float = 0.0) -> Solver:
+    """The solver of the public interface's names. Raises ValueError for another name, and for eta with "dpm++"."""
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler {short_repr(sampler)} is unknown: choose one of {', '.join(SAMPLERS)}")
+    if sampler == "ddim":
+        return DDIM(eta)
+    if eta != 0:
+        raise ValueError(f"eta {eta:g} with dpm++: it adds no noise; set eta to 0 or use the ddim sampler")
+    return DPMSolverPP2M()
 
 
 @dataclass(frozen=True)
@@ -24,54 +127,8 @@ class SampleStep:
     x0: Tensor
 
 
-def ddim_step(
-    x_BChw: Tensor,
-    x0_BChw: Tensor,
-    alpha_bar_now: float,
-    alpha_bar_next: float,
-    *,
-    eta: float = 0.0,
-    noise: Tensor | None = None,
-) -> Tensor:
-    """x at ᾱ now and the estimate of x0 → x at ᾱ next, where 0 ≤ now < next ≤ 1.
-
-    Eqs. 12 and 16 of Song et al. 2020. The noise in x is derived from x0 as given, so clipping x0 moves both. Published
-    η above 1 work: 1 − ᾱ − σ² is held at 0. Raises ValueError for ᾱ out of order, η < 0, or η > 0 without noise.
-    """
-    if not 0 <= alpha_bar_now < alpha_bar_next <= 1:
-        raise ValueError(f"alpha_bar {alpha_bar_now:g} to {alpha_bar_next:g}: a step must rise within 0…1")
-    _check_eta(eta, noise)
-    variance = eta**2 * (1 - alpha_bar_next) / (1 - alpha_bar_now) * (1 - alpha_bar_now / alpha_bar_next)
-    noise_BChw = noise_from(x0_BChw, x_BChw, torch.as_tensor(alpha_bar_now, dtype=torch.float64))
-    kept = math.sqrt(max(0.0, 1 - alpha_bar_next - variance))
-    next_BChw = math.sqrt(alpha_bar_next) * x0_BChw + kept * noise_BChw
-    return next_BChw + math.sqrt(variance) * noise if eta > 0 else next_BChw
-
-
-def dpm_step(
-    x_BChw: Tensor,
-    x0_BChw: Tensor,
-    x0_previous_BChw: Tensor | None,
-    alpha_bar_now: float,
-    alpha_bar_next: float,
-    alpha_bar_previous: float | None,
-) -> Tensor:
-    """x at ᾱ now, the estimates of x0 now and one step before → x at ᾱ next (DPM-Solver++(2M), Lu et al. 2022).
-
-    Algorithm 2 there is a DDIM step from the x0 extrapolated to the middle of the step in log-SNR. First order without
-    a step before, after one from ᾱ = 0 (infinitely far in log-SNR) and to ᾱ = 1. Raises ValueError for ᾱ out of order.
-    """
-    if x0_previous_BChw is not None and alpha_bar_next < 1:
-        if alpha_bar_previous is None or not 0 <= alpha_bar_previous < alpha_bar_now:
-            raise ValueError(f"alpha_bar_previous {alpha_bar_previous}: must be from 0 to below now, {alpha_bar_now:g}")
-        alpha_bars = torch.tensor([alpha_bar_previous, alpha_bar_now, alpha_bar_next], dtype=torch.float64)
-        before, ahead = torch.logit(alpha_bars).diff().tolist()  # without log_snr's limits: before may be infinite
-        x0_BChw = x0_BChw + 0.5 * ahead / before * (x0_BChw - x0_previous_BChw)
-    return ddim_step(x_BChw, x0_BChw, alpha_bar_now, alpha_bar_next)
-
-
 def sample(
-    denoiser: Callable,
+    denoiser: Callable[..., DenoiserOutput],
     noise_BChw: Tensor,
     *,
     positions: object,
@@ -81,64 +138,57 @@ def sample(
     prediction_type: str,
     guidance: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
-    sampler: str = "dpm++",
-    eta: float = 0.0,
+    solver: Solver | None = None,
     clip: Callable[[Tensor], Tensor] | None = None,
     row_noise: Callable[[], Tensor] | None = None,
     gradients: bool = False,
 ) -> Iterator[SampleStep]:
-    """Noise (B, C, h, w) → the steps to a clean latent, in the noise's dtype; without gradients unless asked for.
+    """Noise (B, C, h, w) → the steps to a clean latent, in the noise's dtype.
 
-    denoiser: `denoiser(noisy, alpha_bar_B, positions, conditions, recurrent_state)` → `DenoiserOutput`; alpha_bar_B is
-        float32. The recurrent state goes to the next step, unless guidance begins or ends in between.
+    denoiser: called as a `Denoiser` is; alpha_bar_B is float32. Its recurrent state goes to the next step, unless
+        guidance begins or ends in between. A caller that wants other calls for some steps, or gradients in some only,
+        gives a function of its own.
     tokens: the condition (B, N, D), or None for the null condition alone, whatever the guidance.
-    times, alpha_bars: (steps + 1,) float64, t falling from noise to clean, ᾱ rising to exactly 1.
+    times, alpha_bars: (steps + 1,) float64; t falls from noise to clean, ᾱ rises to exactly 1.
     guidance: g of null + g·(cond − null) where t is in guidance_interval, 1 elsewhere; 1 asks the denoiser for the
         condition only, 0 for null only, else both in one call.
-    clip: bounds every estimate of x0, in latent units. row_noise: draws noise like noise_BChw, needed where η > 0.
+    solver: DPMSolverPP2M() by default. clip: bounds every estimate of x0. row_noise: returns noise like noise_BChw;
+        needed by stochastic solvers. gradients: whether steps are differentiable.
 
     Raises ValueError at once, before the first step, for a bad argument.
     """
+    solver = DPMSolverPP2M() if solver is None else solver
     check_prediction_type(prediction_type)
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler {short_repr(sampler)} is unknown: choose one of {', '.join(SAMPLERS)}")
-    if eta != 0 and sampler == "dpm++":
-        raise ValueError(f"eta {eta:g} with dpm++: it adds no noise; set eta to 0 or use the ddim sampler")
-    _check_eta(eta, row_noise)
+    if solver.stochastic and row_noise is None:
+        raise ValueError(f"{solver} needs noise: pass row_noise, or set eta to 0")
     _check_path(times, alpha_bars)
     if not math.isfinite(guidance):
         raise ValueError(f"guidance {guidance}: must be a finite number, 1 for none")
-    lo, hi = check_interval(guidance_interval)
+    low, high = check_interval(guidance_interval)
     if noise_BChw.ndim != 4:
         raise ValueError(f"noise {tuple(noise_BChw.shape)}: must be (B, C, h, w)")
     if tokens is not None and len(tokens) != len(noise_BChw):
-        raise ValueError(f"tokens for {len(tokens)} rows, noise for {len(noise_BChw)}: give one row of each a picture")
+        raise ValueError(f"tokens for {len(tokens)} rows, noise for {len(noise_BChw)}: give one row of each an image")
 
     path, steps = alpha_bars.tolist(), len(alpha_bars) - 1
-    weights = [guidance if lo <= t <= hi else 1.0 for t in times.tolist()]
+    weights = [guidance if low <= t <= high else 1.0 for t in times.tolist()]
 
     def run() -> Iterator[SampleStep]:
-        x_BChw, x0_BChw, recurrent_state = noise_BChw, None, None
+        x_BChw, previous, recurrent_state = noise_BChw, None, None
         for i in range(steps):
-            conditions = _conditions(tokens, weights[i])
             if i > 0 and weights[i] != weights[i - 1]:
                 recurrent_state = None  # it belongs to the conditions of the step before
             alpha_bar_B = x_BChw.new_full((len(x_BChw),), path[i], dtype=torch.float32)
-            output = denoiser(x_BChw, alpha_bar_B, positions, conditions, recurrent_state)
+            output = denoiser(x_BChw, alpha_bar_B, positions, _conditions(tokens, weights[i]), recurrent_state)
             recurrent_state = output.recurrent_state
             prediction_BChw = _guide(output.prediction.to(x_BChw.dtype), weights[i])
-            x0_previous_BChw, x0_BChw = x0_BChw, x0_from(prediction_type, prediction_BChw, x_BChw, alpha_bars[i])
-            if clip is not None:
-                x0_BChw = clip(x0_BChw)
-            yield SampleStep(index=i + 1, steps=steps, x0=x0_BChw)
+            x0_BChw = x0_from(prediction_type, prediction_BChw, x_BChw, alpha_bars[i])
+            now = Estimate(x0_BChw if clip is None else clip(x0_BChw), path[i])
+            yield SampleStep(index=i + 1, steps=steps, x0=now.x0)
             if i + 1 == steps:
                 return  # a step to ᾱ = 1 is x0 itself
-            if sampler == "ddim":
-                noise = row_noise() if eta > 0 else None
-                x_BChw = ddim_step(x_BChw, x0_BChw, path[i], path[i + 1], eta=eta, noise=noise)
-            else:
-                before = path[i - 1] if i > 0 else None
-                x_BChw = dpm_step(x_BChw, x0_BChw, x0_previous_BChw, path[i], path[i + 1], before)
+            noise = row_noise() if solver.stochastic else None
+            x_BChw, previous = solver.step(x_BChw, now, previous, path[i + 1], noise), now
 
     return run() if gradients else torch.no_grad()(run)()
 
@@ -150,18 +200,11 @@ def _conditions(tokens: Tensor | None, weight: float) -> tuple[Tensor | None, ..
 
 
 def _guide(prediction_KBChw: Tensor, weight: float) -> Tensor:
-    """Ho & Salimans 2022, with g = 1 for none."""
+    """Classifier-free guidance (Ho & Salimans 2022), with g = 1 for none."""
     if len(prediction_KBChw) == 1:
         return prediction_KBChw[0]
     condition_BChw, null_BChw = prediction_KBChw
     return null_BChw + weight * (condition_BChw - null_BChw)
-
-
-def _check_eta(eta: float, noise: object) -> None:
-    if not (math.isfinite(eta) and eta >= 0):
-        raise ValueError(f"eta {eta}: must be 0 (deterministic) or more")
-    if eta > 0 and noise is None:
-        raise ValueError(f"eta {eta:g} needs noise: pass some, or set eta to 0")
 
 
 def _check_path(times: Tensor, alpha_bars: Tensor) -> None:

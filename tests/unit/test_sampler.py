@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch.testing import assert_close
 
-from r2id.sampler import ddim_step, dpm_step, sample
+from r2id.sampler import DDIM, DPMSolverPP2M, Estimate, sample, solver_of
 from r2id.schedule import Schedule, noisy
 
 SHAPE = (2, 3, 4, 6)
@@ -45,10 +45,10 @@ def path(steps, name="cosine"):
     return {"times": times, "alpha_bars": Schedule(name=name).alpha_bar(times, cells=(4, 6))}
 
 
-def run(denoiser, noise=None, *, steps=4, **kwargs):
+def run(denoiser, noise=None, *, steps=4, sampler="dpm++", eta=0.0, **kwargs):
     noise = normal(*SHAPE) if noise is None else noise
     arguments = {"positions": None, "tokens": None, "prediction_type": "v", **path(steps), **kwargs}
-    return list(sample(denoiser, noise, **arguments))
+    return list(sample(denoiser, noise, solver=solver_of(sampler, eta), **arguments))
 
 
 def published_path(scheduler):
@@ -163,18 +163,19 @@ def test_a_certain_denoiser_is_believed(sampler, eta):
 def test_ddim_keeps_the_variance_until_eta_exceeds_one(eta):
     x0, noise, fresh = normal(3, 100_000, 1, 1, 1, dtype=torch.float64)
     alpha_bar = torch.tensor(0.2, dtype=torch.float64)
-    x = ddim_step(noisy(x0, noise, alpha_bar), x0, 0.2, 0.6, eta=eta, noise=fresh)
+    x = DDIM(eta).step(noisy(x0, noise, alpha_bar), Estimate(x0, 0.2), None, 0.6, fresh)
     sigma2 = eta**2 * (0.4 / 0.8) * (1 - 0.2 / 0.6)
     assert x.var().item() == pytest.approx(0.6 + max(0.4, sigma2), rel=0.02)
 
 
-def test_dpm_step_is_first_order_without_history_and_to_the_clean_end():
-    x, x0, before = normal(3, *SHAPE)
-    first = ddim_step(x, x0, 0.3, 0.6)
-    assert_close(dpm_step(x, x0, None, 0.3, 0.6, None), first)
-    assert_close(dpm_step(x, x0, before, 0.3, 0.6, 0.0), first)
-    assert not torch.allclose(dpm_step(x, x0, before, 0.3, 0.6, 0.1), first)
-    assert_close(dpm_step(x, x0, before, 0.3, 1.0, 0.1), x0)
+def test_dpm_solver_is_first_order_without_history_and_to_the_clean_end():
+    (x, x0, before), solver = normal(3, *SHAPE), DPMSolverPP2M()
+    now = Estimate(x0, 0.3)
+    first = DDIM().step(x, now, None, 0.6)
+    assert_close(solver.step(x, now, None, 0.6), first)
+    assert_close(solver.step(x, now, Estimate(before, 0.0), 0.6), first)
+    assert not torch.allclose(solver.step(x, now, Estimate(before, 0.1), 0.6), first)
+    assert_close(solver.step(x, now, Estimate(before, 0.1), 1.0), x0)
 
 
 def test_steps_count_from_one_and_keep_the_dtype():
@@ -190,10 +191,25 @@ def test_row_noise_is_drawn_once_between_two_steps():
     assert len(draws) == 3
 
 
-def test_no_gradient_is_kept():
+def test_gradients_are_kept_where_they_are_asked_for():
     scale = torch.ones((), requires_grad=True)
     assert not any(step.x0.requires_grad for step in run(Denoiser(lambda x, _: scale * x)))
     assert torch.is_grad_enabled()
+    *_, last = run(Denoiser(lambda x, _: scale * x), gradients=True)
+    last.x0.sum().backward()
+    assert scale.grad.abs() > 0
+
+
+def test_a_caller_decides_which_steps_have_gradients():
+    scale = torch.ones((), requires_grad=True)
+
+    def some(x, alpha_bar):
+        with torch.set_grad_enabled(alpha_bar[0].item() < 0.5):
+            return scale * x
+
+    free, held = Denoiser(some), Denoiser(lambda x, _: scale.detach() * x)
+    assert_close(run(free, gradients=True)[-1].x0, run(held)[-1].x0)
+    assert [call.x.requires_grad for call in free.calls] == [False, True, True, True]
 
 
 def kinds(denoiser):
@@ -242,7 +258,7 @@ def test_every_estimate_is_clipped_and_the_next_step_starts_from_it(sampler):
     steps = run(clipped, prediction_type="x0", sampler=sampler, clip=lambda x0: x0.clamp(-1, 1))
     assert all(step.x0.abs().max() == 1 for step in steps)
     start, end = path(4)["alpha_bars"][:2].tolist()
-    assert_close(clipped.calls[1].x, ddim_step(normal(*SHAPE), steps[0].x0, start, end))
+    assert_close(clipped.calls[1].x, DDIM().step(normal(*SHAPE), Estimate(steps[0].x0, start), None, end))
 
 
 @pytest.mark.parametrize("sampler, eta", [("ddim", 0.5), ("dpm++", 0.0)])
@@ -259,12 +275,8 @@ FALLING = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"sampler": "euler"}, "'euler'.*ddim, dpm"),
         ({"prediction_type": "noise"}, "'noise'.*v, epsilon, x0"),
-        ({"sampler": "dpm++", "eta": 0.5}, r"eta 0\.5 with dpm.*ddim"),
-        ({"sampler": "ddim", "eta": 0.5}, r"eta 0\.5 needs noise"),
-        ({"sampler": "ddim", "eta": -1.0}, "eta -1"),
-        ({"sampler": "ddim", "eta": math.nan}, "eta nan"),
+        ({"solver": DDIM(0.5)}, r"eta=0\.5\) needs noise"),
         ({"guidance": math.inf}, "guidance inf"),
         ({"guidance_interval": (0.8, 0.2)}, r"\(0\.8, 0\.2\)"),
         ({"guidance_interval": (-0.1, 0.2)}, r"guidance_interval -0\.1"),
@@ -288,15 +300,18 @@ def test_bad_input_is_refused_before_the_first_step(arguments, message):
 
 
 @pytest.mark.parametrize(
-    "step, message",
+    "act, message",
     [
-        (lambda x: ddim_step(x, x, 0.5, 0.5), r"alpha_bar 0\.5 to 0\.5"),
-        (lambda x: ddim_step(x, x, 0.5, 1.1), r"alpha_bar 0\.5 to 1\.1"),
-        (lambda x: ddim_step(x, x, 0.2, 0.5, eta=0.1), "needs noise"),
-        (lambda x: dpm_step(x, x, x, 0.5, 0.7, 0.6), r"alpha_bar_previous 0\.6"),
-        (lambda x: dpm_step(x, x, x, 0.5, 0.7, None), "alpha_bar_previous None"),
+        (lambda x: DDIM().step(x, Estimate(x, 0.5), None, 0.5), r"alpha_bar 0\.5 to 0\.5"),
+        (lambda x: DDIM().step(x, Estimate(x, 0.5), None, 1.1), r"alpha_bar 0\.5 to 1\.1"),
+        (lambda x: DDIM(0.1).step(x, Estimate(x, 0.2), None, 0.5), "needs noise"),
+        (lambda x: DPMSolverPP2M().step(x, Estimate(x, 0.5), Estimate(x, 0.6), 0.7), r"alpha_bar 0\.6 of the step"),
+        (lambda x: solver_of("euler"), "'euler'.*ddim, dpm"),
+        (lambda x: solver_of("dpm++", 0.5), r"eta 0\.5 with dpm.*ddim"),
+        (lambda x: solver_of("ddim", -1.0), "eta -1"),
+        (lambda x: solver_of("ddim", math.nan), "eta nan"),
     ],
 )
-def test_a_single_step_refuses_bad_input(step, message):
+def test_a_solver_refuses_bad_input(act, message):
     with pytest.raises(ValueError, match=message):
-        step(normal(*SHAPE))
+        act(normal(*SHAPE))
