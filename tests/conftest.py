@@ -1,5 +1,7 @@
 """Shared fixtures: a tiny model with random weights, as a pipeline and as a folder."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +10,12 @@ from r2id.config import Defaults
 from r2id.schedule import Schedule
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Every test has its folder as a marker: unit, train, server or browser."""
+    for item in items:
+        item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
 
 
 @pytest.fixture(scope="session")

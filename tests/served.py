@@ -40,10 +40,3 @@ def weights(tiny_weights, tmp_path_factory) -> Path:
 def url(weights):
     with served(weights) as address:
         yield address
-
-
-def mark_folder(items: list[pytest.Item], folder: Path, marker: str) -> None:
-    """Adds a marker to all collected tests below a folder."""
-    for item in items:
-        if folder in item.path.parents:
-            item.add_marker(marker)

@@ -1,4 +1,4 @@
-"""Tests of the page in headless Chromium: all get the marker `browser`."""
+"""Tests of the page in headless Chromium."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from r2id.image import read_parameters
 
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"]
 CHROMIUM = "/usr/bin/chromium"
-PATIENCE = 90_000  # milliseconds: a busy machine is slow, not wrong
+PATIENCE = 30_000  # milliseconds: a busy machine is slow, not wrong
 WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -31,10 +31,6 @@ def browser():
 
 
 serve, url, weights = served.serve, served.url, served.weights  # fixtures
-
-
-def pytest_collection_modifyitems(items):
-    served.mark_folder(items, Path(__file__).parent, "browser")
 
 
 class UserPage:
@@ -97,11 +93,11 @@ def open_page(browser):
     """`open_page(url, viewport=PHONE, **options of a browser context)` → UserPage, closed after the test."""
     contexts = []
 
-    def open_page(url: str, **options) -> UserPage:
+    def opened(url: str, **options) -> UserPage:
         contexts.append(browser.new_context(**{"viewport": WIDE, **options}))
         return UserPage(contexts[-1].new_page(), url)
 
-    yield user
+    yield opened
     for context in contexts:
         context.close()
 

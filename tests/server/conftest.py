@@ -1,6 +1,4 @@
-"""Tests of the server, without a browser: all get the marker `server`."""
-
-from pathlib import Path
+"""Tests of the server, without a browser."""
 
 import pytest
 import served
@@ -17,7 +15,3 @@ def same_precision():
 
 
 serve, url, weights = served.serve, served.url, served.weights  # fixtures
-
-
-def pytest_collection_modifyitems(items):
-    served.mark_folder(items, Path(__file__).parent, "server")
