@@ -1,4 +1,4 @@
-"""Measures weights by one protocol; prints tables and writes report.json, report.md and sheets of pictures:
+"""Measures weights by one protocol; prints tables and writes report.json, report.md and sheets of images:
 
 python -m train.evaluate weights/mnist --data PATH [--split validation] [--only accuracy,sheets]
 python -m train.evaluate --compare weights/mnist-r2id weights/mnist-s2id … --data PATH     systems side by side
@@ -7,53 +7,18 @@ python -m train.evaluate --compare weights/mnist-r2id weights/mnist-s2id … --d
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from r2id.allocator import raise_mmap_threshold
 from r2id.pipeline import Pipeline
 from train.data.images import load_images
-from train.evaluation import sections
-from train.evaluation.classifier import load_classifier
+from train.engine.cli import script
+from train.evaluation.classifier import judge_of, load_classifier
 from train.evaluation.comparison import compare
 from train.evaluation.protocol import PROTOCOL, Evaluation, Protocol, in_cells, in_pixels
-from train.evaluation.tables import Sheet, Table
-
-CLASSIFIER = Path(__file__).parent / "classifiers" / "mnist.safetensors"
-SECTIONS: dict[str, Callable[[Evaluation], Iterator[Table | Sheet]]] = {
-    "reconstruction": sections.reconstruction,
-    "consistency": sections.consistency,
-    "accuracy": sections.read_as_label,
-    "aspects": sections.aspects,
-    "shape": sections.shape,
-    "fidelity": sections.fidelity,
-    "sampler": sections.sampler,
-    "loss": sections.loss,
-    "sheets": sections.sheets,
-}
-
-
-def evaluate(e: Evaluation, chosen: Sequence[str], folder: Path, setting: dict) -> None:
-    """Runs the sections; prints every table at once and rewrites the report after each section."""
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = ", ".join(f"{key} {value}" for key, value in setting.items())
-    report, lines = {"setting": setting, "protocol": asdict(e.protocol)}, [f"# Evaluation\n\n{settings}\n"]
-    print(lines[0])
-    for section in chosen:
-        report[section] = []
-        lines.append(f"## {section.capitalize()}\n")
-        for item in SECTIONS[section](e):
-            if isinstance(item, Sheet):
-                item.picture.save(folder / f"{item.name}.png")
-            report[section].append(item.plain())
-            lines.append(item.markdown() + "\n")
-            print(lines[-1], flush=True)
-        (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-        (folder / "report.md").write_text("\n".join(lines))
+from train.evaluation.report import SECTIONS, evaluate, present_split
 
 
 def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
@@ -63,7 +28,7 @@ def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
     parser.add_argument("--data", default="ylecun/mnist", help="Hub id, folder of parquet files or image folder")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--count", type=int, help="real images to measure on (default: all of the split)")
-    parser.add_argument("--generated", type=int, default=protocol.generated, help="pictures (default: %(default)s)")
+    parser.add_argument("--generated", type=int, default=protocol.generated, help="images (default: %(default)s)")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas (default: %(default)s)")
     parser.add_argument("--classifier", help="the judge's weights (default: of the weights' name, or the digits')")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
@@ -73,23 +38,24 @@ def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
     if unknown := [section for section in chosen if section not in SECTIONS]:
         raise ValueError(f"--only {','.join(unknown)}: must be of {', '.join(SECTIONS)}")
 
-    own = CLASSIFIER.with_stem(Path(args.weights[0]).name.split("-")[0])  # of weights/cifar10-b: that for cifar10
-    judge = load_classifier(args.classifier or (own if own.exists() else CLASSIFIER))
+    judge_path = Path(args.classifier or judge_of(args.weights[0]))
+    judge = load_classifier(judge_path)
+    load = partial(load_images, args.data)
+    split = present_split(load, args.split)
     if args.compare:
-        load, folder = partial(load_images, args.data), args.out or Path("runs/comparison")
         limits = {"limit": args.count, "generated": args.generated}
-        compare(args.weights, judge, load, args.split, folder, device=args.device, **limits)
+        compare(args.weights, judge, load, split, args.out or Path("runs/comparison"), device=args.device, **limits)
         return
     if len(args.weights) > 1:
         raise ValueError(f"{len(args.weights)} weights: one report is of one; add --compare to put them side by side")
     (weights,) = args.weights
     raise_mmap_threshold()
     pipe = Pipeline.from_pretrained(weights, device=args.device)
-    load = partial(load_images, args.data, size=pipe.config.encoder_size, channels=pipe.config.channels)
-    real = load(args.split, limit=args.count)
+    load = partial(load, size=pipe.config.encoder_size, channels=pipe.config.channels)
+    real = load(split, limit=args.count)
     protocol = (in_cells if pipe.config.resampler else in_pixels)(protocol, pipe.config)
     e = Evaluation(pipe, real, load, judge.to(pipe.device), replace(protocol, generated=args.generated))
-    setting = {"weights": Path(weights).name, "split": args.split, "real images": len(real)}
+    setting = {"weights": Path(weights).name, "split": split, "real images": len(real), "judge": judge_path.name}
     setting |= {"generated": args.generated, "seeds": f"0…{args.generated - 1}", "device": str(pipe.device)}
     setting |= {
         key: getattr(pipe.config.defaults, key) for key in ("steps", "guidance", "guidance_interval", "sampler")
@@ -98,7 +64,4 @@ def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    script(main)

@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import datasets
 import pytest
 import torch
 from digits import digit_bytes
 from PIL import Image
 
-from train import ablate
-from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
+from train import ablate, train_denoiser, train_resampler
+from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
+from train.evaluation import ablation
 
 
 @pytest.mark.parametrize(
-    ("table", "kind", "config"),
+    ("table", "kind", "config", "how"),
     [
-        (ablate.RESAMPLER, ResamplerRecipe, "mnist_resampler.toml"),
-        (ablate.DENOISER, DenoiserRecipe, "mnist_r2id.toml"),
+        (ablation.RESAMPLER, CrossAttentionRecipe, "mnist_resampler.toml", {"pixels_out": 256}),
+        (ablation.DENOISER, DenoiserRecipe, "mnist_r2id.toml", {}),
     ],
     ids=["resampler", "denoiser"],
 )
-def test_every_row_changes_the_recipe(table, kind, config):
-    start = ablate.phase(10, pixels_out=256)
-    recipes = [read_recipe(kind, ablate.CONFIGS / config, start + lines) for lines in table.values()]
+def test_every_row_changes_the_recipe(table, kind, config, how):
+    start = ablation.phase(10, **how)
+    recipes = [read_recipe(kind, ablation.CONFIGS / config, start + lines) for lines in table.values()]
     assert len({repr(recipe) for recipe in recipes}) == len(table)
     assert all(recipe.optimisation.steps == 10 for recipe in recipes)
 
 
 def test_edge_aligned_coordinates_keep_the_outermost_pixels_in_place():
     for side in (32, 100, 256):
-        left, top, right, bottom = ablate.shift(side, 32)
+        left, top, right, bottom = ablation.shift(side, 32)
         pitch = (right - left) / side
         assert left + pitch / 2 == pytest.approx(0.5 / 32) and right - pitch / 2 == pytest.approx(31.5 / 32)
         assert (left, right) == (top, bottom)
 
 
-def test_tables_are_kept_and_so_is_what_was_trained(tmp_path, monkeypatch):
+def in_this_process(command, cwd):
+    """Instead of a process of its own, whose imports take longer than all the rest."""
+    scripts = {"train.train_resampler": train_resampler, "train.train_denoiser": train_denoiser}
+    scripts[command[2]].main(command[3:])
+    return subprocess.Popen([sys.executable, "-c", ""], cwd=cwd)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(ablation, "subprocess", SimpleNamespace(Popen=in_this_process))
+
+
+def test_a_training_that_fails_is_named(tmp_path, monkeypatch):
+    failing = SimpleNamespace(Popen=lambda command, cwd: subprocess.Popen([sys.executable, "-c", "exit(3)"]))
+    monkeypatch.setattr(ablation, "subprocess", failing)
+    with pytest.raises(ValueError, match="run: the training of its denoiser ended with status 3; the same command"):
+        ablation.train("denoiser", "mnist_r2id.toml", tmp_path / "run", "data", [])
+
+
+def test_tables_are_kept_and_so_is_what_was_trained(tmp_path, monkeypatch, quick):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
         for number, pixels in enumerate(digit_bytes()):
@@ -43,19 +67,27 @@ def test_tables_are_kept_and_so_is_what_was_trained(tmp_path, monkeypatch):
             Image.fromarray(pixels).save(tmp_path / "data" / "train" / str(number % 10) / f"{number:02}.png")
         small = ["model.width=24", "model.heads=2", "optimisation.batch=4"]
         first = [*small, "linear_codec_steps=3"]
-        monkeypatch.setattr(ablate, "RESAMPLER", {"as shipped": first, "half": [*first, "model.harmonics=2"]})
+        monkeypatch.setattr(ablation, "RESAMPLER", {"as shipped": first, "half": [*first, "model.harmonics=2"]})
         monkeypatch.setattr(
-            ablate, "DENOISER", {"as shipped": small, "epsilon": [*small, 'model.prediction_type="epsilon"']}
+            ablation, "DENOISER", {"as shipped": small, "epsilon": [*small, 'model.prediction_type="epsilon"']}
         )
-        monkeypatch.setattr(ablate, "CELLS", ((4, 4),))
+        monkeypatch.setattr(ablation, "CELLS", ((4, 4),))
         command = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
         command += ["--steps", "2", "--denoiser-steps", "2", "--generated", "20"]
+
+        def read() -> list[str]:
+            return [
+                (tmp_path / "out" / f"{stage}.md").read_text(encoding="utf-8") for stage in ("resampler", "denoiser")
+            ]
+
         ablate.main(command)
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("state.safetensors")}
-        tables = [(tmp_path / "out" / f"{stage}.md").read_text() for stage in ("resampler", "denoiser")]
+        tables = read()
         assert len(before) == 4 and all("| as shipped |" in table for table in tables)
         assert "edge-aligned" in tables[0] and "| epsilon |" in tables[1] and "nan" not in "".join(tables)
         torch.manual_seed(1)
         ablate.main(command)
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("state.safetensors")} == before
-        assert [(tmp_path / "out" / f"{stage}.md").read_text() for stage in ("resampler", "denoiser")] == tables
+        assert [
+            (tmp_path / "out" / f"{stage}.md").read_text(encoding="utf-8") for stage in ("resampler", "denoiser")
+        ] == tables

@@ -23,7 +23,7 @@ from train import evaluate
 from train.data.images import ImageSet
 from train.engine import machine as measure
 from train.evaluation import comparison, methods
-from train.evaluation.classifier import load_classifier
+from train.evaluation.classifier import judge_of, load_classifier
 from train.evaluation.comparison import Protocol, System, compare, fingerprint
 from train.evaluation.comparison_tables import Results, cost_plot, crossing, crossings, verdict
 from train.evaluation.methods import Cell, Column, cost, cost_apart, diffuse, giga_operations, show
@@ -61,7 +61,7 @@ def load(split: str, *, size: int, channels: int, limit: int | None) -> ImageSet
 
 
 def run(weights: list, out, **options) -> None:
-    compare(weights, load_classifier(evaluate.CLASSIFIER), load, "test", out, **{"device": "cpu", **options})
+    compare(weights, load_classifier(judge_of("mnist")), load, "test", out, **{"device": "cpu", **options})
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,10 @@ def measured(monkeypatch):
 
 
 def test_every_system_and_size_with_its_count(made):
-    report, written = json.loads((made / "comparison.json").read_text()), (made / "comparison.md").read_text()
+    report, written = (
+        json.loads((made / "comparison.json").read_text(encoding="utf-8")),
+        (made / "comparison.md").read_text(encoding="utf-8"),
+    )
     tables = {re.split("[,.:]", table["title"])[0]: table["rows"] for table in report["tables"]}
     read = tables["Read as their label by the judge"]
     counts = [f"{column}, n {n}" for column, n in zip(COLUMNS, (10, 12, 10, 10), strict=True)]
@@ -123,7 +126,11 @@ def test_a_second_run_diffuses_nothing(made, folders, monkeypatch, tmp_path, cap
     out = shutil.copytree(made, tmp_path / "out")
     monkeypatch.setattr(Pipeline, "diffuse", None)
     run(folders, out, protocol=PROTOCOL)
-    assert (out / "comparison.md").read_text() == (made / "comparison.md").read_text() == capsys.readouterr().out
+    assert (
+        (out / "comparison.md").read_text(encoding="utf-8")
+        == (made / "comparison.md").read_text(encoding="utf-8")
+        == capsys.readouterr().out
+    )
     assert not list(out.glob("*.partial"))
 
 
@@ -143,7 +150,7 @@ def test_what_was_done_before_a_stop_is_kept(folders, measured, tmp_path):
     run(folders, tmp_path / "out", protocol=PROTOCOL)
     assert measured[3] == measured[4]  # the one that was stopped
     assert len(measured) == 1 + len(set(measured)) == 1 + 8 + 7
-    written = (tmp_path / "out" / "comparison.md").read_text()
+    written = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert "| pixels | native | 16×16 | too large |" in written
     run(folders, tmp_path / "out", protocol=PROTOCOL)
     (again,) = measured[16:]  # what was refused is tried once more
@@ -271,6 +278,7 @@ def test_bad_input_is_named(folders, grey_pixels, tiny_pixels, tmp_path):
 
 def test_command_line(folders, tmp_path, monkeypatch):
     calls = []
+    monkeypatch.setattr(evaluate, "present_split", lambda load, split: split)
     monkeypatch.setattr(evaluate, "compare", lambda *args, **options: calls.append((args, options)))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     evaluate.main(["--compare", *folders, "--data", "somewhere", "--generated", "20", "--count", "50"])

@@ -13,10 +13,10 @@ from PIL import Image
 
 from r2id.latent import Latent
 from r2id.pipeline import Pipeline
-from train import evaluate
 from train.evaluate import main
 from train.evaluation import sections
 from train.evaluation.protocol import LARGE, Evaluation, Protocol
+from train.evaluation.report import SECTIONS
 from train.evaluation.tables import Table
 
 PROTOCOL = Protocol(
@@ -64,8 +64,8 @@ WAYS_TALL = [("resampled", "4×4", 1), ("diffused", "7×4", 0.56), ("diffused", 
 
 def test_whole_report(tiny_weights, folder, tmp_path, capsys):
     main([str(tiny_weights), "--data", folder, "--out", str(tmp_path / "out")], PROTOCOL)
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    first = {name: report[name][0].get("rows") for name in evaluate.SECTIONS}
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    first = {name: report[name][0].get("rows") for name in SECTIONS}
 
     assert [row["latent"] for row in first["reconstruction"]] == ["4×4", "6×9"]
     assert all(row["MSE on [-1, 1]"] > 0.05 for row in first["reconstruction"])  # the weights are random
@@ -86,13 +86,13 @@ def test_whole_report(tiny_weights, folder, tmp_path, capsys):
     assert floor["Fréchet distance"] < generated["Fréchet distance"] and floor["accuracy"] > generated["accuracy"]
 
     for row in first["shape"]:
-        assert row["contain: centre, max |Δ|"] < 1e-5 < 1e-3 < row["published: centre, max |Δ|"]
+        assert row["contain: centre, max |Δ|"] < 1e-5 < 1e-3 < row["stretch: centre, max |Δ|"]
     own = Pipeline.from_pretrained(tiny_weights, device="cpu").config.defaults
     varied = [(way, steps, own.guidance) for way in sections.SAMPLERS for steps in (1, 2)]
     settings = [(row["sampler"], row["steps"], row["guidance"]) for row in first["sampler"]]
     assert settings == [*varied, (own.sampler, own.steps, 1.0)]
 
-    files = {name: [item["file"] for item in report[name] if "file" in item] for name in evaluate.SECTIONS}
+    files = {name: [item["file"] for item in report[name] if "file" in item] for name in SECTIONS}
     assert [files[name] for name in ("accuracy", "shape", "sampler", "loss")] == [
         ["accuracy.png"],
         ["shape.png"],
@@ -103,7 +103,7 @@ def test_whole_report(tiny_weights, folder, tmp_path, capsys):
     assert names == ["one_latent.png", "labels.png", "latents.png", "aspect_9x16.png", "aspect_16x9.png"]
     with Image.open(tmp_path / "out" / "labels.png") as labels:
         assert labels.size == (10 * 18 + 2, sections.SHEET_SEEDS * 18 + 2)
-    written, printed = (tmp_path / "out" / "report.md").read_text(), capsys.readouterr().out
+    written, printed = (tmp_path / "out" / "report.md").read_text(encoding="utf-8"), capsys.readouterr().out
     for item in report["reconstruction"] + report["sheets"]:
         assert item["title"] in written and item["title"] in printed
 
@@ -125,16 +125,25 @@ def test_every_latent_is_diffused_once(tiny_weights, folder, tmp_path, monkeypat
 def test_only_some_sections_on_the_validation_split(tiny_weights, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main([str(tiny_weights), "--data", folder, "--split", "validation", "--only", "reconstruction"], PROTOCOL)
-    report = json.loads((tmp_path / "runs" / "evaluation" / "tiny" / "report.json").read_text())
+    report = json.loads((tmp_path / "runs" / "evaluation" / "tiny" / "report.json").read_text(encoding="utf-8"))
     assert report["setting"]["real images"] == 3
     assert set(report) == {"setting", "protocol", "reconstruction"}
+
+
+def test_data_without_a_test_split_are_measured_on_validation_images(tiny_weights, folder, tmp_path, capsys):
+    (tmp_path / "data" / "test").rename(tmp_path / "elsewhere")
+    more = ["--only", "reconstruction", "--out", str(tmp_path / "out")]
+    main([str(tiny_weights), "--data", folder, *more], PROTOCOL)
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["setting"]["split"] == "validation" and report["setting"]["real images"] == 3
+    assert "no test split, only train; add" in capsys.readouterr().out
 
 
 def test_pixel_space_is_measured_at_its_own_sizes(tiny_pixels, folder, tmp_path):
     in_grey(tiny_pixels, size_multiple=2).save(tmp_path / "pixels")
     main([str(tmp_path / "pixels"), "--data", folder, "--out", str(tmp_path / "out")], PROTOCOL)
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    rows = {name: report[name][0].get("rows") for name in evaluate.SECTIONS}
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    rows = {name: report[name][0].get("rows") for name in SECTIONS}
     assert [row["latent"] for row in rows["reconstruction"]] == ["4×4", "8×8", "16×16"]
     same = {row["latent"]: row["PSNR (dB)"] for row in rows["reconstruction"]}
     assert same["8×8"] > 100 and same["16×16"] > same["4×4"] > 10  # at its own size, the latent is the picture

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
+from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
 from train.profiling import plan
 from train.profiling.plan import (
     RESAMPLER,
@@ -31,7 +31,7 @@ BEYOND = Load(3, 40**2, 256, 12)
 
 @pytest.fixture(scope="module")
 def recipes():
-    first = read_recipe(ResamplerRecipe, RESAMPLER, TINY)
+    first = read_recipe(CrossAttentionRecipe, RESAMPLER, TINY)
     small = ["model.width=16", "model.heads=2", "model.noise_width=16", "model.encoder_blocks=1"]
     second = read_recipe(DenoiserRecipe, plan.DENOISER, [*small, "model.decoder_blocks=1"])
     return first, second
@@ -73,7 +73,7 @@ def test_no_weight_is_negative():
 
 @pytest.mark.parametrize("size, cells, pixels_in", [(32, 8, 0), (64, 8, 0), (256, 32, 0), (1024, 64, plan.SOME_PIXELS)])
 def test_latents_and_pixels_of_a_size(size, cells, pixels_in):
-    recipes = read_recipe(ResamplerRecipe, RESAMPLER), read_recipe(DenoiserRecipe, plan.DENOISER)
+    recipes = read_recipe(CrossAttentionRecipe, RESAMPLER), read_recipe(DenoiserRecipe, plan.DENOISER)
     first, second = adapted(*recipes, size)
     assert second.defaults.latent_size == (cells, cells)
     assert {phase.pixels_in for phase in first.optimisation.phases} == {pixels_in}
@@ -112,10 +112,10 @@ def test_a_plan_reads_back_as_recipes(tmp_path, monkeypatch):
     assert [round(row["error"], 3) for row in errors.plain()["rows"]] == [29.0, 0.1, 29.0, 0.1]
     changed = {row[1]: row[3] for row in settings.rows if row[0] == "resampler"}
     for kind, path, (_, line) in zip(
-        (ResamplerRecipe, DenoiserRecipe), (config, plan.DENOISER), arguments.rows, strict=True
+        (CrossAttentionRecipe, DenoiserRecipe), (config, plan.DENOISER), arguments.rows, strict=True
     ):
         recipe = read_recipe(kind, path, [part.strip("' ") for part in line.split("--set ")[1:]])
         assert recipe.optimisation.accumulate > 1
-        if kind is ResamplerRecipe:
+        if kind is CrossAttentionRecipe:
             assert recipe.training_size == 128 and str(recipe.model.width) == changed["model.width"]
             assert all(math.isqrt(phase.pixels_out) > 16 for phase in recipe.optimisation.phases)

@@ -13,27 +13,27 @@ from r2id import R2ID, CrossAttentionR2IR
 from r2id.config import Defaults
 from r2id.denoisers import DENOISERS
 from train.data.buckets import ShapeSampler
-from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
+from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 EPOCH = 55_000  # training images
 
 
 def kind_of(path: Path) -> type:
-    return ResamplerRecipe if path.stem.endswith("_resampler") else DenoiserRecipe
+    return CrossAttentionRecipe if path.stem.endswith("_resampler") else DenoiserRecipe
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_reads_and_its_model_can_be_built(path):
     recipe = read_recipe(kind_of(path), path)
     with torch.device("meta"):
-        model_type = CrossAttentionR2IR if kind_of(path) is ResamplerRecipe else DENOISERS[recipe.architecture][1]
+        model_type = CrossAttentionR2IR if kind_of(path) is CrossAttentionRecipe else DENOISERS[recipe.architecture][1]
         model = model_type(recipe.model)
     assert model.config == recipe.model
     stages = [read_recipe(kind_of(other), other) for other in CONFIGS.glob("*.toml")]
     stages = [stage for stage in stages if stage.name == recipe.name]  # one run: both stages, but in pixel space
     pixels = kind_of(path) is DenoiserRecipe and recipe.pixels
-    assert {type(stage) for stage in stages} == ({DenoiserRecipe} if pixels else {ResamplerRecipe, DenoiserRecipe})
+    assert {type(stage) for stage in stages} == ({DenoiserRecipe} if pixels else {CrossAttentionRecipe, DenoiserRecipe})
     (fewest, most), *others = sorted(
         (stage.shape_sampler.cells for stage in stages), key=lambda cells: cells[0] - cells[1]
     )
@@ -46,7 +46,7 @@ def parameters(model_type: type, config) -> int:
 
 
 def test_the_published_resampler_is_as_published():
-    recipe = read_recipe(ResamplerRecipe, CONFIGS / "published_resampler.toml")
+    recipe = read_recipe(CrossAttentionRecipe, CONFIGS / "published_resampler.toml")
     assert parameters(CrossAttentionR2IR, recipe.model) == pytest.approx(3.67e6, rel=0.01)
     model = recipe.model
     assert (model.latent_channels, model.width, model.heads) == (64, 192, 6)
@@ -208,9 +208,9 @@ def test_a_setting_that_does_not_fit_is_named_in_one_line(tmp_path, setting, mes
 
 def test_a_file_that_is_not_a_recipe_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"none.toml: cannot be read \(No such file.*train/configs/ has the recipes"):
-        read_recipe(ResamplerRecipe, tmp_path / "none.toml")
+        read_recipe(CrossAttentionRecipe, tmp_path / "none.toml")
     with pytest.raises(ValueError, match="cannot be read"):
-        read_recipe(ResamplerRecipe, tmp_path)
+        read_recipe(CrossAttentionRecipe, tmp_path)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="binary.toml: not valid TOML"):
-        read_recipe(ResamplerRecipe, tmp_path / "binary.toml")
+        read_recipe(CrossAttentionRecipe, tmp_path / "binary.toml")

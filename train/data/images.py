@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Image
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
@@ -22,7 +23,7 @@ from train.data.decode import Batch, Decoded, Decoder, Pictures, border, border_
 from train.data.describe import class_line, split_line
 from train.data.files import Files, Row, some
 from train.data.folders import holds_fonts
-from train.data.fonts import FontSet, load_fonts
+from train.data.fonts import CAPITALS, FontSet, load_fonts
 from train.data.sources import Stored, Stream, cells_of, layout, open_stored, open_streamed, rows_of
 
 SPLITS = ("train", "validation", "test")
@@ -36,6 +37,10 @@ LINES = 10  # of a description, at most
 T = TypeVar("T")
 
 
+class MissingSplit(ValueError):
+    """Data without the split that is asked for."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """One split: tensors in memory (four bytes a value, so 246 MB for 60,000 grey images at 32x32), or what is indexed
@@ -47,14 +52,16 @@ class ImageSet:
     background: the colour of the border, per channel in [0, 1], where nearly all border pixels share one; else None.
     stream: where the images come from one, whose places have no end.
     understood: what the data were taken for, a line each; see `describe`.
+    targets: the same images where they are denser, indexed alike; None where they are not.
     """
 
-    images: Tensor | Pictures | Decoded | Glyphs
+    images: Tensor | Pictures | Decoded | Glyphs | Reduced
     labels: Tensor | Decoded
     names: tuple[str, ...]
     background: tuple[float, ...] | None
     stream: Stream | None = None
     understood: tuple[str, ...] = ()
+    targets: Tensor | Decoded | Glyphs | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,6 +95,8 @@ def load_images(
     limit: int | None = None,
     max_aspect: float | None = None,
     label_column: str | None = None,
+    density: int | None = None,
+    glyphs: str = CAPITALS,
 ) -> ImageSet:
     """The first `limit` (or all) images of a split, as `size` x `size` pixels or (max_aspect) in their own aspect
     ratios.
@@ -96,6 +105,8 @@ def load_images(
     the rules of `read_folder`; one image; a folder of fonts (see `load_fonts`); or a folder of parquet or WebDataset
     shards, `train-*` and `test-*` where there is a test set (in a `.tar`, labels are `.cls`, or `label` in `.json`).
     label_column: of the labels, in shards or in a table beside images; by default one of the usual names.
+    density: a multiple of `size`; images are then area means of those of this size, which `targets` holds.
+    glyphs: characters of fonts that are images.
     channels: 1 or 3; by default 1 if every image of the split is grey.
     max_aspect: None for squares, 1 or more for frames of their own. Images that are not square, or of which a side is
     more than `max_aspect` times the other, are cropped at the centre. Squares are resized to `size`; frames of their
@@ -110,8 +121,14 @@ def load_images(
     of which more than half cannot be read.
     """
     check(split, size, channels, limit, max_aspect)
+    density = density or size
+    if density % size:
+        raise ValueError(f"density {density}: must be a multiple of the size, {size}")
     if holds_fonts(data):
-        return font_images(data, split, size=size, channels=channels, limit=limit)
+        return font_images(data, split, glyphs, size=size, density=density, channels=channels, limit=limit)
+    if density > size:
+        dense = load_images(data, split, size=density, channels=channels, limit=limit, label_column=label_column)
+        return replace(dense, images=Reduced(dense.images, density // size), targets=dense.images)
     rows, names, understood = stored_rows(data, split, limit, label_column)
     every, sample = range(len(rows)), np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int).tolist()
 
@@ -196,7 +213,7 @@ def stored_name(data: str, split: str, splits: Iterable[str]) -> str:
     """What a split is, or is a part of, as the data are stored."""
     name = "train" if split == "validation" and split not in splits else split
     if name not in splits:
-        raise ValueError(f"{data}: no {name} split, only {', '.join(splits)}; add {name}-*.parquet, .tar or {name}/")
+        raise MissingSplit(f"{data}: no {name} split, only {', '.join(splits)}; add {name}-*.parquet, .tar or {name}/")
     return name
 
 
@@ -223,16 +240,19 @@ def stored_rows(
     return found.rows(stored, kept, labels_N), names, lines
 
 
-def font_images(data: str, split: str, *, size: int, channels: int | None, limit: int | None) -> ImageSet:
+def font_images(
+    data: str, split: str, glyphs: str, *, size: int, density: int, channels: int | None, limit: int | None
+) -> ImageSet:
     """The glyphs of a folder of fonts, in a fixed random order: see `load_fonts`."""
-    fonts = load_fonts(data, split, cache=font_cache(data))
+    fonts = load_fonts(data, split, glyphs=glyphs, cache=font_cache(data))
     order = np.random.default_rng(0).permutation(len(fonts))[:limit]
-    images = Glyphs(fonts, order.tolist(), size, channels or 1)
+    images = Glyphs(fonts, order.tolist(), size, channels or 1, density)
+    targets = Glyphs(fonts, order.tolist(), density, channels or 1, density) if density > size else None
     if split != "train" or limit is not None or 4 * math.prod(images.shape) <= IN_MEMORY:
         images = images[:]
     background = fonts.background * (channels or 1)
     lines = tuple(fonts.report().splitlines())
-    return ImageSet(images, fonts.labels[order], fonts.names, background, understood=lines)
+    return ImageSet(images, fonts.labels[order], fonts.names, background, understood=lines, targets=targets)
 
 
 def font_cache(data: str) -> Path | None:
@@ -255,6 +275,7 @@ class Glyphs:
     order: list[int]
     size: int
     channels: int
+    density: int  # that they are drawn at, to be area means
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -265,8 +286,27 @@ class Glyphs:
 
     def __getitem__(self, key: Tensor | slice) -> Tensor:
         places = self.order[key] if isinstance(key, slice) else [self.order[place] for place in key.tolist()]
-        images = self.fonts.images(places, self.size, master=self.size)
+        images = self.fonts.images(places, self.size, master=self.density)
         return (images.float() / 127.5 - 1).repeat(1, self.channels, 1, 1)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Square images, indexed by places, as area means over factor × factor pixels."""
+
+    images: Tensor | Decoded
+    factor: int
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        count, channels, *sides = self.images.shape
+        return count, channels, *(side // self.factor for side in sides)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Tensor | slice) -> Tensor:
+        return F.avg_pool2d(self.images[key], self.factor)
 
 
 def chunked(items: Iterable[T]) -> Iterator[list[T]]:

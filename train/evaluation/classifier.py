@@ -1,14 +1,8 @@
-"""A small classifier that judges generated images: its accuracy reads the labels, its features give Fréchet distances.
-
-python -m train.evaluation.classifier [--data PATH] [--out FILE] [--epochs N] [--mirror]   train and save
-python -m train.evaluation.classifier --evaluate [--data PATH] [--out FILE]     accuracy of the saved one on the test
-set"""
+"""A small classifier that judges generated images: it reads their labels, and its features give Fréchet distances."""
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -16,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from r2id.checkpoint import CheckpointError, load_into, load_tensors, save_module  # noqa: E402
-from train.data.images import ImageSet, load_images  # noqa: E402
+from r2id.checkpoint import CheckpointError, load_into, load_tensors
+from train.data.images import ImageSet
 
+JUDGES = Path(__file__).parents[1] / "classifiers"
 SIZE = 32  # pixels on a side of the images that it judges
 FEATURES = 128
 BATCH = 128
@@ -63,13 +58,17 @@ def to_classifier_size(images_BCHW: Tensor) -> Tensor:
     return F.interpolate(reduced, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
 
 
+def judge_of(weights: str) -> Path:
+    """The judge of weights by their name, cifar10's for weights/cifar10-b; where they have none, that of digits."""
+    own = JUDGES / f"{Path(weights).name.split('-')[0]}.safetensors"
+    return own if own.exists() else JUDGES / "mnist.safetensors"
+
+
 def load_classifier(path: str | Path) -> Classifier:
     """The saved classifier, ready to judge; channels and classes are read off its weights. Raises CheckpointError."""
     tensors = load_tensors(path)
     if not {"convolutions.0.weight", "head.1.bias"} <= tensors.keys():
-        raise CheckpointError(
-            f"{path}: not a classifier; make one with python -m train.evaluation.classifier --out {path}"
-        )
+        raise CheckpointError(f"{path}: not a classifier; make one with python -m train.train_judge --out {path}")
     classifier = Classifier(tensors["convolutions.0.weight"].shape[1], len(tensors["head.1.bias"]))
     load_into(classifier, path)
     return classifier.eval()
@@ -130,29 +129,3 @@ def fit(
         loss_mean = total / len(train)
         print(f"epoch {epoch}/{epochs}: loss {loss_mean:.4f}, validation {held_out:.2%}, {seconds:.0f} s", flush=True)
     return classifier.eval()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="ylecun/mnist", help="Hub id, folder of shards or of images")
-    parser.add_argument("--out", default="train/classifiers/mnist.safetensors", help="the weights")
-    parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--mirror", action="store_true", help="left and right do not matter: photographs, not digits")
-    parser.add_argument("--evaluate", action="store_true", help="only measure the saved weights")
-    arguments = parser.parse_args()
-    if not arguments.evaluate:
-        train = load_images(arguments.data, "train", size=SIZE)
-        validation = load_images(arguments.data, "validation", size=SIZE, channels=train.images.shape[1])
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        made = fit(train, validation, epochs=arguments.epochs, device=device, mirror=arguments.mirror)
-        save_module(made, arguments.out)
-    classifier = load_classifier(arguments.out)
-    test = load_images(arguments.data, "test", size=SIZE, channels=classifier.channels)
-    print(f"test accuracy {accuracy(classifier, test.images, test.labels):.2%}")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -152,7 +152,7 @@ class Cache:
     def __init__(self, folder: Path):
         self.path, self.pictures = folder / "comparison.json", folder / "pictures"
         try:
-            self.report = json.loads(self.path.read_text()) if self.path.exists() else {"cells": {}}
+            self.report = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {"cells": {}}
             self.cells: dict[str, dict] = self.report["cells"]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{self.path}: not a comparison; remove it, or give another --out") from None
@@ -169,7 +169,7 @@ class Cache:
 
     def write(self) -> None:
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.report, indent=1, ensure_ascii=False) + "\n")
+        partial.write_text(json.dumps(self.report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.replace(self.path)
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from train.evaluation.methods import Column
-from train.evaluation.tables import Sheet, Table, titled_sheet
+from train.evaluation.tables import JUDGED, Sheet, Table, titled_sheet
 
 METHODS = ("native", "shaped", "resized")
 HEIGHT = 96  # pixels of a picture on the sheet
@@ -232,7 +232,9 @@ def write_report(results: Results, folder: Path, heading: str) -> dict[str, Any]
     drawn.picture.save(folder / f"{drawn.name}.png")
     cost_plot(results).savefig(folder / "cost.png", dpi=150)
     plot = "![Milliseconds a picture against its side](cost.png)"
-    text = "\n\n".join([f"# Comparison\n\n{heading}", *(table.markdown() for table in made), plot, drawn.markdown()])
-    (folder / "comparison.md").write_text(text + "\n")
+    text = "\n\n".join(
+        [f"# Comparison\n\n{heading}\n\n{JUDGED}", *(table.markdown() for table in made), plot, drawn.markdown()]
+    )
+    (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
     print(text, flush=True)
     return {"tables": [table.plain() for table in made]}

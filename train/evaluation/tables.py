@@ -15,6 +15,10 @@ from train.evaluation.classifier import Classifier
 
 # Latent sizes on a sheet of samples, in eighths of the default's side
 SAMPLED = ((4, 4), (8, 8), (12, 12), (5, 8), (8, 5))
+JUDGED = (
+    "Accuracy, Fréchet distance, KID and diversity are by the judge, a small classifier of this project. The critics of"
+    " rollout phases have its architecture and its data, from other seeds: figures of weights trained by them flatter."
+)
 GAP, LETTERS = 4, 13  # pixels between pictures, of a line of text
 
 
@@ -63,7 +67,7 @@ def check_match(config: PipelineConfig, names: tuple[str, ...], judge: Classifie
     if (judge.channels, classes) != (config.channels, len(names)):
         has, needed = f"{judge.channels} channels, {classes} classes", f"{config.channels} and {len(names)}"
         raise ValueError(
-            f"classifier has {has}, not {needed}; train one with train/evaluation/classifier.py --data --out"
+            f"classifier has {has}, not {needed}; train one with python -m train.train_judge --data PATH --out FILE"
         )
 
 
