@@ -13,9 +13,9 @@ from train.engine.recipe import (
     DenoiserOptimisation,
     DenoiserPhase,
     DenoiserRecipe,
-    ResamplerOptimisation,
-    ResamplerPhase,
-    ResamplerRecipe,
+    CrossAttentionOptimisation,
+    CrossAttentionPhase,
+    CrossAttentionRecipe,
 )
 from train.engine.state import State, save_state
 
@@ -34,9 +34,9 @@ def finished_run(folder: Path, pipe: Pipeline, *, step: int = STEPS, data: str =
         return kind(phases=(phase(10, (2e-3, 1e-3)), phase(STEPS - 10, (1e-3, 1e-5))), batch=6)
 
     if not pixels:
-        recipes["resampler"] = ResamplerRecipe(
+        recipes["resampler"] = CrossAttentionRecipe(
             **shared,
-            optimisation=optimised(ResamplerOptimisation, ResamplerPhase),
+            optimisation=optimised(CrossAttentionOptimisation, CrossAttentionPhase),
             training_size=config.encoder_size,
             shape_sampler=shape_sampler,
             model=config.resampler,

@@ -1,5 +1,5 @@
-"""Stage 1: trains R2IR. `python -m train.train_resampler --config train/configs/mnist_resampler.toml`; to resume, the
-same command."""
+"""Stage 1: trains a resampler. `python -m train.train_resampler --config train/configs/letters_resampler.toml`; to
+resume, the same command."""
 
 from __future__ import annotations
 
@@ -10,99 +10,158 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from torch import Tensor
+from torch import nn
 
-from r2id.cross_attention_resampler import CrossAttentionR2IR
 from r2id.image import contact_sheet
-from train.data.images import load_images, stream_images
+from r2id.resamplers import RESAMPLERS
+from train.data.images import ImageSet, load_images, stream_images
 from train.engine.cli import arguments, draw, run, run_of, script, start_from
-from train.engine.recipe import ResamplerRecipe, read_recipe, shape_sampler_of
+from train.engine.loop import Compute, Run
+from train.engine.recipe import CrossAttentionRecipe, ResamplerRecipe, read_resampler_recipe, shape_sampler_of
+from train.losses.cross_attention import CrossAttentionLoss
 from train.losses.linear_codec import LinearCodecAlone, fit_linear_codec
-from train.losses.resampler import ResamplerLoss
+from train.losses.resampler import ResamplerLoss, targets_of
 
-CHECKED = 500  # validation images that are reconstructed at every evaluation
-CHUNK = 100  # of them at once, to bound memory
-SIZES = (4, 6, 8, 10, 16)
+CHECKED = 64  # validation images that are reconstructed at every evaluation
+CHUNK = 16  # of them at once, to bound memory
+SIZES = (4, 6, 8, 12, 16)
+SHEET = 10  # images in a row of the sheet
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(__doc__).parse_args(argv)
-    recipe = read_recipe(ResamplerRecipe, args.config, args.set)
+    recipe = read_resampler_recipe(args.config, args.set)
     folder = Path(args.out or f"runs/{recipe.name}") / "resampler"
-    data = args.data or recipe.data
-    load = partial(stream_images, seed=recipe.optimisation.seed) if args.stream else load_images
-    load = partial(load, label_column=args.label_column)
-    own = recipe.native_aspect
-    train = load(data, "train", size=recipe.training_size, max_aspect=recipe.shape_sampler.max_aspect if own else None)
+    cross = isinstance(recipe, CrossAttentionRecipe)
+    train, held = data_of(args, recipe)
     PartialState().print(train.describe(), flush=True)
-    held = load(data, "validation", size=recipe.training_size, limit=CHECKED)
     recipe = replace(recipe, model=replace(recipe.model, channels=train.images.shape[1]))
-    if train.background is None and (recipe.outside_fraction or (recipe.shape_sampler.p_square < 1 and not own)):
-        remedy = "set outside_fraction = 0, shape_sampler.p_square = 1 (or native_aspect = true)"
-        raise ValueError(f"{data}: no known background, so frames cannot be padded; {remedy}")
+    if train.background is None and recipe.needs_background:
+        remedy = (
+            "set outside_fraction = 0, model.border_rings = 0, shape_sampler.p_square = 1 (or native_aspect = true)"
+        )
+        raise ValueError(f"{args.data or recipe.data}: no known background, so frames cannot be padded; {remedy}")
 
     torch.manual_seed(recipe.optimisation.seed)
-    loss_of = partial(
-        ResamplerLoss,
+    model_type = RESAMPLERS[recipe.architecture][1]
+    loss = (cross_attention_loss if cross else resampler_loss)(recipe, model_type(recipe.model), train)
+    training = run_of(args, recipe, loss, train, folder, model=asdict(recipe.model), data=args.data or recipe.data)
+    train = train.to(training.accelerator.device)
+    if training.step == 0 and args.start:
+        start_from(training, args.start, "resampler")
+    elif training.step == 0 and cross and recipe.linear_codec_steps and not args.dry_run:
+        fit_codec(recipe, training, loss, train)
+    averaged = model_type(recipe.model).eval().to(training.accelerator.device)
+
+    def evaluated(progress):
+        averaged.load_state_dict(training.ema)
+        figures, sheet = evaluate(averaged, held)
+        training.log(figures)
+        sheet.save(folder / f"samples-{progress.step:06d}.png")
+        return ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+
+    compute = (cross_attention_step if cross else resampler_step)(recipe, training, train)
+    run(training, compute, evaluated, dry=args.dry_run)
+
+
+def data_of(args, recipe: ResamplerRecipe | CrossAttentionRecipe) -> tuple[ImageSet, ImageSet]:
+    """The training images, and the validation images that evaluations reconstruct."""
+    load = partial(stream_images, seed=recipe.optimisation.seed) if args.stream else load_images
+    load = partial(load, args.data or recipe.data, label_column=args.label_column)
+    if isinstance(recipe, CrossAttentionRecipe):
+        load = partial(load, size=recipe.training_size)
+    elif args.stream:
+        if recipe.decoder_size > recipe.encoder_size:
+            raise ValueError("--stream: images of two densities are not streamed; set decoder_size to encoder_size")
+        load = partial(load, size=recipe.encoder_size)
+    else:
+        glyphs = args.glyphs or recipe.glyphs
+        load = partial(load, size=recipe.encoder_size, density=recipe.decoder_size, glyphs=glyphs)
+    max_aspect = recipe.shape_sampler.max_aspect if recipe.native_aspect else None
+    return load("train", max_aspect=max_aspect), load("validation", limit=CHECKED)
+
+
+def resampler_loss(recipe: ResamplerRecipe, model: nn.Module, train: ImageSet) -> nn.Module:
+    background = train.background or (0.0,) * recipe.model.channels
+    return ResamplerLoss(model, background=background, lattice=recipe.lattice, outside_fraction=recipe.outside_fraction)
+
+
+def resampler_step(recipe: ResamplerRecipe, training: Run, train: ImageSet) -> Compute:
+    seed, device = recipe.optimisation.seed, training.accelerator.device
+    frame = None if recipe.native_aspect else recipe.encoder_size
+
+    def compute(loss, indices, phase, step, part):
+        shape, rng = draw(shape_sampler_of(recipe, phase), seed, step, part, size=frame, device=device)
+        images = train.images[indices]
+        targets = images if train.targets is None else train.targets[indices]
+        buckets = shape.buckets(images, training.background_C)
+        return loss(buckets, targets_of(buckets, targets), rng, decoder_only=phase.decoder_only)
+
+    training.background_C = training.accelerator.unwrap_model(training.loss).background
+    return compute
+
+
+def cross_attention_loss(recipe: CrossAttentionRecipe, model: nn.Module, train: ImageSet) -> nn.Module:
+    return CrossAttentionLoss(
+        model,
         background=train.background or (0.0,) * recipe.model.channels,
         jitter=recipe.jitter,
         pre_tanh_l2=recipe.pre_tanh_l2,
         outside_fraction=recipe.outside_fraction,
     )
-    loss = loss_of(CrossAttentionR2IR(recipe.model))
-    frame = None if own else recipe.training_size
-    training = run_of(args, recipe, loss, train, folder, model=asdict(recipe.model), data=data)
 
+
+def fit_codec(recipe: CrossAttentionRecipe, training: Run, loss: CrossAttentionLoss, train: ImageSet) -> None:
+    """Fits the linear codec beside cross-attention alone, where there is one."""
+    if loss.model.linear_codec:
+        alone = cross_attention_loss(recipe, LinearCodecAlone(loss.model), train)
+        frame = None if recipe.native_aspect else recipe.training_size
+        steps = recipe.linear_codec_steps
+        fit_linear_codec(training, alone, train, recipe.shape_sampler, size=frame, steps=steps)
+
+
+def cross_attention_step(recipe: CrossAttentionRecipe, training: Run, train: ImageSet) -> Compute:
     seed, device = recipe.optimisation.seed, training.accelerator.device
-    train = train.to(device)
+    frame = None if recipe.native_aspect else recipe.training_size
 
     def compute(loss, indices, phase, step, part):
         shape, rng = draw(shape_sampler_of(recipe, phase), seed, step, part, size=frame, device=device)
-        images = train.images[indices]
         how = {"consistency": phase.consistency, "decoder_only": phase.decoder_only}
-        return loss(images, shape, phase.pixels_in, phase.pixels_out, rng, **how)
+        return loss(train.images[indices], shape, phase.pixels_in, phase.pixels_out, rng, **how)
 
-    if training.step == 0 and args.start:
-        start_from(training, args.start, "resampler")
-    elif training.step == 0 and loss.model.linear_codec and recipe.linear_codec_steps and not args.dry_run:
-        fit_linear_codec(
-            training,
-            loss_of(LinearCodecAlone(loss.model)),
-            train,
-            recipe.shape_sampler,
-            size=frame,
-            steps=recipe.linear_codec_steps,
-        )
-    averaged = CrossAttentionR2IR(recipe.model).eval().to(device)
-
-    def evaluated(progress):
-        averaged.load_state_dict(training.ema)
-        figures, sheet = evaluate(averaged, held.images)
-        training.log(figures)
-        sheet.save(folder / f"samples-{progress.step:06d}.png")
-        return ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
-
-    run(training, compute, evaluated, dry=args.dry_run)
+    return compute
 
 
 @torch.no_grad()
-def evaluate(model: CrossAttentionR2IR, images: Tensor):
-    """Mean square error on [-1, 1] at every latent size, latent statistics, and a sheet of reconstructions."""
+def evaluate(model: nn.Module, held: ImageSet):
+    """Mean square error on [-1, 1] at every latent size, at the density that the encoder sees and, where there are
+    denser targets, at half of theirs; latent statistics; and a sheet of reconstructions."""
     device = next(model.parameters()).device
-    figures, rows = {}, [*images[:10]]
+    images = held.images[:]
+    size = tuple(images.shape[2:])
+    dense = None if held.targets is None else tuple(side // 2 for side in held.targets.shape[2:])
+    figures, rows = {}, [*images[:SHEET]]
     for n in SIZES:
-        latents, decoded = [], []
-        for chunk in images.to(device).split(CHUNK):
-            latents.append(model.encode_image(chunk, (n, n)))
-            decoded.append(model.decode_image(latents[-1], size=tuple(chunk.shape[2:])).clamp(-1, 1).cpu())
-        decoded = torch.cat(decoded)
-        figures[f"mse {n}x{n}"] = F.mse_loss(decoded, images).item()
-        rows += decoded[:10]
+        errors, dense_errors, latents, shown = [], [], [], []
+        for start in range(0, len(images), CHUNK):
+            image_BCHW = images[start : start + CHUNK]
+            latents.append(model.encode_image(image_BCHW.to(device), (n, n)))
+            decoded = model.decode_image(latents[-1], size=dense or size).clamp(-1, 1).cpu()
+            if dense:
+                target = F.avg_pool2d(held.targets[start : start + CHUNK], 2)
+                dense_errors.append(F.mse_loss(decoded, target))
+                decoded = F.avg_pool2d(decoded, dense[0] // size[0])
+            errors.append(F.mse_loss(decoded, image_BCHW))
+            shown += decoded if len(shown) < SHEET else []
+        figures[f"mse {n}x{n}"] = torch.stack(errors).mean().item()
+        if dense:
+            figures[f"mse {n}x{n} at {dense[0]}"] = torch.stack(dense_errors).mean().item()
+        rows += shown[:SHEET]
     flat = torch.cat(latents).transpose(0, 1).flatten(1)
-    eigenvalues = torch.linalg.eigvalsh(torch.cov(flat.cpu()))
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(flat).cpu())  # MPS has none
     figures["latent mean square"] = flat.square().mean().item()
     figures["latent dimensions"] = (eigenvalues.sum() ** 2 / eigenvalues.square().sum()).item()
-    return figures, contact_sheet([(row + 1) / 2 for row in rows], columns=10)
+    return figures, contact_sheet([(row + 1) / 2 for row in rows], columns=SHEET)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from runs import COST, STEPS, finished_run
 
 from r2id import R2ID, Pipeline
 from r2id.config import Training
-from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
+from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
 from train.engine.state import State, load_state, save_state
 from train.evaluation.card import CONFIGS, to_toml
 from train.export import main
@@ -100,7 +100,7 @@ def test_the_python_of_the_card_runs(tiny, tmp_path, monkeypatch, names):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_survives_being_written(path, tmp_path):
-    kind = ResamplerRecipe if "resampler" in path.stem else DenoiserRecipe
+    kind = CrossAttentionRecipe if "resampler" in path.stem else DenoiserRecipe
     recipe = read_recipe(kind, path)
     (tmp_path / "again.toml").write_text(to_toml(asdict(recipe)))
     assert read_recipe(kind, tmp_path / "again.toml") == recipe
@@ -108,7 +108,7 @@ def test_every_recipe_survives_being_written(path, tmp_path):
 
 def test_a_recipe_of_ones_own_is_in_the_card(run, tmp_path):
     text = export(run, tmp_path / "small")
-    for stage, kind in (("resampler", ResamplerRecipe), ("denoiser", DenoiserRecipe)):
+    for stage, kind in (("resampler", CrossAttentionRecipe), ("denoiser", DenoiserRecipe)):
         assert f"python train/train_{stage}.py --config {stage}.toml\n" in text
         (toml,) = re.findall(f"## {stage}.toml\n\n```toml\n(.*?)```", text, re.DOTALL)
         (tmp_path / f"{stage}.toml").write_text(toml)
@@ -117,7 +117,7 @@ def test_a_recipe_of_ones_own_is_in_the_card(run, tmp_path):
 
 
 def test_a_shipped_recipe_is_named_instead(run, tmp_path):
-    for stage, kind in (("resampler", ResamplerRecipe), ("denoiser", DenoiserRecipe)):
+    for stage, kind in (("resampler", CrossAttentionRecipe), ("denoiser", DenoiserRecipe)):
         state = load_state(run / stage)
         recipe = read_recipe(kind, CONFIGS / f"mnist_{'r2id' if stage == 'denoiser' else stage}.toml")
         recipe = replace(recipe, data="owner/pictures" if stage == "denoiser" else recipe.data)

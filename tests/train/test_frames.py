@@ -26,8 +26,8 @@ from train.data import images as data
 from train.data.buckets import NativeAspect, Shape, ShapeSampler
 from train.data.decode import own_frame, square
 from train.data.images import load_images, stream_images
+from train.losses.cross_attention import CrossAttentionLoss, encode
 from train.losses.denoiser import DenoiserLoss
-from train.losses.resampler import ResamplerLoss, encode
 
 WIDEST = 16 / 9
 TINY = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
@@ -43,12 +43,12 @@ def pictures() -> list[torch.Tensor]:
     return [torch.rand(1, *size, generator=rng(number)) * 2 - 1 for number, size in enumerate(SIZES)]
 
 
-def resampler_loss(jitter: str = "none", **settings) -> ResamplerLoss:
+def resampler_loss(jitter: str = "none", **settings) -> CrossAttentionLoss:
     torch.manual_seed(0)
     model = CrossAttentionR2IR(TINY)
     for parameter in model.parameters():  # zero-initialised layers would say nothing of positions
         nn.init.normal_(parameter, std=0.2)
-    return ResamplerLoss(
+    return CrossAttentionLoss(
         model, background=(0.0,), jitter=jitter, pre_tanh_l2=0.1, **{"outside_fraction": 0.0, **settings}
     )
 
@@ -186,7 +186,7 @@ def test_cells_of_frames_of_different_aspects_are_read_as_each_alone():
     model, pixels = resampler_loss().model, grid_positions((6, 9), 1.5, sigma=0.5)
     colour_BNC = torch.rand(3, 54, 1, generator=rng())
     latent_BChw = model.encode(colour_BNC, pixels, together)
-    decoded_BNC = model.decode(model.prepare(latent_BChw.tanh(), together), pixels)
+    decoded_BNC = model.decode(model.context(latent_BChw.tanh(), together), pixels)
     torch.manual_seed(1)
     denoiser = R2ID(R2IDConfig(latent_channels=3, width=16, heads=2, encoder_blocks=1, decoder_blocks=1, noise_width=8))
     for parameter in denoiser.parameters():
@@ -197,7 +197,7 @@ def test_cells_of_frames_of_different_aspects_are_read_as_each_alone():
         one = slice(row, row + 1)
         latent = model.encode(colour_BNC[one], pixels, grid)
         torch.testing.assert_close(latent, latent_BChw[one], atol=1e-5, rtol=1e-4)
-        decoded = model.decode(model.prepare(latent.tanh(), grid), pixels)
+        decoded = model.decode(model.context(latent.tanh(), grid), pixels)
         torch.testing.assert_close(decoded, decoded_BNC[one], atol=1e-5, rtol=1e-4)
         denoised = denoiser(latent_BChw[one], alpha_bar_B[one], grid, (None,)).prediction[0]
         torch.testing.assert_close(denoised, denoised_BChw[one], atol=1e-5, rtol=1e-4)

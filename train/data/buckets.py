@@ -1,4 +1,4 @@
-"""Frames of pictures and cells of their latents: the law by which steps draw them, for square pictures and for pictures
+"""Frames of images and cells of their latents: how steps draw them, for square images and for images
 of any sizes."""
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from r2id.position import Positions, batched, grid_positions
 
 @dataclass(frozen=True)
 class Bucket:
-    """Pictures whose latents have the same cells. One call takes them all, and without a mask: random pixels are as
+    """Images whose latents have the same cells. One call takes them all, and without a mask: random pixels are as
     many of each."""
 
     canvases: list[Tensor]  # (B, C, H, W) in [-1, 1] that fill their frames, for every size
     cells: tuple[int, int]
-    places: list[int]  # of each picture in the batch
+    places: list[int]  # of each image in the batch
 
     def __len__(self) -> int:
         return len(self.places)
 
     @property
     def counts(self) -> list[int]:
-        """How many pictures have each size."""
+        """How many images have each size."""
         return [len(canvas_BCHW) for canvas_BCHW in self.canvases]
 
     @property
@@ -41,14 +41,14 @@ class Bucket:
         return batched(grids, self.counts).to(self.canvases[0].device)
 
     def sizes(self) -> list[Bucket]:
-        """A group for every size."""
+        """A bucket for every size."""
         places = iter(self.places)
         return [Bucket([canvas], self.cells, list(islice(places, len(canvas)))) for canvas in self.canvases]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step draws for square pictures: one frame as a canvas of pixels, and the latent's cells, both (height,
+    """What a step draws for square images: one frame as a canvas of pixels, and the latent's cells, both (height,
     width)."""
 
     canvas: tuple[int, int]
@@ -64,14 +64,14 @@ class Shape:
         return math.prod(self.cells)
 
     def buckets(self, image_BCHW: Tensor, background_C: Tensor) -> list[Bucket]:
-        """Pictures, padded and on the background's device."""
+        """Images, padded and on the background's device."""
         canvas_BCHW = pad_to(image_BCHW.to(background_C.device), self.canvas, background_C)
         return [Bucket([canvas_BCHW], self.cells, list(range(len(image_BCHW))))]
 
 
 @dataclass(frozen=True)
 class NativeAspect:
-    """What a step draws for pictures of any sizes, which fill frames of their own: how large the cells are."""
+    """What a step draws for images of any sizes, which fill frames of their own: how large the cells are."""
 
     side: float  # cells on the side of a square frame
     longest: float  # cells on any side
@@ -86,11 +86,11 @@ class NativeAspect:
 
     @property
     def area(self) -> int:
-        """Cells of a square picture's latent: those of others are about as many."""
+        """Cells of a square image's latent: those of others are about as many."""
         return math.prod(self.cells(1.0))
 
     def buckets(self, images: list[Tensor], background_C: Tensor) -> list[Bucket]:
-        """Pictures (C, H, W) by their cells, on the background's device."""
+        """Images (C, H, W) by their cells, on the background's device."""
         places: dict[tuple, dict[tuple, list[int]]] = {}  # by cells, then by size
         for place, image_CHW in enumerate(images):
             height, width = image_CHW.shape[1:]
@@ -107,8 +107,8 @@ class NativeAspect:
 
 @dataclass(frozen=True)
 class ShapeSampler:
-    """How a step draws its shape. Frames of square pictures that are not square are padded with the background colour;
-    pictures of any sizes fill their own, so `p_square` says nothing of them and `max_aspect` is where they are
+    """How a step draws its shape. Frames of square images that are not square are padded with the background colour;
+    images of any sizes fill their own, so `p_square` says nothing of them and `max_aspect` is where they are
     cropped."""
 
     cells: tuple[int, int] = (4, 16)  # of a square frame's side, drawn log-uniformly: small latents are the hard ones
@@ -123,7 +123,7 @@ class ShapeSampler:
             raise ValueError(f"max_aspect {self.max_aspect}: must be 1 or more, width / height")
 
     def draw(self, size: int | None, *, generator: torch.Generator, size_multiple: int = 1) -> Shape | NativeAspect:
-        """A shape for pictures of size × size pixels, or (None) of any sizes; its cells are multiples of `size_multiple`."""
+        """A shape for images of size × size pixels, or (None) of any sizes; cells are multiples of `size_multiple`."""
         u = torch.rand(5, generator=generator).tolist()
         low, high = self.cells
         side = low * ((high + size_multiple) / low) ** u[0]
@@ -132,7 +132,7 @@ class ShapeSampler:
         if size is None:
             return own
         ratio = 1.0 if u[1] < self.p_square else self.max_aspect ** (2 * u[2] - 1)
-        pad = round(size * (max(ratio, 1 / ratio) - 1) / 2)  # on both sides, so the picture stays on whole pixels
+        pad = round(size * (max(ratio, 1 / ratio) - 1) / 2)  # on both sides, so the image stays on whole pixels
         canvas = (size, size + 2 * pad) if ratio >= 1 else (size + 2 * pad, size)
         return Shape(canvas, own.cells(canvas[1] / canvas[0]))
 
@@ -142,7 +142,7 @@ def aspect_of(canvas_BCHW: Tensor) -> float:
 
 
 def pad_to(image_BCHW: Tensor, canvas: tuple[int, int], background_C: Tensor) -> Tensor:
-    """Pictures centred on a canvas of the background colour."""
+    """Images centred on a canvas of the background colour."""
     if image_BCHW.shape[2:] == canvas:
         return image_BCHW
     padded = background_C.view(-1, 1, 1).repeat(len(image_BCHW), 1, *canvas)

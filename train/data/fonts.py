@@ -18,6 +18,7 @@ from torch import Tensor
 
 from train.data.font_families import SPLITS, find_families, has_letters, split_of
 
+CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SUFFIXES = (".otf", ".ttc", ".ttf", ".woff2")
 EM, FIT = 4 / 5, 0.82  # of the frame: the em square; the most that ink may span
 INK = (0.01, 0.60)  # least and most share of ink in the frame: a solid square of the size FIT has 0.67
@@ -153,9 +154,7 @@ def find_fonts(folder: str | Path) -> list[Path]:
     return sorted((file for file in found if file.is_file()), key=lambda file: file.relative_to(root).as_posix())
 
 
-def load_fonts(
-    folder: str | Path, split: str, *, glyphs: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", cache: Path | None = None
-) -> FontSet:
+def load_fonts(folder: str | Path, split: str, *, glyphs: str = CAPITALS, cache: Path | None = None) -> FontSet:
     """The glyphs of a folder's fonts; 85, 5 and 10 % of the families are the train, validation and test splits.
 
     A family is all fonts of a name without its words of style, and all whose shapes are nearly the same. Its split

@@ -21,7 +21,7 @@ from train.data.images import ImageSet
 from train.engine.flops import count_flops
 from train.engine.loop import TRACKERS, Compute, Progress, Run, generator, listed
 from train.engine.machine import machine, peak_memory, reset_peak
-from train.engine.recipe import DenoiserRecipe, ResamplerRecipe
+from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe
 
 MEASURED = 3  # steps of each phase, spread over it
 
@@ -31,6 +31,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="recipe, a file of train/configs/")
     parser.add_argument("--data", help="Hub id, folder of images or shards, or archive; default: the recipe's")
     parser.add_argument("--label-column", metavar="NAME", help="of shards, or of a table beside images: their classes")
+    parser.add_argument("--glyphs", help="characters of fonts that are images; default: the recipe's, A to Z")
     parser.add_argument("--from", dest="start", metavar="WEIGHTS", help="exported weights that a new run begins with")
     parser.add_argument("--stream", action="store_true", help="read shards while training: sets larger than the disk")
     parser.add_argument("--out", help="folder of the run; default: runs/NAME. Give the same one to resume")
@@ -48,7 +49,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 def run_of(
     args: argparse.Namespace,
-    recipe: ResamplerRecipe | DenoiserRecipe,
+    recipe: CrossAttentionRecipe | DenoiserRecipe,
     loss: nn.Module,
     train: ImageSet,
     folder: Path,

@@ -18,9 +18,11 @@ from r2id.checkpoint import from_dict
 from r2id.config import Defaults
 from r2id.cross_attention_resampler import CrossAttentionR2IRConfig
 from r2id.denoisers import DENOISERS
+from r2id.resampler import R2IRConfig
 from r2id.sampler import SAMPLERS
 from r2id.schedule import Schedule
 from train.data.buckets import ShapeSampler
+from train.data.fonts import CAPITALS
 
 DEVIATIONS = ("channel", "shared")
 PRECISIONS = ("float32", "bfloat16", "auto")
@@ -49,7 +51,22 @@ class Phase:
 
 @dataclass(frozen=True)
 class ResamplerPhase(Phase):
-    """Pixels are random ones of each image, 0 for all. consistency and decoder_only: see `ResamplerLoss`."""
+    """Decoded points against the image: see `ResamplerLoss`. decoder_only: latents stay what they are."""
+
+    decoder_only: bool = False
+
+    @property
+    def from_average(self) -> bool:
+        return self.decoder_only
+
+    @property
+    def partial(self) -> bool:
+        return self.decoder_only
+
+
+@dataclass(frozen=True)
+class CrossAttentionPhase(Phase):
+    """Pixels are random ones of each image, 0 for all. consistency and decoder_only: see `CrossAttentionLoss`."""
 
     pixels_in: int = 0
     pixels_out: int = 0
@@ -129,6 +146,11 @@ class ResamplerOptimisation(Optimisation):
 
 
 @dataclass(frozen=True)
+class CrossAttentionOptimisation(Optimisation):
+    phases: tuple[CrossAttentionPhase, ...]
+
+
+@dataclass(frozen=True)
 class DenoiserOptimisation(Optimisation):
     phases: tuple[DenoiserPhase, ...]
 
@@ -173,8 +195,46 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class ResamplerRecipe:
+    """Of R2IR. Densities are in pixels on the short side of the frame."""
+
     name: str  # of the run: states go to runs/NAME/resampler
     optimisation: ResamplerOptimisation
+    architecture: str = "r2ir"
+    data: str = "ylecun/mnist"
+    encoder_size: int = 32  # density of what the encoder sees: area means of what the decoder is asked for
+    decoder_size: int = 32  # density of the decoder's targets, a multiple of encoder_size
+    native_aspect: bool = False  # images keep their aspect ratios, with a short side of decoder_size or less
+    glyphs: str = CAPITALS  # of fonts
+    lattice: int = 72  # rows, and columns, that are decoded of each image
+    outside_fraction: float = 0.125  # share of them around the frame; 0 for sets without a known background
+    shape_sampler: ShapeSampler = field(default_factory=ShapeSampler)
+    model: R2IRConfig = field(default_factory=R2IRConfig)
+
+    def __post_init__(self):
+        if self.decoder_size % self.encoder_size:
+            raise ValueError(
+                f"decoder_size {self.decoder_size}: must be a multiple of encoder_size {self.encoder_size}"
+            )
+        if bool(self.outside_fraction) != bool(self.model.border_rings):
+            raise ValueError(
+                f"outside_fraction {self.outside_fraction:g}, model.border_rings {self.model.border_rings}: "
+                "both are 0 where the data have no known background, else neither"
+            )
+        if self.native_aspect and self.decoder_size > self.encoder_size:
+            raise ValueError("native_aspect: needs decoder_size and encoder_size to be the same")
+
+    @property
+    def needs_background(self) -> bool:
+        return bool(self.outside_fraction) or (self.shape_sampler.p_square < 1 and not self.native_aspect)
+
+
+@dataclass(frozen=True)
+class CrossAttentionRecipe:
+    """Of the resampler that was published, whose pixels and cells attend to each other."""
+
+    name: str  # of the run: states go to runs/NAME/resampler
+    optimisation: CrossAttentionOptimisation
+    architecture: str = "r2ir-cross-attention"
     data: str = "ylecun/mnist"
     training_size: int = 32
     native_aspect: bool = False  # images keep their aspect ratios, with a short side of training_size or less
@@ -184,6 +244,10 @@ class ResamplerRecipe:
     linear_codec_steps: int = 1500  # in which the model's direct path is fitted before all else
     shape_sampler: ShapeSampler = field(default_factory=ShapeSampler)
     model: CrossAttentionR2IRConfig = field(default_factory=CrossAttentionR2IRConfig)
+
+    @property
+    def needs_background(self) -> bool:
+        return bool(self.outside_fraction) or (self.shape_sampler.p_square < 1 and not self.native_aspect)
 
 
 @dataclass(frozen=True)
@@ -245,14 +309,30 @@ class DenoiserRecipe:
         return (*self.optimisation.phases, *self.rollout.phases)
 
 
-def shape_sampler_of(recipe: ResamplerRecipe | DenoiserRecipe, phase: Phase) -> ShapeSampler:
+RESAMPLER_RECIPES = {"r2ir": ResamplerRecipe, "r2ir-cross-attention": CrossAttentionRecipe}
+
+
+def shape_sampler_of(recipe: ResamplerRecipe | CrossAttentionRecipe | DenoiserRecipe, phase: Phase) -> ShapeSampler:
     """The recipe's, with the phase's cells where it has its own."""
     return replace(recipe.shape_sampler, cells=phase.cells) if phase.cells else recipe.shape_sampler
+
+
+def read_resampler_recipe(path: str | Path, settings: Sequence[str] = ()) -> ResamplerRecipe | CrossAttentionRecipe:
+    """The recipe of a resampler, of the kind that its key `architecture` names ("r2ir" without one)."""
+    architecture = read_values(path, settings).get("architecture", "r2ir")
+    check_choice(f"{path}: architecture", architecture, RESAMPLER_RECIPES)
+    return read_recipe(RESAMPLER_RECIPES[architecture], path, settings)
 
 
 def read_recipe(kind: type, path: str | Path, settings: Sequence[str] = ()):
     """A TOML file as `kind`, with settings such as "model.width=128" in place of its own. Raises ValueError, one line,
     for a file that is missing, malformed or has unknown keys, and for a setting that is or does."""
+    values = read_values(path, settings)
+    return from_dict(kind, values, " ".join([str(path), *(f"--set {setting}" for setting in settings)]))
+
+
+def read_values(path: str | Path, settings: Sequence[str]) -> dict[str, Any]:
+    """A TOML file with the settings in place of its own."""
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -261,7 +341,7 @@ def read_recipe(kind: type, path: str | Path, settings: Sequence[str] = ()):
         raise ValueError(f"{path}: not valid TOML ({error})") from None
     for setting in settings:
         put(values, setting)
-    return from_dict(kind, values, " ".join([str(path), *(f"--set {setting}" for setting in settings)]))
+    return values
 
 
 def put(values: dict, setting: str) -> None:

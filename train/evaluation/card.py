@@ -14,10 +14,10 @@ from huggingface_hub import ModelCardData
 from r2id.checkpoint import HUB_ID, from_dict
 from r2id.config import PipelineConfig
 from r2id.pipeline import Pipeline
-from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
+from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = {"resampler": ResamplerRecipe, "denoiser": DenoiserRecipe}  # in the order of training
+RECIPES = {"resampler": CrossAttentionRecipe, "denoiser": DenoiserRecipe}  # in the order of training
 COLOURS = {1: "grey", 3: "colour"}
 MAX_LABELS = 20  # that are listed
 MAX_ROWS = 12  # of a table that is shown
@@ -152,7 +152,7 @@ def recipe_section(pipe: Pipeline, origin: Origin, recipes: dict) -> Iterator[st
         yield "Files named without a folder are at the end of this card."
 
 
-def summary(recipe: ResamplerRecipe | DenoiserRecipe, metadata: dict) -> Iterator[str]:
+def summary(recipe: CrossAttentionRecipe | DenoiserRecipe, metadata: dict) -> Iterator[str]:
     optimisation, done = recipe.optimisation, metadata["step"]
     phases, total = optimisation.phases, optimisation.steps
     steps = f"{done:,} steps" if done == total else f"{done:,} of {total:,} steps"
@@ -168,7 +168,7 @@ def summary(recipe: ResamplerRecipe | DenoiserRecipe, metadata: dict) -> Iterato
         yield format_cost(cost)
 
 
-def own_recipe(stage: str, recipe: ResamplerRecipe | DenoiserRecipe) -> str:
+def own_recipe(stage: str, recipe: CrossAttentionRecipe | DenoiserRecipe) -> str:
     """A recipe that `train/configs` has not, without the place of local data."""
     public = recipe if is_hub_id(recipe.data) else replace(recipe, data=Path(recipe.data).name)
     return f"## {stage}.toml\n\n```toml\n{to_toml(asdict(public))}```"
@@ -213,7 +213,7 @@ def is_hub_id(name: str) -> bool:
     return bool(HUB_ID.fullmatch(name)) and not os.path.isdir(name)
 
 
-def shipped(recipe: ResamplerRecipe | DenoiserRecipe) -> Path | None:
+def shipped(recipe: CrossAttentionRecipe | DenoiserRecipe) -> Path | None:
     """The file of `train/configs` that is this recipe, whatever the data."""
     for path in sorted(CONFIGS.glob("*.toml")):
         try:

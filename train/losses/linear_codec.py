@@ -14,7 +14,7 @@ from train.data.buckets import ShapeSampler
 from train.data.images import ImageSet
 from train.engine.cli import draw
 from train.engine.loop import Run
-from train.losses.resampler import ResamplerLoss
+from train.losses.cross_attention import CrossAttentionLoss
 
 RATE = 2e-2
 POINTS = 256  # of each picture, that are compared
@@ -39,7 +39,7 @@ class LinearCodecAlone(nn.Module):
 
 
 def fit_linear_codec(
-    run: Run, loss: ResamplerLoss, train: ImageSet, shape_sampler: ShapeSampler, *, size: int | None, steps: int
+    run: Run, loss: CrossAttentionLoss, train: ImageSet, shape_sampler: ShapeSampler, *, size: int | None, steps: int
 ) -> float:
     """Trains the direct path that is `loss.model` in place, the same in every process. size: see `ShapeSampler.draw`.
     → mean square error of the last step."""

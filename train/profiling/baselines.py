@@ -17,7 +17,7 @@ from r2id.pipeline import Latent, Pipeline
 from r2id.resamplers import RESAMPLERS, architecture_of
 from train.engine.flops import count_flops
 from train.engine.machine import CPU, median_seconds, memory_of
-from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
+from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
 from train.evaluation.tables import Table
 
 PIXELS = "weights/mnist-s2id"
@@ -29,7 +29,7 @@ CELLS = (8, 8)  # of the published configuration's latents
 
 def published(pipe: Pipeline, root: Path) -> Pipeline:
     """The published configuration for the labels and channels of `pipe`, weights at random."""
-    first = read_recipe(ResamplerRecipe, root / "train/configs/published_resampler.toml")
+    first = read_recipe(CrossAttentionRecipe, root / "train/configs/published_resampler.toml")
     second = read_recipe(DenoiserRecipe, root / "train/configs/published_r2id.toml")
     resampler = replace(first.model, channels=pipe.config.channels)
     channels = resampler.latent_channels

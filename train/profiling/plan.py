@@ -24,11 +24,11 @@ from train.data.buckets import Shape
 from train.engine.flops import count_flops
 from train.engine.loop import generator
 from train.engine.machine import memory_of
-from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe
+from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
 from train.evaluation.tables import Table
+from train.losses.cross_attention import WHOLE, CrossAttentionLoss
 from train.losses.denoiser import DenoiserLoss
 from train.losses.latent_space import LatentSpace
-from train.losses.resampler import WHOLE, ResamplerLoss
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESAMPLER, DENOISER = CONFIGS / "cifar10_resampler.toml", CONFIGS / "cifar10_r2id.toml"
@@ -126,7 +126,7 @@ class Stage:
         side = math.isqrt(load.pixels_in) if self.grid else math.isqrt(2 * load.pixels_in)
         shape, rng = Shape((side, side), (load.cells, load.cells)), generator(0, 0)
         images = torch.rand(load.batch, CHANNELS, side, side) * 2 - 1
-        if isinstance(self.loss, ResamplerLoss):
+        if isinstance(self.loss, CrossAttentionLoss):
             loss, _ = self.loss(images, shape, 0 if self.grid else load.pixels_in, load.pixels_out, rng)
         else:
             labels = torch.zeros(load.batch, dtype=torch.long, device=self.device)
@@ -195,7 +195,9 @@ WHY = {
 }
 
 
-def adapted(first: ResamplerRecipe, second: DenoiserRecipe, size: int) -> tuple[ResamplerRecipe, DenoiserRecipe]:
+def adapted(
+    first: CrossAttentionRecipe, second: DenoiserRecipe, size: int
+) -> tuple[CrossAttentionRecipe, DenoiserRecipe]:
     """The recipes for pictures of size × size."""
     base = max(second.defaults.latent_size)
     cells = min(math.isqrt(MAX_CELLS), max(base, size // 8))
@@ -255,7 +257,7 @@ def adapted(first: ResamplerRecipe, second: DenoiserRecipe, size: int) -> tuple[
     return first, second
 
 
-def keys_of(stage: str, recipe: ResamplerRecipe | DenoiserRecipe) -> Iterator[tuple[str, str]]:
+def keys_of(stage: str, recipe: CrossAttentionRecipe | DenoiserRecipe) -> Iterator[tuple[str, str]]:
     """The settings of a stage and their rules, N being every phase."""
     for key, why in WHY[stage].items():
         phases = range(len(recipe.optimisation.phases)) if ".N." in key else (0,)
@@ -289,7 +291,7 @@ class Shapes:
         return [replace(load, batch=max(1, min(images, cells // load.cells**2))) for load in self.largest]
 
 
-def shapes_of(first: ResamplerRecipe, second: DenoiserRecipe) -> Iterator[Shapes]:
+def shapes_of(first: CrossAttentionRecipe, second: DenoiserRecipe) -> Iterator[Shapes]:
     """Of both stages; the denoiser's images are encoded from all their pixels."""
     phases, cells = first.optimisation.phases, second.defaults.latent_size[0]
     out = max(phase.pixels_out + 5 * WHOLE * bool(phase.consistency) for phase in phases)
@@ -303,9 +305,9 @@ def shapes_of(first: ResamplerRecipe, second: DenoiserRecipe) -> Iterator[Shapes
         yield Shapes(Load(1, seen or square, out, cells), largest)
 
 
-def losses_of(first: ResamplerRecipe, second: DenoiserRecipe) -> Iterator[tuple[nn.Module, LatentSpace | None]]:
+def losses_of(first: CrossAttentionRecipe, second: DenoiserRecipe) -> Iterator[tuple[nn.Module, LatentSpace | None]]:
     channels, resampler = first.model.latent_channels, replace(first.model, channels=CHANNELS)
-    loss = ResamplerLoss(
+    loss = CrossAttentionLoss(
         CrossAttentionR2IR(resampler),
         jitter=first.jitter,
         pre_tanh_l2=first.pre_tanh_l2,
@@ -339,7 +341,7 @@ def plan(size: int, config: Path, budget: float, device: torch.device) -> Iterat
         raise ValueError(f"--plan {size}: must be {SMALLEST}…{MAX_SIDE}, pixels on a side")
     if not 0 < budget < math.inf:
         raise ValueError(f"--budget-memory {short_repr(budget)}: must be a number of GB above 0")
-    before = dict(resampler=read_recipe(ResamplerRecipe, config), denoiser=read_recipe(DenoiserRecipe, DENOISER))
+    before = dict(resampler=read_recipe(CrossAttentionRecipe, config), denoiser=read_recipe(DenoiserRecipe, DENOISER))
     pair = adapted(*before.values(), size)
     settings, costs, errors, arguments = [], [], [], []
     for (name, old), new, (loss, space), shapes in zip(

@@ -11,7 +11,7 @@ from digits import digits
 from r2id import CrossAttentionR2IR, CrossAttentionR2IRConfig
 from r2id.position import grid_positions, read_colours
 from train.data.buckets import Shape, ShapeSampler, pad_to
-from train.losses.resampler import MARGIN_REACH, ResamplerLoss, encode
+from train.losses.cross_attention import MARGIN_REACH, CrossAttentionLoss, encode
 
 TINY = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 WIDE = Shape((8, 14), (4, 7))
@@ -30,7 +30,7 @@ def resampler_loss(
     outside_fraction=0.0,
 ):
     torch.manual_seed(0)
-    return ResamplerLoss(
+    return CrossAttentionLoss(
         CrossAttentionR2IR(config),
         background=background,
         jitter=jitter,
