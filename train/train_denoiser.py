@@ -34,9 +34,14 @@ def main(argv: list[str] | None = None) -> None:
     folder, data = root / "denoiser", args.data or recipe.data
     stage_1, resampler = (None, None) if recipe.pixels else trained_resampler(root / "resampler")
     seen = stage_1.metadata["recipe"] if stage_1 else {"training_size": recipe.training_size}
-    size, own = seen["training_size"], seen.get("native_aspect", False)
+    size, own = seen.get("encoder_size") or seen["training_size"], seen.get("native_aspect", False)
     frame = None if own else size
-    load = partial(stream_images, seed=recipe.optimisation.seed) if args.stream else load_images
+    if args.stream:
+        load = partial(stream_images, seed=recipe.optimisation.seed)
+    else:  # as the resampler saw them
+        load = partial(load_images, density=seen.get("decoder_size"))
+        if glyphs := args.glyphs or seen.get("glyphs"):
+            load = partial(load, glyphs=glyphs)
     load = partial(load, label_column=args.label_column)
     max_aspect = recipe.shape_sampler.max_aspect if own else None
     train = load(data, "train", size=size, channels=resampler and resampler.config.channels, max_aspect=max_aspect)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from r2id.checkpoint import from_dict
 from r2id.config import Defaults, PipelineConfig, Training
-from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
 from r2id.denoisers import DENOISERS
 from r2id.pipeline import Pipeline
+from r2id.resamplers import RESAMPLERS
 from r2id.schedule import Schedule
 from train.engine.state import State, load_state
 
 
-def trained_resampler(folder: Path) -> tuple[State, CrossAttentionR2IR]:
+def resampler_of(state: State) -> tuple[Any, type[nn.Module]]:
+    """The configuration of a resampler's run, and the type of its model."""
+    config_type, model_type = RESAMPLERS[state.metadata["recipe"]["architecture"]]
+    return from_dict(config_type, state.metadata["model"], "resampler state"), model_type
+
+
+def trained_resampler(folder: Path) -> tuple[State, nn.Module]:
     """The newest state of a resampler's run, and the model with its averaged weights. Raises ValueError for none."""
     state = load_state(folder)
     if state is None:
         raise ValueError(f"{folder}: no trained resampler; run python -m train.train_resampler first")
-    resampler = CrossAttentionR2IR(from_dict(CrossAttentionR2IRConfig, state.metadata["model"], folder)).eval()
+    config, model_type = resampler_of(state)
+    resampler = model_type(config).eval()
     resampler.load_state_dict(state.part("ema"))
     return state, resampler
 
@@ -30,7 +38,7 @@ def build_pipeline(stage_1: State | None, metadata: dict, denoiser_tensors: dict
     recipe, shape_sampler = metadata["recipe"], metadata["recipe"]["shape_sampler"]
     config_type, model_type = DENOISERS[recipe["architecture"]]
     denoiser_config = from_dict(config_type, metadata["model"], "denoiser state")
-    resampler_config = stage_1 and from_dict(CrossAttentionR2IRConfig, stage_1.metadata["model"], "resampler state")
+    resampler_config, resampler_type = resampler_of(stage_1) if stage_1 else (None, None)
     channels = resampler_config.channels if stage_1 else denoiser_config.latent_channels
     stages = [stage_1.metadata, metadata] if stage_1 else [metadata]
     first = stages[0]  # it saw the pictures
@@ -43,8 +51,8 @@ def build_pipeline(stage_1: State | None, metadata: dict, denoiser_tensors: dict
         labels=tuple(metadata["labels"]),
         channels=channels,
         background=tuple(first["background"] or (0.0,) * channels),
-        encoder_size=first["recipe"]["training_size"],
-        decoder_size=first["recipe"]["training_size"],
+        encoder_size=first["recipe"].get("encoder_size") or first["recipe"]["training_size"],
+        decoder_size=first["recipe"].get("decoder_size") or first["recipe"]["training_size"],
         trained_cells=tuple(shape_sampler["cells"]),
         trained_aspects=(1 / max_aspect, max_aspect),
         size_multiple=denoiser_config.size_multiple,
@@ -57,7 +65,7 @@ def build_pipeline(stage_1: State | None, metadata: dict, denoiser_tensors: dict
         denoiser=denoiser_config,
         training=Training(**{key: sum(part[key] for part in cost) for key in cost[0]}) if all(cost) else None,
     )
-    resampler, denoiser = resampler_config and CrossAttentionR2IR(resampler_config), model_type(denoiser_config)
+    resampler, denoiser = resampler_config and resampler_type(resampler_config), model_type(denoiser_config)
     if resampler:
         resampler.load_state_dict(stage_1.part("ema"))
     denoiser.load_state_dict(denoiser_tensors)
