@@ -82,6 +82,8 @@ def test_the_label_column_can_be_given(tmp_path):
     assert "--label-column kind: no table that names images has it; dogs.csv has id, breed, age" in refused(
         tmp_path, "kind"
     )
+    write(tmp_path / "log.jsonl", "{")  # of another purpose
+    assert read(tmp_path, "breed").names == ("beagle", "pug")
     write(tmp_path / "labels.csv", "0.png,cat\n1.png,dog\n2.png,cat\n3.png,dog\n")  # without a header
     assert "labels.csv is not used: no column of labels among 1, 2; see --label-column" in noted(tmp_path)
     assert classes(tmp_path, column="2") == LABELS

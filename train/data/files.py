@@ -6,6 +6,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -180,6 +181,7 @@ def begins_as_image(file: File) -> bool:
     return begin.startswith(BEGINNINGS) or riff or (begin[4:8] == b"ftyp" and begin[8:] in BRANDS)
 
 
+@lru_cache(maxsize=2**14)
 def clean(name: str) -> str:
     """A name in one Unicode form (NFC), without spaces around it, on one line."""
     text = os.fsencode(name).decode("utf-8", "replace")

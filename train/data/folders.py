@@ -274,7 +274,7 @@ def from_tables(
         try:
             tables.append(read_table(file, listing.images, column))
         except ValueError as error:
-            if column or not has_classes:
+            if is_usual(file) and (column or not has_classes):
                 raise ValueError(f"{data}: {error}") from error
             notes.append(f"not used: {error}")
     used = [table for table in tables if table.usable]
