@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import sys
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +15,7 @@ from r2id.limits import short_repr
 
 
 class LabelCondition(nn.Module):
-    """Learned tokens per label, and one more set for the null condition; trained with the denoiser that holds it."""
+    """Learned tokens of every label, and one more set for the null condition; part of the denoiser that holds it."""
 
     def __init__(self, num_classes: int, *, tokens: int, width: int):
         super().__init__()
@@ -23,11 +26,13 @@ class LabelCondition(nn.Module):
         return len(self.table) - 1
 
     def forward(self, weights_BL: Tensor) -> Tensor:
-        """Label weights (B, L), each row a one-hot or a mixture that sums to 1 (all zero: null) → tokens (B, N, D)."""
+        """Weights of L labels (B, L), each row a one-hot or a mixture that sums to 1 (all zero: null) → tokens
+        (B, N, D)."""
         null_B1 = 1 - weights_BL.sum(dim=1, keepdim=True)
         return torch.einsum("bl,lnd->bnd", torch.cat((weights_BL, null_B1), dim=1), self.table)
 
     def null(self, batch: int) -> Tensor:
+        """The null condition's tokens (B, N, D)."""
         return self.table[-1:].expand(batch, -1, -1)
 
     def rows(self, conditions: Sequence[Tensor | None], batch: int) -> Tensor:
@@ -53,22 +58,50 @@ def mixture(label, names: tuple[str, ...]) -> list[float]:
         weights[index_of(label, names)] = 1.0
         return weights
     for key, weight in label.items():
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not number or not 0 <= weight <= sys.float_info.max:  # an int may be larger
-            raise ValueError(
-                f"weight {short_repr(weight)} of label {short_repr(key)}: must be a finite number, 0 or more"
-            )
+        real = isinstance(weight, Real) and not isinstance(weight, bool)
+        if not real or not 0 <= weight < math.inf or (isinstance(weight, int) and weight > sys.float_info.max):
+            fault = f"weight {short_repr(weight)} of label {short_repr(key)}"
+            raise ValueError(f"{fault}: must be a finite number, 0 or more")
         weights[index_of(key, names)] += float(weight)
     total = sum(weights)
-    if not 0 < total < float("inf"):
+    if not 0 < total < math.inf:
         raise ValueError(f"mixture {short_repr(label)}: its weights sum to {total}, must be above 0 and finite")
     return [weight / total for weight in weights]
 
 
 def index_of(label, names: tuple[str, ...]) -> int:
-    if isinstance(label, str) and label in names:
-        return names.index(label)
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(names):
-        return label
+    """The index of a label: an index (of any integer type), or a name, whose case and outer spaces do not count where
+    only one name is meant. Raises ValueError for any other."""
+    if isinstance(label, str):
+        if label in names:
+            return names.index(label)
+        alike = [index for index, name in enumerate(names) if _plain(name) == _plain(label)]
+        if len(alike) == 1:
+            return alike[0]
+        if alike:
+            fits = ", ".join(repr(names[index]) for index in alike)
+            raise ValueError(f"label {short_repr(label)}: may be {fits}; give one exactly")
+    elif (index := _index(label)) is not None and 0 <= index < len(names):
+        return index
     known = f"an index 0…{len(names) - 1} or one of {', '.join(names)}" if names else "None, this model has no labels"
     raise ValueError(f"label {short_repr(label)}: must be {known}")
+
+
+def named(weights: list[float], names: tuple[str, ...]) -> str | None | dict[str, float]:
+    """Normalised weights as a label: its name, None, or {name: weight}."""
+    found = {name: weight for name, weight in zip(names, weights, strict=True) if weight}
+    return next(iter(found), None) if len(found) < 2 else found
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _index(label) -> int | None:
+    """A whole number of Python, numpy or torch as an int, None for anything else."""
+    if isinstance(label, bool) or (isinstance(label, Tensor) and (label.ndim or label.dtype == torch.bool)):
+        return None
+    try:
+        return operator.index(label)
+    except TypeError:
+        return None

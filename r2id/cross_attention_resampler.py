@@ -79,6 +79,7 @@ class CrossAttentionR2IRConfig:
         0.5, 0.0, 16.0
     )  # sigma of what features average over where jitter is off, in training pixels; 0 is a point
     dropout: float = ranged(0.0, 0.0, 0.99)
+    output_frame: bool = False  # as published: stretched to another shape, a pixel has the coordinates of that frame
 
     def __post_init__(self):
         check_model(self)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from r2id.checkpoint import load_tensors, save_tensors
-from r2id.limits import MAX_ASPECT, MAX_BATCH, MAX_PICTURE_CELLS, check_cells, check_float, row_seeds
+from r2id.limits import MAX_ASPECT, MAX_PICTURE_CELLS, check_cells, check_float, row_seeds
 
 
 @dataclass(frozen=True, eq=False)
 class Latent:
-    """tensor: float32 (B, C, h, w) in [-1, 1], on the CPU; aspect: frame width / height, one for the batch; seeds and
-    labels: of every row, where it was diffused (labels as names, None, or {name: weight}). `latent[i]` is a row."""
+    """tensor: float32 (B, C, h, w) in [-1, 1], on the CPU. aspect: frame width / height, one for the batch. seeds and
+    labels: of every row, where it was diffused; labels as names, None, or {name: weight}. `latent[i]` is a row of it,
+    `latent[i:j]` are some."""
 
     tensor: Tensor
     aspect: float
@@ -26,10 +27,12 @@ class Latent:
     def __len__(self) -> int:
         return len(self.tensor)
 
-    def __getitem__(self, index: int) -> Latent:
-        index = range(len(self))[index]
-        seeds, labels = (v and v[index : index + 1] for v in (self.seeds, self.labels))
-        return Latent(self.tensor[index : index + 1], self.aspect, seeds, labels)
+    def __getitem__(self, index: int | slice) -> Latent:
+        if not isinstance(index, slice):
+            index = range(len(self))[index]
+            index = slice(index, index + 1)
+        seeds, labels = (v and v[index] for v in (self.seeds, self.labels))
+        return Latent(self.tensor[index], self.aspect, seeds, labels)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,8 +78,8 @@ def check_latent(latent: Latent, channels: int | None = None, most: int = MAX_PI
         raise ValueError(
             f"latent of {tensor.shape[1]} channels: this model's have {channels}, use the model it came from"
         )
-    if not 1 <= len(tensor) <= MAX_BATCH:
-        raise ValueError(f"latent of {len(tensor)} rows: must be 1…{MAX_BATCH}")
+    if not len(tensor):
+        raise ValueError("latent of 0 rows: must have one or more")
     check_cells(latent.size, 1, most)
     check_float(latent.aspect, "latent aspect", 1 / MAX_ASPECT, MAX_ASPECT)
     if not tensor.abs().max() <= 1 + 1e-3:  # NaN is not

@@ -6,9 +6,10 @@ import operator
 import reprlib
 import secrets
 from dataclasses import field, fields
+from numbers import Real
 
 MAX_SIDE = 8192  # pixels of an output
-MAX_PIXELS = 2**26  # of all outputs of a call together, and of images to encode
+MAX_PIXELS = 2**26  # of an image
 MAX_CELLS = 4096  # of a latent
 MAX_PICTURE_CELLS = 2**18  # of a latent that is the picture itself
 MAX_STEPS = 1000
@@ -48,7 +49,7 @@ def check_int(value, name: str, low: int, high: int) -> int:
 
 
 def check_float(value, name: str, low: float, high: float) -> float:
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    real = isinstance(value, Real) and not isinstance(value, bool)
     if not real or not low <= value <= high:  # NaN is not
         raise ValueError(f"{name} {short_repr(value)}: must be a number, {low:g}…{high:g}")
     return float(value)
@@ -83,12 +84,8 @@ def pair(value, name: str, high: int) -> tuple[int, int]:
     return tuple(check_int(v, f"{name} {short_repr(tuple(value))}: {side}", 1, high) for side, v in sides)
 
 
-def check_size(size, *, images: int = 1) -> tuple[int, int]:
-    height, width = pair(size, "size", MAX_SIDE)
-    if images * height * width > MAX_PIXELS:
-        total = f"{images} x {height * width:,} pixels, at most {MAX_PIXELS:,} together"
-        raise ValueError(f"size {height} x {width}: {total}")
-    return height, width
+def check_size(size) -> tuple[int, int]:
+    return pair(size, "size", MAX_SIDE)
 
 
 def check_cells(size, size_multiple: int, most: int = MAX_CELLS) -> tuple[int, int]:
@@ -110,10 +107,17 @@ def check_interval(interval) -> tuple[float, float]:
     return low, high
 
 
+def items_of(values) -> list | None:
+    """The items of a list, tuple, range, or of an array or tensor of one axis; None for anything else, which is one."""
+    several = isinstance(values, (list, tuple, range)) or getattr(values, "ndim", None) == 1
+    return list(values) if several else None
+
+
 def row_seeds(seed, rows: int) -> tuple[int, ...]:
-    if isinstance(seed, (list, tuple)):
-        if len(seed) != rows:
-            raise ValueError(f"{len(seed)} seeds for {rows} labels: give one seed, or one for each")
-        return tuple(check_int(s, "seed", 0, SEEDS - 1) for s in seed)
+    """The seed of every row: those given, or seed + i, from a random one for None."""
+    if (seeds := items_of(seed)) is not None:
+        if len(seeds) != rows:
+            raise ValueError(f"{len(seeds)} seeds for {rows} labels: give one seed, or one for each")
+        return tuple(check_int(s, "seed", 0, SEEDS - 1) for s in seeds)
     first = secrets.randbelow(SEEDS) if seed is None else check_int(seed, "seed", 0, SEEDS - 1)
     return tuple((first + i) % SEEDS for i in range(rows))

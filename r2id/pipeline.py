@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from r2id.checkpoint import (
     save_config,
     save_module,
 )
-from r2id.condition import mixture
+from r2id.condition import mixture, named
 from r2id.config import PipelineConfig
 from r2id.cross_attention_resampler import DecoderContext
 from r2id.denoisers import DENOISERS
@@ -30,16 +31,16 @@ from r2id.interpolation import Box, interpolate_tiles, resize, tile_boxes
 from r2id.latent import Latent, check_latent
 from r2id.limits import (
     MAX_ASPECT,
-    MAX_BATCH,
     MAX_CELLS,
     MAX_GUIDANCE,
     MAX_PICTURE_CELLS,
-    MAX_PIXELS,
     MAX_STEPS,
     check_cells,
     check_float,
     check_int,
+    check_interval,
     check_size,
+    items_of,
     row_seeds,
 )
 from r2id.position import (
@@ -54,11 +55,14 @@ from r2id.position import (
 )
 from r2id.precision import decoder_dtype as choose_decoder_dtype
 from r2id.resamplers import RESAMPLERS, architecture_of
-from r2id.sampler import sample, solver_of
+from r2id.sampler import SampleStep, sample, solver_of
 
 TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory
 MAX_POINTS = 2**20  # decoded at once where a single pixel is the mean of many
-CACHED = 4  # latents whose memory is kept
+BATCH = 64  # rows that are computed together, at most; more are taken in parts
+BATCH_CELLS = 2**18  # denoised at once
+ENCODED_PIXELS = 2**22  # encoded at once
+CACHED = 4  # latents whose context is kept
 
 
 @dataclass(frozen=True)
@@ -166,9 +170,9 @@ class Pipeline:
         Raises ValueError at once for anything out of range, and at a step whose result is NaN.
         """
         config, defaults = self.config, self.config.defaults
-        rows = list(labels) if isinstance(labels, (list, tuple)) else [labels]
-        if not 1 <= len(rows) <= MAX_BATCH:
-            raise ValueError(f"{len(rows)} labels: must be 1…{MAX_BATCH}")
+        rows = [labels] if (items := items_of(labels)) is None else items
+        if not rows:
+            raise ValueError("0 labels: give one or more, None for no label")
         weights = [mixture(label, config.labels) for label in rows]
         latent_size = self._cells(latent_size)
         aspect = check_float(
@@ -179,52 +183,63 @@ class Pipeline:
             defaults.guidance if guidance is None else guidance, "guidance", -MAX_GUIDANCE, MAX_GUIDANCE
         )
         if guidance_interval is None:
-            same = partial(config.schedule.time_at_equal_noise, cells=defaults.latent_size, at=latent_size)
-            guidance_interval = tuple(map(same, defaults.guidance_interval))
-        eta = check_float(eta, "eta", 0.0, 10.0)
+            same_noise = partial(config.schedule.time_at_equal_noise, cells=defaults.latent_size, at=latent_size)
+            guidance_interval = tuple(map(same_noise, defaults.guidance_interval))
+        solver = solver_of(defaults.sampler if sampler is None else sampler, check_float(eta, "eta", 0.0, 10.0))
         seeds = row_seeds(seed, len(rows))
-        names = tuple(_named(row, config.labels) for row in weights)
-
-        generators = [torch.Generator().manual_seed(s) for s in seeds]
-        shape = (config.latent_channels, *latent_size)
-
-        def noise() -> Tensor:  # by row and on the CPU, so that a seed means one picture whatever the batch and device
-            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        names = tuple(named(row, config.labels) for row in weights)
 
         mean, std = (
             torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (config.latent_mean, config.latent_std)
         )
         times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        with torch.no_grad():
-            tokens = self.denoiser.condition(
-                torch.tensor(weights, device=self.device).view(len(rows), len(config.labels))
-            )
-        path = sample(
-            self._denoise,
-            noise(),
+        sample_rows = partial(
+            sample,
+            self.denoise,
             positions=self.positions(latent_size, aspect).to(self.device),
-            tokens=tokens,
             times=times,
             alpha_bars=config.schedule.alpha_bar(times, cells=latent_size),
-            prediction_type=self.denoiser.config.prediction_type,
+            prediction_type=config.denoiser.prediction_type,
             guidance=guidance,
-            guidance_interval=guidance_interval,
-            solver=solver_of(defaults.sampler if sampler is None else sampler, eta),
+            guidance_interval=check_interval(guidance_interval),
+            solver=solver,
             clip=lambda x0: ((x0 * std + mean).clamp(-1, 1) - mean) / std,
-            row_noise=noise,
         )
 
-        def steps_of() -> Iterator[DiffusionStep]:
-            for step in path:
-                tensor = (step.x0 * std + mean).clamp(-1, 1).cpu()
+        def sampled(part: slice) -> Iterator[SampleStep]:
+            generators = [torch.Generator().manual_seed(s) for s in seeds[part]]
+            shape = (config.latent_channels, *latent_size)
+
+            def noise() -> Tensor:  # by row and on the CPU: a seed means one image whatever the batch and the device
+                return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+
+            weights_BL = torch.tensor(weights[part], device=self.device).view(len(generators), len(config.labels))
+            with torch.no_grad():
+                tokens_BND = self.denoiser.condition(weights_BL)
+            return sample_rows(noise(), tokens=tokens_BND, row_noise=noise)
+
+        def diffused() -> Iterator[DiffusionStep]:
+            parts = _parts(len(rows), BATCH_CELLS // math.prod(latent_size))
+            for batch in zip(*map(sampled, parts), strict=True):
+                tensor = torch.cat([(step.x0 * std + mean).clamp(-1, 1).cpu() for step in batch])
+                index = batch[0].index
                 if tensor.isnan().any():
-                    raise ValueError(f"step {step.index} of {step.steps}: the denoiser gave NaN; use other weights")
-                yield DiffusionStep(step.index, step.steps, Latent(tensor, aspect, seeds, names))
+                    raise ValueError(f"step {index} of {steps}: the denoiser gave NaN; use other weights")
+                yield DiffusionStep(index, steps, Latent(tensor, aspect, seeds, names))
 
-        return steps_of()
+        return diffused()
 
-    def _denoise(self, *inputs) -> DenoiserOutput:
-        return self.denoiser(*inputs)
+    def denoise(
+        self,
+        noisy_BChw: Tensor,
+        alpha_bar_B: Tensor,
+        positions: Positions,
+        conditions: Sequence[Tensor | None],
+        recurrent_state=None,
+    ) -> DenoiserOutput:
+        """Every call of the denoiser, with the arguments of `Denoiser`. A subclass may compute it elsewhere, or
+        together with the calls of others."""
+        return self.denoiser(noisy_BChw, alpha_bar_B, positions, conditions, recurrent_state)
 
     def positions(self, latent_size: tuple[int, int], aspect: float) -> Positions:
         """The cells' centres, with the footprint that training's jitter gave them, in cells of its finest grid."""
@@ -237,12 +252,12 @@ class Pipeline:
     def resample(self, latent: Latent, *, size: tuple[int, int], fit: str | None = None, region=FULL) -> Tensor:
         """Latents → images, float32 (B, C, H, W) in [0, 1] on the CPU, at size = (H, W).
 
-        fit: which window of the frame's plane the whole picture shows ("contain", "cover", "stretch", "published");
-        None is `config.fit`. region = (left, top, right, bottom) in fractions of the whole picture: that part of the
+        fit: which window of the frame's plane the whole image shows ("contain", "cover", "stretch"); None is
+        `config.fit`. region = (left, top, right, bottom) in fractions of the whole picture: that part of the
         picture of size (H / (bottom - top), W / (right - left)). Raises ValueError for anything out of range.
         """
         tiles = self.resample_tiles(latent, size=size, fit=fit, region=region)
-        image_BCHW = torch.empty(len(latent), self.config.channels, *size)
+        image_BCHW = torch.empty(len(latent), self.config.channels, *map(int, size))
         for (left, top, right, bottom), tile in tiles:
             image_BCHW[:, :, top:bottom, left:right] = tile
         return image_BCHW
@@ -257,7 +272,8 @@ class Pipeline:
             return self._interpolated(latent, window, (height, width))
         window, points = window.supersample((across, down)), (height * down, width * across)
         on = "cpu" if self.resampler_device.type == "cpu" else "other"
-        budget = TILE_POINTS[on] // (len(latent) * across * down)
+        parts = _parts(len(latent), MAX_POINTS // (across * down))
+        budget = TILE_POINTS[on] // (parts[0].stop * across * down)
         background_C11 = torch.tensor(self.config.background).view(-1, 1, 1)
         inside = [
             (window.coordinates(axis, range(points[1 - axis])).abs() <= reach).float()
@@ -266,42 +282,54 @@ class Pipeline:
 
         @torch.no_grad()
         def tiles():
-            decode = self.resampler.grid_decoder(self._context(latent), window, points, self.decoder_dtype)
+            rows = [latent] if len(parts) == 1 else [latent[part] for part in parts]
+            decoders = [
+                self.resampler.grid_decoder(self._context(part), window, points, self.decoder_dtype) for part in rows
+            ]
             for left, top, right, bottom in tile_boxes((height, width), budget):
                 down_range, across_range = range(top * down, bottom * down), range(left * across, right * across)
-                tile = (decode(down_range, across_range).clamp(-1, 1).cpu() + 1) / 2
                 part = [each[r.start : r.stop] for each, r in zip(inside, (across_range, down_range), strict=True)]
-                if not all(each.all() for each in part):
-                    tile = background_C11.lerp(tile, part[1][:, None] * part[0])
-                if (across, down) != (1, 1):
-                    tile = F.avg_pool2d(tile, (down, across))
+                tile_parts = []
+                for decode in decoders:
+                    tile = (decode(down_range, across_range).clamp(-1, 1).cpu() + 1) / 2
+                    if not all(each.all() for each in part):
+                        tile = background_C11.lerp(tile, part[1][:, None] * part[0])
+                    tile_parts.append(tile if (across, down) == (1, 1) else F.avg_pool2d(tile, (down, across)))
+                tile = tile_parts[0] if len(parts) == 1 else torch.cat(tile_parts)
                 yield (left, top, right, bottom), tile
 
         return tiles()
 
+    def decoded_points(self, latent: Latent, *, size: tuple[int, int], fit: str | None = None, region=FULL) -> int:
+        """How many points `resample` decodes, of all rows. Raises ValueError as it does."""
+        _, (across, down) = self._window(latent, size, fit, region)
+        return len(latent) * math.prod(map(int, size)) * across * down
+
     def _window(self, latent: Latent, size, fit: str | None, region) -> tuple[Window, tuple[int, int]]:
         """What `resample_tiles` decodes, checked, and how many points of each pixel, (across, down)."""
-        latent = check_latent(latent, self.config.latent_channels, self._most_cells)
-        height, width = check_size(size, images=len(latent))
+        config = self.config
+        latent = check_latent(latent, config.latent_channels, self._most_cells)
+        height, width = check_size(size)
+        output_frame = getattr(config.resampler, "output_frame", False)
         window = window_of(
-            (height, width), aspect=latent.aspect, fit=self.config.fit if fit is None else fit, region=region
+            (height, width),
+            aspect=latent.aspect,
+            fit=config.fit if fit is None else fit,
+            region=region,
+            output_frame=output_frame,
         )
         if self.resampler is None:
             return window, (1, 1)
-        across, down = points_per_pixel(window, aspect=latent.aspect, decoder_size=self.config.decoder_size)
-        points = len(latent) * across * down
-        if points > MAX_POINTS or points * height * width > MAX_PIXELS:
-            limits = f"at most {MAX_POINTS:,}, and {MAX_PIXELS:,} for all pixels"
-            counted = f"{len(latent)} x {across * down:,} points decoded a pixel, {limits}"
-            raise ValueError(f"size {height} x {width}: {counted}; ask for a larger size, another shape or fewer rows")
+        across, down = points_per_pixel(window, aspect=latent.aspect, decoder_size=config.decoder_size)
+        if across * down > MAX_POINTS:
+            counted = f"{across * down:,} points decoded a pixel, at most {MAX_POINTS:,}"
+            raise ValueError(f"size {height} x {width}: {counted}; ask for a larger size or another shape")
         return window, (across, down)
 
     def _interpolated(self, latent: Latent, window: Window, size: tuple[int, int]) -> Iterator[tuple]:
         """`resample_tiles` in pixel space."""
-        if not window.framed:
-            raise ValueError("fit 'published': needs a resampler, this model has none; use contain, cover or stretch")
         image_BChw, background_C = latent.tensor.clamp(-1, 1), torch.tensor(self.config.background) * 2 - 1
-        boxes = tile_boxes(size, TILE_POINTS["other"] // len(latent))
+        boxes = tile_boxes(size, max(1, TILE_POINTS["other"] // len(latent)))
         tiles = interpolate_tiles(image_BChw, window, width=size[1], background_C=background_C, boxes=boxes)
         return ((box, (tile + 1) / 2) for box, tile in tiles)
 
@@ -332,14 +360,28 @@ class Pipeline:
         image_BCHW = as_images(image, config.channels, config.background)
         height, width = image_BCHW.shape[2:]
         aspect = check_float(width / height, "image width / height", 1 / MAX_ASPECT, MAX_ASPECT)
-        if self.resampler is None:
-            return Latent(resize(image_BCHW * 2 - 1, latent_size), aspect)
-        reduce, colour_BCHW = min(height, width) / config.encoder_size, image_BCHW * 2 - 1
-        height, width = round(height / reduce), round(width / reduce)
-        if reduce > 1:
-            colour_BCHW = F.interpolate(colour_BCHW, size=(height, width), mode="area")
-        colour_BCHW = resize(colour_BCHW, (height, width)).to(self.resampler_device)
-        return Latent(self.resampler.encode_image(colour_BCHW, latent_size, aspect).cpu(), aspect)
+        reduce = min(height, width) / config.encoder_size
+        if self.resampler:
+            height, width = round(height / reduce), round(width / reduce)
+
+        def encoded(image_BCHW: Tensor) -> Tensor:
+            colour_BCHW = image_BCHW * 2 - 1
+            if self.resampler is None:
+                return resize(colour_BCHW, latent_size)
+            if reduce > 1:
+                colour_BCHW = F.interpolate(colour_BCHW, size=(height, width), mode="area")
+            colour_BCHW = resize(colour_BCHW, (height, width)).to(self.resampler_device)
+            return self.resampler.encode_image(colour_BCHW, latent_size, aspect).cpu()
+
+        parts = _parts(len(image_BCHW), ENCODED_PIXELS // (height * width))
+        latents = [encoded(image_BCHW[part]) for part in parts]
+        return Latent(latents[0] if len(parts) == 1 else torch.cat(latents), aspect)
+
+
+def _parts(rows: int, most: int) -> list[slice]:
+    """The rows in parts of at most so many and at most BATCH, and at least one each."""
+    size = max(1, min(BATCH, most))
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 def _device(device) -> torch.device:
@@ -352,9 +394,3 @@ def _device(device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); use auto or cpu") from None
     return device
-
-
-def _named(weights: list[float], names: tuple[str, ...]):
-    """Normalised weights as a label: its name, None, or {name: weight}."""
-    named = {name: weight for name, weight in zip(names, weights, strict=True) if weight}
-    return next(iter(named), None) if len(named) < 2 else named

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from r2id.limits import short_repr
 
-FITS = ("contain", "cover", "stretch", "published")
+FITS = ("contain", "cover", "stretch")
 FULL = (0.0, 0.0, 1.0, 1.0)
 MIN_REGION = 2.0**-20
 
@@ -113,15 +113,20 @@ def ipe_sigma_of(aspect: float, pitch: tuple[float, float], sigma: float) -> tup
 
 
 def window_of(
-    size: tuple[int, int], *, aspect: float, fit: str, region: tuple[float, float, float, float] = FULL
+    size: tuple[int, int],
+    *,
+    aspect: float,
+    fit: str,
+    region: tuple[float, float, float, float] = FULL,
+    output_frame: bool = False,
 ) -> Window:
     """The window that an output of `size` (height, width) shows of a frame of this aspect.
 
-    `fit`: "contain" shows the whole frame and the plane beyond it, "cover" the largest centred part inside the
-    frame, "stretch" pulls the frame to the output's shape, "published" gives each pixel both coordinate systems of
-    the *output's* frame. `region` = (left, top, right, bottom), fractions of the whole picture, which is then
-    larger than `size` by 1 / (right - left) and 1 / (bottom - top). Raises ValueError for an unknown fit or a
-    region outside [0, 1] or narrower than 2⁻²⁰.
+    `fit`: "contain" shows the whole frame and the plane beyond it, "cover" the largest centred part inside the frame,
+    "stretch" pulls the frame to the output's shape. `region` = (left, top, right, bottom), fractions of the whole
+    image, which is then larger than `size` by 1 / (right - left) and 1 / (bottom - top). `output_frame`: "stretch" as
+    the published system has it, where a pixel has both coordinate systems of the *output's* frame. Raises ValueError
+    for an unknown fit or a region outside [0, 1] or narrower than 2⁻²⁰.
     """
     if fit not in FITS:
         raise ValueError(f"fit {short_repr(fit)}: must be one of {', '.join(FITS)}")
@@ -131,9 +136,10 @@ def window_of(
     if fit in ("contain", "cover"):
         frame_height = (min if fit == "contain" else max)(height, width / aspect)
         frame_width = frame_height * aspect
-    scale = relative_scale(width / height if fit == "published" else aspect)
+    output_frame = output_frame and fit == "stretch"
+    scale = relative_scale(width / height if output_frame else aspect)
     origin = (left * width - width / 2, top * height - height / 2)
-    return Window(origin, (1.0 / frame_width, 1.0 / frame_height), scale, fit != "published")
+    return Window(origin, (1.0 / frame_width, 1.0 / frame_height), scale, not output_frame)
 
 
 def check_region(region) -> tuple[float, float, float, float]:

@@ -53,11 +53,6 @@ def log_snr(alpha_bar: Tensor) -> Tensor:
     return torch.logit(alpha_bar).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
 
 
-def alpha_bar_from_log_snr(log_snr: Tensor) -> Tensor:
-    """log-SNR → ᾱ in [0, 1]."""
-    return torch.sigmoid(log_snr)
-
-
 def shift_log_snr(alpha_bar: Tensor, *, shift: float) -> Tensor:
     """ᾱ → the ᾱ whose log-SNR is `shift` higher; 0 and 1 stay exactly what they are."""
     return alpha_bar / (alpha_bar + (1 - alpha_bar) * math.exp(-shift))

@@ -147,4 +147,4 @@ def view_control_values(view: ViewRequest) -> list[Any]:
 
 def default_fit(pipe: Pipeline) -> str:
     """The model's own fit, if the page offers it."""
-    return pipe.config.fit.replace("published", "cover")
+    return pipe.config.fit

@@ -185,7 +185,7 @@ def test_the_zoomed_part_is_marked():
 
 
 @pytest.mark.parametrize("aspect", [1 / 64, 64.0])
-@pytest.mark.parametrize("fit", ["contain", "cover", "stretch", "published"])
+@pytest.mark.parametrize("fit", ["contain", "cover", "stretch"])
 def test_extreme_frames_are_drawn(aspect, fit):
     for ratio in ("4:1", "1:4"):
         assert all(image.width == 640 for image in coordinate_systems(ViewRequest(ratio=ratio, fit=fit), aspect))

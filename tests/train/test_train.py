@@ -277,7 +277,7 @@ def test_the_published_recipes_train_by_the_same_scripts(images, tmp_path):
         "epsilon",
     )
     assert (config.defaults.sampler, config.defaults.guidance) == ("ddim", 4)
-    image = pipe.resample(pipe.diffuse([1], seed=0, eta=2.0), size=(18, 32), fit="published")
+    image = pipe.resample(pipe.diffuse([1], seed=0, eta=2.0), size=(18, 32), fit="stretch")
     assert image.shape == (1, 1, 18, 32) and image.isfinite().all()
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,11 @@ def test_dropped_rows_are_null():
         ({0: 1, "cat": 1, "dog": 2}, [0.5, 0.5, 0]),  # the same label twice adds up
         ({"cat": 0, "dog": 1e-300}, [0, 1, 0]),
         ({0: 1, 1: 1, 2: 2.0}, [0.25, 0.25, 0.5]),
+        (" Cat\n", [1, 0, 0]),
+        ("DOG", [0, 1, 0]),
+        (np.int64(1), [0, 1, 0]),
+        (torch.tensor(2), [0, 0, 1]),
+        ({"CAT": np.float32(1), np.uint8(1): 1}, [0.5, 0.5, 0]),
     ],
 )
 def test_labels_become_weights(label, weights):
@@ -86,6 +92,13 @@ def test_bad_labels_are_refused(label, message):
     with pytest.raises(ValueError) as caught:
         mixture(label, NAMES)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_name_that_fits_two_labels_has_to_be_exact():
+    names = ("a", "A", " a ")
+    assert [index_of(name, names) for name in names] == [0, 1, 2]
+    with pytest.raises(ValueError, match="label 'a ': may be 'a', 'A', ' a '; give one exactly"):
+        index_of("a  ", names)
 
 
 def test_a_model_without_labels_says_so():

@@ -6,15 +6,16 @@ import gc
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from refusals import refused
 
-from r2id import R2ID, CrossAttentionR2IR, Latent, Pipeline, pipeline
+from r2id import R2ID, R2IR, Latent, Pipeline, pipeline
 from r2id.image import to_pil
-from r2id.position import FITS, grid_positions, ipe_sigma_of, training_pitch
+from r2id.position import FITS
 
 SIZES = ((8, 8), (16, 10), (3, 21))
 LATENT = {"latent_size": (3, 4), "steps": 3}
@@ -138,7 +139,7 @@ def test_names_indices_and_mixtures_are_labels(tiny):
 
 def test_a_model_without_labels_diffuses(tiny):
     config = replace(tiny.config, labels=(), denoiser=replace(tiny.config.denoiser, num_classes=0))
-    unlabelled = Pipeline(config, CrossAttentionR2IR(config.resampler), R2ID(config.denoiser), device="cpu")
+    unlabelled = Pipeline(config, R2IR(config.resampler), R2ID(config.denoiser), device="cpu")
     assert unlabelled.diffuse([None, None], seed=0, **LATENT).tensor.shape == (2, 3, 3, 4)
     assert "no labels" in refused(lambda: unlabelled.diffuse([0]))
 
@@ -173,10 +174,8 @@ def test_tiles_equal_the_whole_and_come_in_reading_order(tiny, latent, size, fit
 
 def test_tiles_stay_within_the_budget(tiny, latent, monkeypatch):
     monkeypatch.setattr(pipeline, "TILE_POINTS", {"cpu": 200, "other": 200})
-    decode, points = CrossAttentionR2IR.decode_grid, []
-    monkeypatch.setattr(CrossAttentionR2IR, "decode_grid", lambda *args: points.append(decode(*args)) or points[-1])
-    tiny.resample(latent, size=(5, 40))
-    assert max(colour_BNC.shape[:2].numel() for colour_BNC in points) <= 200
+    tiles = list(tiny.resample_tiles(latent, size=(5, 40)))
+    assert len(tiles) > 1 and max(len(tile) * tile.shape[2:].numel() for _, tile in tiles) <= 200
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -223,17 +222,11 @@ def test_a_pixel_is_a_value_of_one_function_whatever_the_size(tiny, latent):
     close(fine[:, :, 1::3, 1::3], coarse)  # the middle of three pixels has the same centre
 
 
-def test_features_average_over_a_training_pixel_at_every_size(tiny, image):
-    aspect, cells = 10 / 8, grid_positions((3, 4), 10 / 8)
-    ipe_sigma = ipe_sigma_of(aspect, training_pitch(aspect, 8), tiny.config.resampler.ipe_sigma)
-    given = replace(grid_positions((8, 10), aspect), ipe_sigma=ipe_sigma)
-    tensor = tiny.resampler.encode((image * 2 - 1).flatten(2).transpose(1, 2), given, cells).tanh()
-    latent = tiny.encode(image, latent_size=(3, 4))
-    close(latent.tensor, tensor)
-    for size in ((8, 10), (16, 20)):
-        asked = replace(grid_positions(size, aspect), ipe_sigma=ipe_sigma)
-        colour_BNC = tiny.resampler.decode(tiny.resampler.prepare(tensor, cells), asked).clamp(-1, 1)
-        close(tiny.resample(latent, size=size).flatten(2), (colour_BNC.transpose(1, 2) + 1) / 2)
+def test_the_encoder_sees_the_image_at_its_size(tiny, image):
+    """`image` is denser than the encoder's size: 8 pixels on the short side."""
+    larger = F.interpolate(image, size=(16, 20), mode="nearest-exact")
+    close(tiny.encode(larger, latent_size=(3, 4)).tensor, tiny.encode(image, latent_size=(3, 4)).tensor)
+    close(tiny.encode(image, latent_size=(3, 4)).tensor, tiny.resampler.encode_image(image * 2 - 1, (3, 4)))
 
 
 def test_a_row_alone_equals_the_row_in_the_batch(tiny, latent):
@@ -247,20 +240,85 @@ def test_the_largest_zoom_is_finite(tiny, latent):
     assert tiny.resample(latent, size=(8, 8), region=region).isfinite().all()
 
 
+# any number of rows
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_many_labels_are_diffused_in_parts(tiny, monkeypatch, eta):
+    options = {"latent_size": (3, 4), "steps": 3, "seed": 5, "sampler": "ddim", "eta": eta}
+    whole = tiny.diffuse([3, None, "5", 7, 1], **options)
+    rows, denoise = [], Pipeline.denoise
+    monkeypatch.setattr(pipeline, "BATCH", 2)
+    monkeypatch.setattr(Pipeline, "denoise", lambda self, *args: rows.append(len(args[0])) or denoise(self, *args))
+    steps = list(tiny.diffuse_steps([3, None, "5", 7, 1], **options))
+    assert [(step.index, len(step.latent)) for step in steps] == [(1, 5), (2, 5), (3, 5)]
+    assert rows == [2, 2, 1] * 3
+    close(steps[-1].latent.tensor, whole.tensor)
+    assert (steps[-1].latent.seeds, steps[-1].latent.labels) == (whole.seeds, whole.labels)
+
+
+def test_large_latents_are_denoised_few_at_once(tiny, monkeypatch):
+    monkeypatch.setattr(pipeline, "BATCH_CELLS", 24)
+    rows, denoise = [], Pipeline.denoise
+    monkeypatch.setattr(Pipeline, "denoise", lambda self, *args: rows.append(len(args[0])) or denoise(self, *args))
+    tiny.diffuse([3] * 5, latent_size=(3, 4), steps=1, seed=0)
+    assert rows == [2, 2, 1]
+
+
+def test_many_rows_are_decoded_and_encoded_in_parts(tiny, monkeypatch):
+    latent = tiny.diffuse([3, None, "5", 7, 1], seed=5, **LATENT)
+    size = {"size": (9, 7), "region": (0.1, 0.2, 0.8, 0.9)}
+    whole = tiny.resample(latent, **size)
+    monkeypatch.setattr(pipeline, "BATCH", 2)
+    images = tiny.resample(latent, **size)
+    close(images, whole)
+    monkeypatch.undo()
+    encoded = tiny.encode(images, latent_size=(3, 4))
+    monkeypatch.setattr(pipeline, "ENCODED_PIXELS", 1)
+    close(tiny.encode(images, latent_size=(3, 4)).tensor, encoded.tensor)
+
+
+@pytest.mark.parametrize(
+    "labels", [range(3), np.arange(3), torch.arange(3), (0, np.int8(1), "2"), [" 0", "1 ", torch.tensor(2)]]
+)
+def test_labels_come_in_any_sequence(tiny, labels):
+    assert tiny.diffuse(labels, steps=1, seed=np.array([1, 2, 3])).labels == ("0", "1", "2")
+    assert tiny.diffuse(labels[1], steps=1, seed=np.int64(1)).labels == ("1",)
+
+
+def test_a_subclass_computes_the_calls_of_the_denoiser(tiny):
+    class Elsewhere(Pipeline):
+        def denoise(self, *inputs):
+            self.calls = [*getattr(self, "calls", ()), inputs]
+            return super().denoise(*inputs)
+
+    elsewhere = Elsewhere(tiny.config, tiny.resampler, tiny.denoiser, device="cpu")
+    latent = elsewhere.diffuse([3], seed=0, **LATENT)
+    assert torch.equal(latent.tensor, tiny.diffuse([3], seed=0, **LATENT).tensor)
+    assert len(elsewhere.calls) == LATENT["steps"] and all(len(inputs) == 5 for inputs in elsewhere.calls)
+
+
+@pytest.mark.parametrize("size", [(9, 7), (4, 16)])
+def test_decoded_points_are_those_of_all_pixels(tiny, latent, size):
+    """Of a frame of 3 x 4 cells and a decoder of 8 pixels: 4 x 16 has R = 4, so 2 x 2 points a pixel."""
+    expected = {(9, 7): 2 * 63 * 4, (4, 16): 2 * 64 * 4}
+    assert tiny.decoded_points(latent, size=size, fit="contain") == expected[size]
+
+
 # context
 
 
 @pytest.fixture
 def contexts(monkeypatch):
     """Weak references to every context that is made."""
-    made, prepare = [], CrossAttentionR2IR.prepare
+    made, prepare = [], R2IR.prepare
 
     def counted(*args):
         result = prepare(*args)
         made.append(weakref.ref(result))
         return result
 
-    monkeypatch.setattr(CrossAttentionR2IR, "prepare", counted)
+    monkeypatch.setattr(R2IR, "prepare", counted)
     return made
 
 

@@ -27,7 +27,7 @@ def test_a_saved_pipeline_is_the_same(tiny, tiny_weights, latent):
         "denoiser.safetensors",
         "resampler.safetensors",
     ]
-    loaded = Pipeline.from_pretrained(tiny_weights, device="cpu", resampler_device="cpu")
+    loaded = Pipeline.from_pretrained(tiny_weights, device="cpu", resampler_device="cpu", decoder_dtype="float32")
     assert loaded.config == tiny.config
     again = loaded.diffuse([3, None], seed=1, **LATENT)
     assert torch.equal(again.tensor, latent.tensor) and again.labels == latent.labels
@@ -116,7 +116,6 @@ def about(**values) -> torch.Tensor:
         {"latent": torch.zeros(0, 3, 4, 4)},
         {"latent": torch.zeros(1, 0, 4, 4)},
         {"latent": torch.zeros(1, 3, 0, 4)},
-        {"latent": torch.zeros(65, 1, 1, 1)},
         {"latent": torch.zeros(1, 1, 513, 512)},
         {"latent": torch.zeros(1, 3, 4, 4, dtype=torch.float64)},
         {"latent": torch.full((1, 3, 4, 4), 2.0)},

@@ -69,12 +69,6 @@ def test_margins_are_the_background(tiny_pixels):
     close(wide[0, :, :, :5], background.expand(3, 16, 5))
 
 
-def test_published_coordinates_need_a_resampler(tiny_pixels, latent):
-    for call in (tiny_pixels.resample, tiny_pixels.resample_tiles):  # at once, before the first tile
-        with pytest.raises(ValueError, match="'published': needs a resampler.*use contain, cover or stretch"):
-            call(latent, size=(8, 8), fit="published")
-
-
 @pytest.mark.parametrize("latent_size", [(4, 4), (8, 10), (20, 20)])
 def test_encode_resizes(tiny_pixels, latent_size):
     image = torch.rand(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))

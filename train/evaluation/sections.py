@@ -135,7 +135,7 @@ def aspects(e: Evaluation) -> Iterator[Table]:
 def shape(e: Evaluation) -> Iterator[Table | Sheet]:
     """What an output of another shape does to the picture: contained in it, and with the published coordinates."""
     latents, rows, pictures = e.generated(e.base)[:1], [], []
-    fits = ("contain", "published") if e.pipe.resampler else ("contain",)
+    fits = ("contain", "stretch") if e.pipe.resampler else ("contain",)
     square = torch.cat([e.pipe.resample(latent, size=(e.size, e.size)) for latent in latents])
     labels_N = e.labels_N[: len(square)]
     for ratio in e.protocol.ratios:

@@ -147,7 +147,7 @@ class QuotaPipeline(Pipeline):
 
     def _cost(self, latent: Latent, size: tuple[int, int], fit, region) -> tuple[int, float]:
         """Points to decode, and the number of points of a small latent that would cost as much."""
-        points = math.prod((len(latent), *size, *self._window(latent, size, fit, region)[1]))
+        points = self.decoded_points(latent, size=size, fit=fit, region=region)
         cells = math.prod(latent.size) if self.resampler else 0
         return points, points * max(1, cells / CHEAP_CELLS_DECODED)
 
@@ -155,7 +155,7 @@ class QuotaPipeline(Pipeline):
 class QueuedPipeline(QuotaPipeline):
     """A pipeline for many threads: the worker does the tensor work, in pieces of about a second."""
 
-    def _denoise(self, *inputs) -> DenoiserOutput:
+    def denoise(self, *inputs) -> DenoiserOutput:
         step = Step(self.denoiser, *inputs)
         rows = max(1, CHEAP_CELLS_DENOISED // math.prod(step.noisy.shape[2:]))
         pieces = [slice(first, first + rows) for first in range(0, len(step.noisy), rows)]
