@@ -13,6 +13,7 @@ from accelerate import PartialState
 from torch import nn
 
 from r2id.image import contact_sheet
+from r2id.pipeline import Pipeline
 from r2id.resamplers import RESAMPLERS
 from train.data.images import ImageSet, load_images, stream_images
 from train.engine.cli import arguments, draw, run, run_of, script, start_from
@@ -29,7 +30,9 @@ SHEET = 10  # images in a row of the sheet
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments(__doc__).parse_args(argv)
+    parser = arguments(__doc__)
+    parser.add_argument("--teacher", metavar="WEIGHTS", help="a model whose latents the resampler learns to keep")
+    args = parser.parse_args(argv)
     recipe = read_resampler_recipe(args.config, args.set)
     folder = Path(args.out or f"runs/{recipe.name}") / "resampler"
     cross = isinstance(recipe, CrossAttentionRecipe)
@@ -44,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 
     torch.manual_seed(recipe.optimisation.seed)
     model_type = RESAMPLERS[recipe.architecture][1]
-    loss = (cross_attention_loss if cross else resampler_loss)(recipe, model_type(recipe.model), train)
+    model = model_type(recipe.model)
+    loss = cross_attention_loss(recipe, model, train) if cross else resampler_loss(recipe, model, train, args.teacher)
     training = run_of(args, recipe, loss, train, folder, model=asdict(recipe.model), data=args.data or recipe.data)
     train = train.to(training.accelerator.device)
     if training.step == 0 and args.start:
@@ -81,9 +85,27 @@ def data_of(args, recipe: ResamplerRecipe | CrossAttentionRecipe) -> tuple[Image
     return load("train", max_aspect=max_aspect), load("validation", limit=CHECKED)
 
 
-def resampler_loss(recipe: ResamplerRecipe, model: nn.Module, train: ImageSet) -> nn.Module:
-    background = train.background or (0.0,) * recipe.model.channels
-    return ResamplerLoss(model, background=background, lattice=recipe.lattice, outside_fraction=recipe.outside_fraction)
+def resampler_loss(recipe: ResamplerRecipe, model: nn.Module, train: ImageSet, teacher: str | None) -> nn.Module:
+    return ResamplerLoss(
+        model,
+        background=train.background or (0.0,) * recipe.model.channels,
+        lattice=recipe.lattice,
+        outside_fraction=recipe.outside_fraction,
+        teacher=teacher and teacher_of(teacher, recipe),
+    )
+
+
+def teacher_of(weights: str, recipe: ResamplerRecipe) -> nn.Module:
+    """The resampler of exported weights. Raises ValueError for one whose latents are others than the recipe's."""
+    pipe = Pipeline.from_pretrained(weights, device="cpu")
+    has = (pipe.config.latent_channels, pipe.config.channels, pipe.config.encoder_size)
+    needed = (recipe.model.latent_channels, recipe.model.channels, recipe.encoder_size)
+    if pipe.resampler is None or has != needed:
+        raise ValueError(
+            f"--teacher {weights}: has {has[0]} latent channels, {has[1]} channels, encoder_size {has[2]}; "
+            f"the recipe has {needed[0]}, {needed[1]} and {needed[2]}"
+        )
+    return pipe.resampler
 
 
 def resampler_step(recipe: ResamplerRecipe, training: Run, train: ImageSet) -> Compute:
@@ -94,10 +116,10 @@ def resampler_step(recipe: ResamplerRecipe, training: Run, train: ImageSet) -> C
         shape, rng = draw(shape_sampler_of(recipe, phase), seed, step, part, size=frame, device=device)
         images = train.images[indices]
         targets = images if train.targets is None else train.targets[indices]
-        buckets = shape.buckets(images, training.background_C)
+        buckets = shape.buckets(images, background_C)
         return loss(buckets, targets_of(buckets, targets), rng, decoder_only=phase.decoder_only)
 
-    training.background_C = training.accelerator.unwrap_model(training.loss).background
+    background_C = training.accelerator.unwrap_model(training.loss).background
     return compute
 
 

@@ -4,6 +4,7 @@ of any sizes."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -135,6 +136,17 @@ class ShapeSampler:
         pad = round(size * (max(ratio, 1 / ratio) - 1) / 2)  # on both sides, so the image stays on whole pixels
         canvas = (size, size + 2 * pad) if ratio >= 1 else (size + 2 * pad, size)
         return Shape(canvas, own.cells(canvas[1] / canvas[0]))
+
+
+def mean_of(
+    buckets: list[Bucket], losses: Iterable[tuple[Tensor, dict[str, Tensor]]]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and parts of it of each bucket → of all images."""
+    total, images = {}, sum(len(bucket) for bucket in buckets)
+    for bucket, (loss, parts) in zip(buckets, losses, strict=True):
+        for key, value in {"loss": loss, **parts}.items():
+            total[key] = total.get(key, 0) + value * (len(bucket) / images)
+    return total.pop("loss"), total
 
 
 def aspect_of(canvas_BCHW: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from r2id.position import (
     read_colours,
     relative_scale,
 )
-from train.data.buckets import Bucket, NativeAspect, Shape, aspect_of
+from train.data.buckets import Bucket, NativeAspect, Shape, aspect_of, mean_of
 
 MARGIN_REACH = 2.0  # relative units from the centre that margin points cover: outputs of 1:4 to 4:1
 WHOLE = 32  # pixels whose centre is compared with their mean, each step and picture
@@ -35,17 +35,6 @@ def stacked(read: list[tuple[Tensor, Positions]]) -> tuple[Tensor, Positions]:
     """Colours (B, N, C) and positions of every size → of all."""
     colours, positions = zip(*read, strict=True)
     return joined(colours), batched(positions, [len(colour_BNC) for colour_BNC in colours])
-
-
-def mean_of(
-    buckets: list[Bucket], losses: Iterable[tuple[Tensor, dict[str, Tensor]]]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and parts of it of each group → of all pictures."""
-    total, pictures = {}, sum(len(bucket) for bucket in buckets)
-    for bucket, (loss, parts) in zip(buckets, losses, strict=True):
-        for key, value in {"loss": loss, **parts}.items():
-            total[key] = total.get(key, 0) + value * (len(bucket) / pictures)
-    return total.pop("loss"), total
 
 
 class CrossAttentionLoss(nn.Module):

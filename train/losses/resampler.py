@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from r2id.fast_decode import GridDecoder
 from r2id.interpolation import cubic
 from r2id.resampler import R2IR
-from train.data.buckets import Bucket, aspect_of
+from train.data.buckets import Bucket, aspect_of, mean_of
 
 
 class ResamplerLoss(nn.Module):
@@ -22,11 +22,21 @@ class ResamplerLoss(nn.Module):
     lattice stays separable and therefore cheap.
     """
 
-    def __init__(self, model: R2IR, *, background: tuple[float, ...], lattice: int, outside_fraction: float):
+    def __init__(
+        self,
+        model: R2IR,
+        *,
+        background: tuple[float, ...],
+        lattice: int,
+        outside_fraction: float,
+        teacher: nn.Module | None = None,
+    ):
         """lattice: rows, and columns, that are decoded of each image. outside_fraction: share of them around the frame,
-        where the background goes on; 0 for models without border rings."""
+        where the background goes on; 0 for models without border rings. teacher: another resampler, whose latents are
+        learned: the squared error to them is part of the loss, and half of what is decoded are they."""
         super().__init__()
         self.model, self.lattice, self.outside_fraction = model, lattice, outside_fraction
+        self.teacher = teacher and teacher.eval().requires_grad_(False)
         self.register_buffer("background", torch.tensor(background) * 2 - 1, persistent=False)
 
     def forward(
@@ -39,18 +49,26 @@ class ResamplerLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """buckets: images in [-1, 1] as the encoder sees them. targets: see `targets_of`. decoder_only: the encoder
         learns nothing. → the loss, and parts of it."""
-        total, images = 0.0, sum(len(bucket) for bucket in buckets)
-        for bucket, sources in zip(buckets, targets, strict=True):
-            total = total + self.of(bucket, sources, generator, decoder_only) * (len(bucket) / images)
-        return total, {"mse": total.detach()}
+        losses = [self.of(b, sources, generator, decoder_only) for b, sources in zip(buckets, targets, strict=True)]
+        return mean_of(buckets, losses)
 
-    def of(self, bucket: Bucket, sources: Sequence[Tensor], generator: torch.Generator, decoder_only: bool) -> Tensor:
+    def of(
+        self, bucket: Bucket, sources: Sequence[Tensor], generator: torch.Generator, decoder_only: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         model, cells, device = self.model, bucket.cells, self.background.device
         aspects = [aspect for aspect, count in zip(bucket.aspects, bucket.counts, strict=True) for _ in range(count)]
         aspect = aspects[0] if len(set(aspects)) == 1 else torch.tensor(aspects)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_only):
             coefficients = [model.coefficients(canvas_BCHW, cells) for canvas_BCHW in bucket.canvases]
             latent_BChw = model.encode(torch.cat(coefficients), cells, aspect)
+        distance, metrics = 0.0, {}
+        if self.teacher:
+            with torch.no_grad():
+                taught = torch.cat([self.teacher.encode_image(canvas_BCHW, cells) for canvas_BCHW in bucket.canvases])
+            distance = F.mse_loss(latent_BChw.float(), taught)
+            metrics["latent mse"] = distance.detach()
+            even_B111 = (torch.arange(len(taught), device=device) % 2 == 0).view(-1, 1, 1, 1)
+            latent_BChw = torch.where(even_B111, taught.to(latent_BChw.dtype), latent_BChw)
         context = model.prepare(latent_BChw, aspect)
         values = [self.coordinates(cells[1 - axis], generator) for axis in (0, 1)]
         columns, rows = (model.axis(value_N, context, axis) for axis, value_N in enumerate(values))
@@ -59,7 +77,8 @@ class ResamplerLoss(nn.Module):
             read_lattice(source.to(device), *values, frame=aspect_of(canvas), background_C=self.background)
             for canvas, source in zip(bucket.canvases, sources, strict=True)
         ]
-        return F.mse_loss(decoded_BCHW.float(), torch.cat(wanted))
+        error = F.mse_loss(decoded_BCHW.float(), torch.cat(wanted))
+        return error + distance, {"mse": error.detach()} | metrics
 
     def coordinates(self, cells: int, generator: torch.Generator) -> Tensor:
         """Absolute coordinates of the lattice along an axis of so many cells, rising, float64 (N,) on the CPU."""
