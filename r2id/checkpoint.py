@@ -1,37 +1,25 @@
-"""`config.json` beside `*.safetensors`, strict in both directions: what is written can be read back."""
+"""`config.json` beside `*.safetensors`. Files may come from strangers: whatever they hold, it is loaded or refused in one
+line, never run, and never takes more memory than its size allows."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
 import re
-import sys
-import types
-import typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import safetensors.torch
 import torch
-from huggingface_hub.utils import filter_repo_objects
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-from r2id.limits import short_repr
 
 MAX_FILE_BYTES = 2**32  # a billion parameters in float32
 MAX_HEADER_BYTES = 2**22
 MAX_CONFIG_BYTES = 2**20
 MAX_AXES = 8
-MAX_HUB_BYTES = 2**32
-HUB_TIMEOUT_SECONDS = 10.0
-HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "README.md", "report.json"]
-HUB_ID = re.compile(r"(?!weights/)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 DTYPES = {  # safetensors' names → torch's
@@ -48,7 +36,7 @@ FACTORIES = (torch.empty, torch.ones, torch.randn, torch.zeros)
 
 
 class CheckpointError(ValueError):
-    """A file or configuration that cannot be used. One short line, whatever a file or the Hub put into the message."""
+    """A file or configuration that cannot be used. One line of at most 500 characters, whatever the file put into it."""
 
     def __init__(self, message: str):
         line = " ".join(message.split())
@@ -69,7 +57,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
 
 def save_config(folder: str | Path, config: dict[str, Any]) -> None:
-    """Write `folder/config.json`, replacing it in one step. Raises ValueError for NaN and infinity."""
+    """Writes `folder/config.json`, replacing it in one step. Raises ValueError for NaN and infinity."""
     _write(Path(folder) / "config.json", (json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -82,7 +70,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: str | Path) -> None:
-    """Write a safetensors file, replacing it in one step. Raises CheckpointError for what would not load."""
+    """Write a safetensors file, replacing it in one step. Raises CheckpointError for what could not be loaded again."""
     path = Path(path)
     _refuse_suffix(path)
     # Copies, because tied tensors share memory and safetensors refuses that.
@@ -93,8 +81,8 @@ def save_tensors(tensors: dict[str, Tensor], path: str | Path) -> None:
 
 
 def sketch(make: Callable[[], nn.Module]) -> nn.Module:
-    """The module that `make` builds, without memory for what torch's FACTORIES make: parameters of any size are only
-    names, shapes and dtypes, on the meta device."""
+    """The module that `make` builds, on the meta device: names, shapes and dtypes of its parameters, of any size, without
+    memory for what torch's FACTORIES make."""
     with _Weightless():
         return make()
 
@@ -125,58 +113,18 @@ def load_into(module: nn.Module, path: str | Path) -> None:
     _check_fit(module, {name: _kind(tensor) for name, tensor in tensors.items()}, path)
     tensors = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
     if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise CheckpointError(f"{path}: too large for {own[bad[0]].dtype} in {_names(bad)}")
+        raise CheckpointError(f"{path}: too large for {own[bad[0]].dtype} in {names_of(bad)}")
     module.load_state_dict(tensors)
 
 
 def save_module(module: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes a module's parameters and buffers, those of floating point with more than SMALL values as `dtype` (None:
-    as they are). Raises CheckpointError for what would not load."""
+    as they are). Raises CheckpointError for what could not be loaded again."""
     tensors = module.state_dict()
     if dtype is not None:
         large = (name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel() > SMALL)
         tensors = tensors | {name: tensors[name].to(dtype) for name in large}
     save_tensors(tensors, path)
-
-
-def from_dict(dataclass_type: type, values: dict[str, Any], where: str | Path, *, note: str = "") -> Any:
-    """A (nested) dataclass from JSON or TOML: lists become tuples, an int may stand for a float, absent keys take the
-    dataclass's default. `where` heads the errors and `note` ends them. Raises CheckpointError with the path of the
-    key."""
-    try:
-        return _convert(dataclass_type, values, "")
-    except CheckpointError as error:
-        raise CheckpointError(f"{where}: {error}{note}") from error
-
-
-def fetch(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a model: an existing folder, or a download of the Hub repository `owner/name`.
-
-    Without an answer from the Hub (`HF_HUB_OFFLINE=1`, no network) an earlier download will do. Raises CheckpointError.
-    """
-    name = str(path_or_id)
-    if name and os.path.isdir(name):
-        return Path(name)
-    if not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"{name[:100]!r}: no such folder, and not a Hub id of the form owner/name")
-    wanted = {"repo_id": name, "revision": revision, "allow_patterns": HUB_FILES, "etag_timeout": HUB_TIMEOUT_SECONDS}
-    try:
-        files = huggingface_hub.model_info(
-            name, revision=revision, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True
-        ).siblings
-    except Exception as error:  # The Hub's errors have no base class in common.
-        try:
-            return Path(huggingface_hub.snapshot_download(**wanted, local_files_only=True))
-        except Exception:
-            raise CheckpointError(f"{name}: not a local folder, nor to be had from the Hub: {error}") from error
-    wanted_files = filter_repo_objects(files, allow_patterns=HUB_FILES, key=lambda file: file.rfilename)
-    total = sum(math.inf if file.size is None else file.size for file in wanted_files)
-    if total > MAX_HUB_BYTES:
-        raise CheckpointError(f"{name}: {total:,} bytes on the Hub: at most {MAX_HUB_BYTES:,} are downloaded")
-    try:
-        return Path(huggingface_hub.snapshot_download(**wanted))
-    except Exception as error:
-        raise CheckpointError(f"{name}: the download from the Hub failed, try again: {error}") from error
 
 
 def _read(path: Path, limit: int, first: int | None = None) -> bytes:
@@ -221,7 +169,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a valid safetensors file: {error}") from error
     if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise CheckpointError(f"{path}: NaN or infinity in {_names(bad)}")
+        raise CheckpointError(f"{path}: NaN or infinity in {names_of(bad)}")
     return tensors
 
 
@@ -256,15 +204,15 @@ def _check_header(data: bytes, path: Path, size: int) -> dict[str, Kind]:
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{path}: malformed header: {error}") from error
     if odd:
-        raise CheckpointError(f"{path}: unusable dtype or shape of {_names(odd)}, the first {odd[min(odd)]}")
+        raise CheckpointError(f"{path}: unusable dtype or shape of {names_of(odd)}, the first {odd[min(odd)]}")
     if end > size:
         raise CheckpointError(truncated)
     return kinds
 
 
 class _Weightless(TorchFunctionMode):
-    """See `sketch`. With `torch.device("meta")` the small buffers too were computed there, for which torch first loads
-    800 more modules."""
+    """See `sketch`. Unlike `torch.device("meta")`, small buffers are computed in earnest, which spares torch the import of
+    800 modules."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -295,7 +243,7 @@ def _files_of(path: Path) -> list[Path]:
 
 def _merge(found: dict[str, Any], more: Mapping[str, Any], path: Path) -> None:
     if twice := found.keys() & more.keys():
-        raise CheckpointError(f"{path}: in two shards {_names(twice)}")
+        raise CheckpointError(f"{path}: in two shards {names_of(twice)}")
     found.update(more)
 
 
@@ -306,7 +254,7 @@ def _unwrapped(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
         plain = {name: short.removeprefix("module.") for name, short in plain.items()}
     if len(set(plain.values())) < len(plain):
         twice = [name for name, count in Counter(plain.values()).items() if count > 1]
-        raise CheckpointError(f"{path}: with and without a wrapper's prefix {_names(twice)}")
+        raise CheckpointError(f"{path}: with and without a wrapper's prefix {names_of(twice)}")
     return {plain[name]: value for name, value in found.items()}
 
 
@@ -314,16 +262,16 @@ def _check_fit(module: nn.Module, kinds: Mapping[str, Kind], path: str | Path) -
     """Raises CheckpointError unless the module has tensors of these names and shapes, and their dtypes become its."""
     own, faults = {name: _kind(tensor) for name, tensor in module.state_dict().items()}, []
     if missing := own.keys() - kinds.keys():
-        faults.append(f"missing {_names(missing)}")
+        faults.append(f"missing {names_of(missing)}")
     if extra := kinds.keys() - own.keys():
-        faults.append(f"not in the model {_names(extra)}")
+        faults.append(f"not in the model {names_of(extra)}")
     shared = own.keys() & kinds.keys()
     if odd := [name for name in shared if own[name][1] != kinds[name][1]]:
         name = min(odd)
-        faults.append(f"misshapen {_names(odd)} ({name!r} is {kinds[name][1]}, the model's {own[name][1]})")
+        faults.append(f"misshapen {names_of(odd)} ({name!r} is {kinds[name][1]}, the model's {own[name][1]})")
     if odd := [name for name in shared if not _becomes(kinds[name][0], own[name][0])]:
         name = min(odd)
-        faults.append(f"of a dtype that cannot be converted {_names(odd)} ({kinds[name][0]} to {own[name][0]})")
+        faults.append(f"of a dtype that cannot be converted {names_of(odd)} ({kinds[name][0]} to {own[name][0]})")
     if faults:
         raise CheckpointError(f"{path}: does not fit {type(module).__name__}: {'; '.join(faults)}")
 
@@ -337,7 +285,7 @@ def _json(data: bytes) -> Any:
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if repeated := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
-            raise ValueError(f"repeated keys {_names(repeated)}")
+            raise ValueError(f"repeated keys {names_of(repeated)}")
         return dict(pairs)
 
     def refuse(constant: str) -> None:
@@ -346,55 +294,11 @@ def _json(data: bytes) -> Any:
     return json.loads(data, object_pairs_hook=unique, parse_constant=refuse)
 
 
-def _convert(kind: Any, value: Any, key: str) -> Any:
-    """`value` as the type hint `kind`; `key` is its dotted path, empty at the top."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return _build(kind, value, key)
-    if origin in (typing.Union, types.UnionType):
-        faults = []
-        for part in parts:
-            try:
-                return _convert(part, value, key)
-            except CheckpointError as error:
-                faults.append(error)
-        raise faults[0]
-    if origin is tuple and isinstance(value, (list, tuple)):
-        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
-        if len(kinds) != len(value):
-            raise _fault(key, f"{len(value)} items, must be {len(kinds)}")
-        return tuple(_convert(kinds[i], item, f"{key}[{i}]") for i, item in enumerate(value))
-    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
-        return float(value)
-    if kind is Any or (type(value) is (origin or kind) and kind is not float):
-        return value
-    raise _fault(key, f"must be {getattr(kind, '__name__', kind)}, not {short_repr(value)}")
-
-
-def _build(kind: type, values: dict[str, Any], key: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-    if unknown := values.keys() - fields.keys():
-        raise _fault(key, f"unknown keys {_names(unknown)}, known are {', '.join(fields)}")
-    required = {name for name, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING}
-    if missing := required - values.keys():
-        raise _fault(key, f"missing keys {_names(missing)}")
-    hints = typing.get_type_hints(kind)
-    converted = {name: _convert(hints[name], value, f"{key}.{name}" if key else name) for name, value in values.items()}
-    try:
-        return kind(**converted)
-    except (ValueError, TypeError) as error:
-        raise _fault(key, error) from error
-
-
-def _fault(key: str, text: object) -> CheckpointError:
-    return CheckpointError(f"{key}: {text}" if key else str(text))
-
-
 def _kind(tensor: Tensor) -> Kind:
     return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
 
 
-def _names(names: Iterable[str]) -> str:
+def names_of(names: Iterable[str]) -> str:
     """The first few names, quoted."""
     ordered = sorted(names)
     return ", ".join(repr(name) for name in ordered[:4]) + (f" and {len(ordered) - 4} more" if ordered[4:] else "")

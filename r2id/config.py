@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from r2id import __version__
-from r2id.checkpoint import CheckpointError, from_dict
+from r2id.checkpoint import CheckpointError
+from r2id.dataclass_io import from_dict
 from r2id.denoisers import DENOISERS
 from r2id.limits import (
     MAX_ASPECT,

@@ -14,18 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2id.checkpoint import (
-    fetch,
-    load_config,
-    load_module,
-    save_config,
-    save_module,
-)
+from r2id.checkpoint import load_config, load_module, save_config, save_module
 from r2id.condition import mixture, named
 from r2id.config import PipelineConfig
 from r2id.cross_attention_resampler import DecoderContext
 from r2id.denoisers import DENOISERS
 from r2id.denoisers.output import DenoiserOutput
+from r2id.hub import fetch
 from r2id.image import as_images
 from r2id.interpolation import Box, interpolate_tiles, resize, tile_boxes
 from r2id.latent import Latent, check_latent

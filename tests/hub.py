@@ -18,7 +18,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from r2id import checkpoint
+from r2id import hub as r2id_hub
 
 OWNERS = {"writer": "owner", "reader": None}  # token → the name below which it may write
 
@@ -107,7 +107,7 @@ def asking(url: str, cache: Path) -> Iterator[None]:
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(huggingface_hub.model_info.__self__, "endpoint", url)
-        patch.setattr(checkpoint, "HUB_TIMEOUT_SECONDS", 0.3)
+        patch.setattr(r2id_hub, "HUB_TIMEOUT_SECONDS", 0.3)
         yield
 
 

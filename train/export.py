@@ -19,8 +19,9 @@ import torch
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from r2id.checkpoint import HUB_ID, HUB_TIMEOUT_SECONDS, CheckpointError
+from r2id.checkpoint import CheckpointError
 from r2id.config import FORMAT
+from r2id.hub import HUB_ID, HUB_TIMEOUT_SECONDS
 from train.engine.assemble import build_pipeline
 from train.engine.format1 import upgrade
 from train.engine.recipe import DenoiserRecipe, read_recipe

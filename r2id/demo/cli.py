@@ -20,7 +20,6 @@ import torch
 from gradio.utils import get_upload_folder
 
 from r2id.allocator import raise_mmap_threshold
-from r2id.checkpoint import HUB_ID
 from r2id.demo.api import endpoints
 from r2id.demo.assets import WEB
 from r2id.demo.models import Models
@@ -28,6 +27,7 @@ from r2id.demo.page import build
 from r2id.demo.serving.fair_queue import MAX_WAITING
 from r2id.demo.serving.worker import worker
 from r2id.demo.tabs import TABS
+from r2id.hub import HUB_ID
 
 THEME = gr.themes.Default(primary_hue="indigo", spacing_size="sm", font=["system-ui", "sans-serif"])
 

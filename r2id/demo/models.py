@@ -10,8 +10,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from r2id.checkpoint import HUB_ID, fetch
 from r2id.demo.serving.worker import QueuedPipeline, QuotaPipeline
+from r2id.hub import HUB_ID, fetch
 from r2id.limits import short_repr
 from r2id.pipeline import Pipeline
 

@@ -211,7 +211,7 @@ def test_without_a_network_a_push_is_one_line_and_an_earlier_download_will_do(hu
         text = refusal(client, "export", str(run), str(tmp_path / "small"), "--push", "owner/small")
         assert text.startswith(f"--push owner/small: no upload to {hub.url}: ") and "refused" in text
         assert same(client("load", "owner/cached", None), run)
-        assert "not a local folder, nor to be had from the Hub" in refusal(client, "load", "owner/absent", None)
+        assert "not a local folder, and could not be downloaded" in refusal(client, "load", "owner/absent", None)
 
 
 def test_a_configuration_from_the_hub_is_checked_as_any_other(hub, client, run, tmp_path):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hub import hub_for
 
-from r2id import checkpoint
-from r2id.checkpoint import CheckpointError, fetch
+from r2id import hub as r2id_hub
+from r2id.checkpoint import CheckpointError
+from r2id.hub import fetch
 
 FILES = {"config.json": b"{}", "denoiser.safetensors": 99 * b"w", "README.md": b"# One", "state.pt": b"no"}
 
@@ -58,7 +59,7 @@ def test_an_id_is_downloaded_at_its_revision(hub):
 def test_a_large_or_unsized_repository_is_not_downloaded(hub, monkeypatch, sized, text):
     hub.put("owner/name", FILES)
     hub.sized = sized
-    monkeypatch.setattr(checkpoint, "MAX_HUB_BYTES", 105)
+    monkeypatch.setattr(r2id_hub, "MAX_HUB_BYTES", 105)
     with pytest.raises(CheckpointError, match=text) as error:
         fetch("owner/name")
     assert message(error) and hub.requests == ["GET /api/models/owner/name"]

@@ -7,7 +7,8 @@ from dataclasses import fields
 
 import pytest
 
-from r2id.checkpoint import MAX_FILE_BYTES, CheckpointError, from_dict, sketch
+from r2id.checkpoint import MAX_FILE_BYTES, CheckpointError, sketch
+from r2id.dataclass_io import from_dict
 from r2id.denoisers import DENOISERS
 from r2id.denoisers.dimr import DiMR, DiMRConfig
 from r2id.denoisers.rin import RINConfig

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from r2id.checkpoint import from_dict
 from r2id.config import Defaults, PipelineConfig, Training
+from r2id.dataclass_io import from_dict
 from r2id.denoisers import DENOISERS
 from r2id.pipeline import Pipeline
 from r2id.resamplers import RESAMPLERS

@@ -14,9 +14,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from r2id.checkpoint import from_dict
 from r2id.config import Defaults
 from r2id.cross_attention_resampler import CrossAttentionR2IRConfig
+from r2id.dataclass_io import from_dict
 from r2id.denoisers import DENOISERS
 from r2id.resampler import R2IRConfig
 from r2id.sampler import SAMPLERS

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from r2id.checkpoint import HUB_ID, from_dict
 from r2id.config import PipelineConfig
+from r2id.dataclass_io import from_dict
+from r2id.hub import HUB_ID
 from r2id.pipeline import Pipeline
 from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
 

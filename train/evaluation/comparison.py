@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from r2id.checkpoint import fetch
+from r2id.hub import fetch
 from r2id.limits import MAX_BATCH
 from r2id.pipeline import Latent, Pipeline
 from train.data.images import ImageSet

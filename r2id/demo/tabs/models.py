@@ -4,12 +4,12 @@ import html
 
 import gradio as gr
 
-from r2id.checkpoint import MAX_HUB_BYTES
 from r2id.demo.assets import function
 from r2id.demo.events import Events
 from r2id.demo.models import MAX_HUB, Models
 from r2id.demo.page import Page
 from r2id.demo.wiring import BACKGROUND, IMMEDIATE, gradio_errors
+from r2id.hub import MAX_HUB_BYTES
 
 LIMITS = f"safetensors files only, up to {MAX_HUB_BYTES / 2**30:.0f} GB; the last {MAX_HUB} stay"
 
