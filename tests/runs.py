@@ -13,9 +13,9 @@ from train.engine.recipe import (
     DenoiserOptimisation,
     DenoiserPhase,
     DenoiserRecipe,
-    CrossAttentionOptimisation,
-    CrossAttentionPhase,
-    CrossAttentionRecipe,
+    ResamplerOptimisation,
+    ResamplerPhase,
+    ResamplerRecipe,
 )
 from train.engine.state import State, save_state
 
@@ -34,10 +34,11 @@ def finished_run(folder: Path, pipe: Pipeline, *, step: int = STEPS, data: str =
         return kind(phases=(phase(10, (2e-3, 1e-3)), phase(STEPS - 10, (1e-3, 1e-5))), batch=6)
 
     if not pixels:
-        recipes["resampler"] = CrossAttentionRecipe(
+        recipes["resampler"] = ResamplerRecipe(
             **shared,
-            optimisation=optimised(CrossAttentionOptimisation, CrossAttentionPhase),
-            training_size=config.encoder_size,
+            optimisation=optimised(ResamplerOptimisation, ResamplerPhase),
+            encoder_size=config.encoder_size,
+            decoder_size=config.decoder_size,
             shape_sampler=shape_sampler,
             model=config.resampler,
         )

@@ -15,7 +15,7 @@ from runs import COST, STEPS, finished_run
 
 from r2id import R2ID, Pipeline
 from r2id.config import Training
-from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
+from train.engine.recipe import DenoiserRecipe, ResamplerRecipe, read_recipe, read_resampler_recipe
 from train.engine.state import State, load_state, save_state
 from train.evaluation.card import CONFIGS, to_toml
 from train.export import main
@@ -58,14 +58,14 @@ def test_the_card_says_what_the_run_says(run, tiny, tmp_path):
         "R2ID, the resolution-invariant image diffuser",
         "R2IR, the resolution-invariant image resampler",
         f"| parameters | {counts['denoiser']:,} (denoiser), {counts['resampler']:,} (resampler) |",
-        "| pictures | grey, 8 pixels on the short side |",
+        "| images | grey, 8 pixels on the short side |",
         "| latents | 3 channels, 4 to 16 cells a side |",
         "| labels | 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 |",
         "| sampling | 4 steps of dpm++, guidance 1.5, latent 4 × 4 |",
-        f"| training | {2 * COST['images']:,} pictures in 60 steps, 10 TFLOP forward and backward, 3.0 minutes |",
-        "`owner/pictures`: 64 training pictures at 8 × 8",
-        "1. R2IR: 30 steps of up to 6 pictures, in 2 phases; AdamW, learning rate 0.002 to 1e-05",
-        "2. R2ID: 30 steps of up to 6 pictures",
+        f"| training | {2 * COST['images']:,} images in 60 steps, 10 TFLOP forward and backward, 3.0 minutes |",
+        "`owner/pictures`: 64 training images at 8 × 8",
+        "1. R2IR: 30 steps of up to 6 images, in 2 phases; AdamW, learning rate 0.002 to 1e-05",
+        "2. R2ID: 30 steps of up to 6 images",
         "predicts v, cosine schedule",
         "python -m train.export runs/small weights/small",
     ):
@@ -74,10 +74,10 @@ def test_the_card_says_what_the_run_says(run, tiny, tmp_path):
 
 
 def test_the_samples_are_the_runs_last_before_the_export(tiny, run, tmp_path):
-    assert "![Samples](samples.png)\n\n*Drawn while training, after step 30 of 30.*" in export(run, tmp_path / "a")
+    assert "![Samples](samples.png)\n\n*Generated while training, after step 30 of 30.*" in export(run, tmp_path / "a")
     early = finished_run(tmp_path / "run", tiny, step=29)
     text = export(early, tmp_path / "b")
-    assert "after step 20 of 29" in text and "29 of 30 steps of up to 6 pictures" in text
+    assert "after step 20 of 29" in text and "29 of 30 steps of up to 6 images" in text
     assert [size_of(tmp_path / name / "samples.png")[0] for name in "ab"] == [STEPS, 20]
     for sheet in (early / "denoiser").glob("*.png"):
         sheet.unlink()
@@ -100,16 +100,15 @@ def test_the_python_of_the_card_runs(tiny, tmp_path, monkeypatch, names):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_survives_being_written(path, tmp_path):
-    kind = CrossAttentionRecipe if "resampler" in path.stem else DenoiserRecipe
-    recipe = read_recipe(kind, path)
-    (tmp_path / "again.toml").write_text(to_toml(asdict(recipe)))
-    assert read_recipe(kind, tmp_path / "again.toml") == recipe
+    recipe = read_resampler_recipe(path) if "resampler" in path.stem else read_recipe(DenoiserRecipe, path)
+    (tmp_path / "again.toml").write_text(to_toml(asdict(recipe)), encoding="utf-8")
+    assert read_recipe(type(recipe), tmp_path / "again.toml") == recipe
 
 
 def test_a_recipe_of_ones_own_is_in_the_card(run, tmp_path):
     text = export(run, tmp_path / "small")
-    for stage, kind in (("resampler", CrossAttentionRecipe), ("denoiser", DenoiserRecipe)):
-        assert f"python train/train_{stage}.py --config {stage}.toml\n" in text
+    for stage, kind in (("resampler", ResamplerRecipe), ("denoiser", DenoiserRecipe)):
+        assert f"python -m train.train_{stage} --config {stage}.toml\n" in text
         (toml,) = re.findall(f"## {stage}.toml\n\n```toml\n(.*?)```", text, re.DOTALL)
         (tmp_path / f"{stage}.toml").write_text(toml)
         recipe = json.loads(json.dumps(asdict(read_recipe(kind, tmp_path / f"{stage}.toml"))))
@@ -117,22 +116,26 @@ def test_a_recipe_of_ones_own_is_in_the_card(run, tmp_path):
 
 
 def test_a_shipped_recipe_is_named_instead(run, tmp_path):
-    for stage, kind in (("resampler", CrossAttentionRecipe), ("denoiser", DenoiserRecipe)):
+    resamplers = {path: read_resampler_recipe(path) for path in sorted(CONFIGS.glob("*_resampler*.toml"))}
+    path = next(path for path, recipe in resamplers.items() if isinstance(recipe, ResamplerRecipe))
+    recipes = {
+        "resampler": replace(resamplers[path], data="owner/other"),
+        "denoiser": replace(read_recipe(DenoiserRecipe, CONFIGS / "mnist_r2id.toml"), data="owner/pictures"),
+    }
+    for stage, recipe in recipes.items():
         state = load_state(run / stage)
-        recipe = read_recipe(kind, CONFIGS / f"mnist_{'r2id' if stage == 'denoiser' else stage}.toml")
-        recipe = replace(recipe, data="owner/pictures" if stage == "denoiser" else recipe.data)
         save_state(tmp_path / "run" / stage, State(state.tensors, state.metadata | {"recipe": asdict(recipe)}))
     text = export(tmp_path / "run", tmp_path / "small")
-    assert "python -m train.train_resampler --config train/configs/mnist_resampler.toml\n" in text
+    assert f"python -m train.train_resampler --config train/configs/{path.name} --data owner/other\n" in text
     assert "--config train/configs/mnist_r2id.toml --data owner/pictures\n" in text
     assert "toml\n\n" not in text and "at the end of this card" not in text
-    assert ModelCard(text).data.datasets == ["ylecun/mnist", "owner/pictures"]
+    assert ModelCard(text).data.datasets == ["owner/other", "owner/pictures"]
 
 
 def test_where_local_data_are_is_not_told(tiny, tmp_path):
     run = finished_run(tmp_path / "run", tiny, data="/home/someone/secret/photos")
     text = export(run, tmp_path / "small")
-    assert "the local folder `photos`: 64 training pictures" in text and 'data = "photos"' in text
+    assert "the local folder `photos`: 64 training images" in text and 'data = "photos"' in text
     assert "--config denoiser.toml --data PATH\n" in text
     assert "secret" not in text and str(tmp_path) not in text and ModelCard(text).data.datasets is None
 
@@ -190,8 +193,8 @@ def test_a_report_that_is_none_is_one_line(run, tmp_path, text):
 
 def test_pixel_space_has_one_stage_and_a_card_too(tiny_pixels, tmp_path):
     text = export(finished_run(tmp_path / "run", tiny_pixels), tmp_path / "small")
-    assert "| latents | the pictures themselves, 8 pixels a side |" in text and "| frames | square |" in text
-    assert "| pictures | colour, 8 pixels on the short side |" in text
+    assert "| latents | the images themselves, 8 pixels a side |" in text and "| frames | square |" in text
+    assert "| images | colour, 8 pixels on the short side |" in text
     assert "resampler" not in text and "arbitrary-scale" not in ModelCard(text).data.tags
     pipe = Pipeline.from_pretrained(tmp_path / "small", device="cpu")
     assert pipe.config.training == Training(**COST)

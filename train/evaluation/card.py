@@ -9,16 +9,24 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import tomli_w
 from huggingface_hub import ModelCardData
 
 from r2id.config import PipelineConfig
 from r2id.dataclass_io import from_dict
 from r2id.hub import HUB_ID
 from r2id.pipeline import Pipeline
-from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
+from train.engine.recipe import (
+    RESAMPLER_RECIPES,
+    CrossAttentionRecipe,
+    DenoiserRecipe,
+    ResamplerRecipe,
+    read_recipe,
+)
+from train.evaluation.tables import JUDGED
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = {"resampler": CrossAttentionRecipe, "denoiser": DenoiserRecipe}  # in the order of training
+Recipe = ResamplerRecipe | CrossAttentionRecipe | DenoiserRecipe
 COLOURS = {1: "grey", 3: "colour"}
 MAX_LABELS = 20  # that are listed
 MAX_ROWS = 12  # of a table that is shown
@@ -42,10 +50,7 @@ class Origin:
 
 def model_card(pipe: Pipeline, origin: Origin) -> str:
     """README.md of a folder of weights. Raises ValueError for a report that is none."""
-    recipes = {
-        stage: from_dict(RECIPES[stage], metadata["recipe"], f"{stage} state")
-        for stage, metadata in origin.stages.items()
-    }
+    recipes = {stage: recipe_of(stage, metadata["recipe"]) for stage, metadata in origin.stages.items()}
     sections = [
         front_matter(pipe.config, origin, recipes),
         f"# {origin.name}",
@@ -56,11 +61,16 @@ def model_card(pipe: Pipeline, origin: Origin) -> str:
     ]
     if origin.report is not None:
         try:
-            sections += figures(origin.report, origin.folder)
+            sections += figures(origin.report, origin.folder, recipes["denoiser"])
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"report.json: not one of train/evaluate.py ({error!r}); measure again") from error
     sections += [own_recipe(stage, recipe) for stage, recipe in recipes.items() if not shipped(recipe)]
     return "\n\n".join(sections) + "\n"
+
+
+def recipe_of(stage: str, values: dict) -> Recipe:
+    kind = DenoiserRecipe if stage == "denoiser" else RESAMPLER_RECIPES[values["architecture"]]
+    return from_dict(kind, values, f"{stage} state")
 
 
 def front_matter(config: PipelineConfig, origin: Origin, recipes: dict) -> str:
@@ -85,7 +95,7 @@ def introduction(pipe: Pipeline, origin: Origin) -> Iterator[str]:
     yield "\n".join(f"- {description(type(part))}" for part in parts.values())
     if origin.samples is not None:
         steps = origin.stages["denoiser"]["step"]
-        yield f"![Samples](samples.png)\n\n*Drawn while training, after step {origin.samples:,} of {steps:,}.*"
+        yield f"![Samples](samples.png)\n\n*Generated while training, after step {origin.samples:,} of {steps:,}.*"
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     low, high = config.trained_aspects
     cells = " to ".join(dict.fromkeys(str(count) for count in config.trained_cells))
@@ -93,9 +103,9 @@ def introduction(pipe: Pipeline, origin: Origin) -> Iterator[str]:
     labels = [*config.labels[:MAX_LABELS], "…"] if len(config.labels) > MAX_LABELS else config.labels
     rows = {
         "parameters": ", ".join(f"{count:,} ({name})" for name, count in counts.items()),
-        "pictures": f"{COLOURS.get(config.channels, config.channels)}, {config.encoder_size} pixels on the short side",
+        "images": f"{COLOURS.get(config.channels, config.channels)}, {config.encoder_size} pixels on the short side",
         "frames": f"width / height {low:.4g} to {high:.4g}" if low < high else "square",
-        "latents": latent if config.resampler else f"the pictures themselves, {cells} pixels a side",
+        "latents": latent if config.resampler else f"the images themselves, {cells} pixels a side",
         "labels": f"{len(config.labels)}: {', '.join(labels)}" if labels else "none",
         "sampling": f"{defaults.steps} steps of {defaults.sampler}, guidance {defaults.guidance:g}, "
         f"latent {defaults.latent_size[0]} × {defaults.latent_size[1]}",
@@ -131,7 +141,7 @@ def data(config: PipelineConfig, origin: Origin, recipes: dict) -> Iterator[str]
         size = f"{config.encoder_size} × {config.encoder_size}"
         if "resampler" in recipes and recipes["resampler"].native_aspect:
             size = f"at most {config.encoder_size} pixels on the short side, each in its own aspect ratio"
-        lines.append(f"{where}: {f'{count:,} ' if count else ''}training pictures at {size} (bicubic, antialiased)")
+        lines.append(f"{where}: {f'{count:,} ' if count else ''}training images at {size} (bicubic, antialiased)")
     yield "\n".join(dict.fromkeys(lines))  # both stages usually have the same
 
 
@@ -145,7 +155,7 @@ def recipe_section(pipe: Pipeline, origin: Origin, recipes: dict) -> Iterator[st
         path = f"train/configs/{file.name}" if file else f"{stage}.toml"
         other = file and read_recipe(type(recipe), file).data != recipe.data
         option = " --data PATH" if local else f" --data {recipe.data}" if other else ""
-        commands.append(f"python train/train_{stage}.py --config {path}{option}")
+        commands.append(f"python -m train.train_{stage} --config {path}{option}")
     commands.append(f"python -m train.export runs/{recipe.name} weights/{origin.name}")
     yield "\n".join(["## Recipe\n", *lines])
     yield "\n".join(["```", *commands, "```"])
@@ -153,11 +163,12 @@ def recipe_section(pipe: Pipeline, origin: Origin, recipes: dict) -> Iterator[st
         yield "Files named without a folder are at the end of this card."
 
 
-def summary(recipe: CrossAttentionRecipe | DenoiserRecipe, metadata: dict) -> Iterator[str]:
+def summary(recipe: Recipe, metadata: dict) -> Iterator[str]:
     optimisation, done = recipe.optimisation, metadata["step"]
-    phases, total = optimisation.phases, optimisation.steps
+    phases = recipe.phases if isinstance(recipe, DenoiserRecipe) else optimisation.phases
+    total = sum(phase.steps for phase in phases)
     steps = f"{done:,} steps" if done == total else f"{done:,} of {total:,} steps"
-    yield f"{steps} of up to {optimisation.batch} pictures, in {len(phases)} phase{'s' * (len(phases) > 1)}"
+    yield f"{steps} of up to {optimisation.batch} images, in {len(phases)} phase{'s' * (len(phases) > 1)}"
     rates = f"learning rate {phases[0].rate[0]:g} to {phases[-1].rate[1]:g}"
     yield f"AdamW, {rates}, weight decay {optimisation.weight_decay:g}, averaged weights of decay {optimisation.ema:g}"
     low, high = recipe.shape_sampler.cells
@@ -169,16 +180,18 @@ def summary(recipe: CrossAttentionRecipe | DenoiserRecipe, metadata: dict) -> It
         yield format_cost(cost)
 
 
-def own_recipe(stage: str, recipe: CrossAttentionRecipe | DenoiserRecipe) -> str:
+def own_recipe(stage: str, recipe: Recipe) -> str:
     """A recipe that `train/configs` has not, without the place of local data."""
     public = recipe if is_hub_id(recipe.data) else replace(recipe, data=Path(recipe.data).name)
     return f"## {stage}.toml\n\n```toml\n{to_toml(asdict(public))}```"
 
 
-def figures(report: dict, folder: Path) -> Iterator[str]:
-    """The tables of a report, and those of its pictures that are in the folder."""
+def figures(report: dict, folder: Path, recipe: DenoiserRecipe) -> Iterator[str]:
+    """The tables of a report, and those of its images that are in the folder."""
     setting = ", ".join(f"{key} {value}" for key, value in report["setting"].items() if key != "weights")
     yield f"## Figures\n\nBy `train.evaluate`: {setting}."
+    if recipe.rollout.phases:
+        yield JUDGED
     items = [item for section, items in report.items() if section not in ("setting", "protocol") for item in items]
     for item in items:
         title, rows = item["title"], item.get("rows", ())
@@ -202,7 +215,7 @@ def cell(value) -> str:
 
 def format_cost(cost: dict) -> str:
     work = f"{cost['operations'] / 1e12:,.3g} TFLOP forward and backward"
-    return f"{cost['images']:,} pictures in {cost['steps']:,} steps, {work}, {cost['seconds'] / 60:,.1f} minutes"
+    return f"{cost['images']:,} images in {cost['steps']:,} steps, {work}, {cost['seconds'] / 60:,.1f} minutes"
 
 
 def description(model_type: type) -> str:
@@ -214,7 +227,7 @@ def is_hub_id(name: str) -> bool:
     return bool(HUB_ID.fullmatch(name)) and not os.path.isdir(name)
 
 
-def shipped(recipe: CrossAttentionRecipe | DenoiserRecipe) -> Path | None:
+def shipped(recipe: Recipe) -> Path | None:
     """The file of `train/configs` that is this recipe, whatever the data."""
     for path in sorted(CONFIGS.glob("*.toml")):
         try:
@@ -226,14 +239,12 @@ def shipped(recipe: CrossAttentionRecipe | DenoiserRecipe) -> Path | None:
     return None
 
 
-def to_toml(values: dict, above: str = "") -> str:
+def to_toml(values: dict) -> str:
     """A recipe's values as a TOML file that `read_recipe` reads back; None is left out."""
-    lines, tables = [], []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            tables.append(f"\n[{above}{key}]\n{to_toml(value, f'{above}{key}.')}")
-        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
-            tables += [f"\n[[{above}{key}]]\n{to_toml(item, f'{above}{key}.')}" for item in value]
-        elif value is not None:
-            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
-    return "".join(lines + tables)
+    return tomli_w.dumps(without_none(values))
+
+
+def without_none(value):
+    if isinstance(value, dict):
+        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
+    return [without_none(inner) for inner in value] if isinstance(value, (list, tuple)) else value
