@@ -1,7 +1,15 @@
-"""r2id: draw an image once, in a small latent of any size, and resample it to any resolution and aspect ratio.
+"""r2id: resolution-invariant image diffusion. Generate a latent once, in any number of cells, and decode it at any size
+and aspect ratio.
 
-Axes in tensor names: B batch, K conditions, C channels (c of a latent), H W pixels, h w latent cells, N tokens or
-points, M cells or context tokens, D width, F features, L labels. Sizes are (height, width).
+Tensor names end in their axes; a letter means the same in every file, and a file that needs another one declares it in
+its first lines:
+
+    B batch                 N tokens or points (queries)    K conditions (branches of guidance)
+    C channels, c latent's  M context tokens                E width of an attention head
+    H W pixels of an image  D width of a token              F basis functions along one axis
+    h w cells of a latent   L labels
+
+Sizes are (height, width), points (x, y).
 """
 
 __version__ = "0.2.0"  # before the imports: `config.json` names it

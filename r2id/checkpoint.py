@@ -1,5 +1,8 @@
-"""`config.json` beside `*.safetensors`. Files may come from strangers: whatever they hold, it is loaded or refused in one
-line, never run, and never takes more memory than its size allows."""
+"""`config.json` beside `*.safetensors`.
+
+Files may come from strangers: what they hold is loaded or refused in one line, never run, and takes no more memory than
+its size.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ FACTORIES = (torch.empty, torch.ones, torch.randn, torch.zeros)
 
 
 class CheckpointError(ValueError):
-    """A file or configuration that cannot be used. One line of at most 500 characters, whatever the file put into it."""
+    """A file or configuration that cannot be used: one line of at most 500 characters, whatever the file holds."""
 
     def __init__(self, message: str):
         line = " ".join(message.split())
@@ -81,8 +84,8 @@ def save_tensors(tensors: dict[str, Tensor], path: str | Path) -> None:
 
 
 def sketch(make: Callable[[], nn.Module]) -> nn.Module:
-    """The module that `make` builds, on the meta device: names, shapes and dtypes of its parameters, of any size, without
-    memory for what torch's FACTORIES make."""
+    """The module that `make` builds, on the meta device: names, shapes and dtypes, without memory for parameters of any
+    size that torch's FACTORIES make."""
     with _Weightless():
         return make()
 
@@ -211,8 +214,7 @@ def _check_header(data: bytes, path: Path, size: int) -> dict[str, Kind]:
 
 
 class _Weightless(TorchFunctionMode):
-    """See `sketch`. Unlike `torch.device("meta")`, small buffers are computed in earnest, which spares torch the import of
-    800 modules."""
+    """See `sketch`. Unlike under `torch.device("meta")`, small buffers are computed: torch would import 800 modules."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -14,7 +14,7 @@ from r2id.limits import (
     MAX_ASPECT,
     MAX_CELLS,
     MAX_GUIDANCE,
-    MAX_PICTURE_CELLS,
+    MAX_IMAGE_CELLS,
     MAX_SIDE,
     MAX_STEPS,
     check_cells,
@@ -46,7 +46,7 @@ class Defaults:
         check_int(self.steps, "steps", 1, MAX_STEPS)
         check_float(self.guidance, "guidance", -MAX_GUIDANCE, MAX_GUIDANCE)
         check_interval(self.guidance_interval)
-        check_cells(self.latent_size, 1, MAX_PICTURE_CELLS)
+        check_cells(self.latent_size, 1, MAX_IMAGE_CELLS)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class PipelineConfig:
         for name in ("trained_cells", "trained_aspects"):
             if getattr(self, name)[0] > getattr(self, name)[1]:
                 raise ValueError(f"{name} {getattr(self, name)}: must be (low, high)")
-        check_cells(self.defaults.latent_size, self.size_multiple, MAX_CELLS if self.resampler else MAX_PICTURE_CELLS)
+        check_cells(self.defaults.latent_size, self.size_multiple, MAX_CELLS if self.resampler else MAX_IMAGE_CELLS)
         channels = self.latent_channels
         if not len(self.latent_mean) == len(self.latent_std) == channels:
             raise ValueError(f"latent_mean and latent_std: each must hold {channels} values, the latent's channels")

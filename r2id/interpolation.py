@@ -1,4 +1,4 @@
-"""Antialiased bicubic interpolation of a window: every output pixel is a function of its own place alone.
+"""Antialiased bicubic interpolation of a window, and tiles. Every output pixel depends on its own place alone.
 
 The kernel is Keys' cubic (1981) with a = -½, widened to the output's pitch where that is coarser than the cells, and
 normalised over the cells that there are: what `F.interpolate(mode="bicubic", antialias=True)` computes.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from r2id.position import Window
 
-COLUMNS = 512  # pixels of a tile at most: what a column costs is shared by the more rows
+COLUMNS = 512  # pixels of a tile's width, at most: the cost of a column is shared by more rows
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 CHUNK = 256  # pixels whose weights are computed at once in float64, to bound memory
 
@@ -58,12 +58,12 @@ def tile_boxes(size: tuple[int, int], pixels: int) -> Iterator[Box]:
 
 
 def even(length: int, most: int) -> int:
-    """Length of equal parts, but for the last one, of which there are as few as parts of `most` would be."""
+    """A length cut into as few parts as parts of `most` would be → the length of each but the last."""
     return math.ceil(length / math.ceil(length / most))
 
 
 def share_done(box: Box, size: tuple[int, int]) -> float:
-    """How much of a picture is there once a box of `tile_boxes` is."""
+    """The share of an output that is done once this box of `tile_boxes` is."""
     (_, top, right, bottom), (height, width) = box, size
     return (top * width + right * (bottom - top)) / (height * width)
 

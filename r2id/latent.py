@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r2id.checkpoint import load_tensors, save_tensors
-from r2id.limits import MAX_ASPECT, MAX_PICTURE_CELLS, check_cells, check_float, row_seeds
+from r2id.limits import MAX_ASPECT, MAX_IMAGE_CELLS, check_cells, check_float, row_seeds
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Latent:
             raise ValueError(f"{Path(path).name}: not a latent file{reason}; give one that Latent.save wrote") from None
 
 
-def check_latent(latent: Latent, channels: int | None = None, most: int = MAX_PICTURE_CELLS) -> Latent:
+def check_latent(latent: Latent, channels: int | None = None, most: int = MAX_IMAGE_CELLS) -> Latent:
     """The latent itself; ValueError unless it is one, of this model's channels and within the limits."""
     if not isinstance(latent, Latent):
         raise ValueError(f"latent: must be a Latent, as diffuse and encode give, not {type(latent).__name__}")

@@ -1,4 +1,7 @@
-"""Attention, feed-forward and modulation. Every normalisation is per token: nothing reduces over the queries."""
+"""Attention, MLP and modulation. Every normalisation is per token: nothing reduces over the queries.
+
+G in tensor names: attention heads. S: the width of the vector that modulates.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ SMALL = 160**2  # queries × keys up to which scores are materialised
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries over a context, in two parts so that what the context gives is made once.
+    """Multi-head attention in two parts, so that keys and values of a context are computed once for many queries.
 
     "softmax" is scaled dot-product attention; "linear" is Katharopoulos et al. 2020 with ELU+1 features, whose cost
-    is linear in queries + context. Queries and keys are normalised per head (LayerNorm). With a single head of softmax
-    attention a query costs no linear map and is to come normalised: what the maps would do, keys and values can.
-    `context_width`: of the context's tokens, where it is not `width`.
+    is linear in queries + context. Queries and keys are normalised per head (LayerNorm). A single head of softmax
+    attention projects neither queries nor results, which keys and values can do for it; its queries have to be
+    normalised. context_width: of the context's tokens, None for `width`.
     """
 
     def __init__(
@@ -48,45 +51,45 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def keys_values(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
-        """What the context gives, whatever the queries: keys and values, or their sums for linear attention."""
+        """Context tokens (B, M, D) → keys and values (B, G, M, E), or for linear attention their sums over M."""
         key_BMD, value_BMD = self.key_value(context_BMD).chunk(2, dim=-1)
-        key_BHME, value_BHME = self._heads(key_BMD, self.key_norm), self._heads(value_BMD, nn.Identity())
+        key_BGME, value_BGME = self._heads(key_BMD, self.key_norm), self._heads(value_BMD, nn.Identity())
         if self.attention == "softmax":
-            return key_BHME, value_BHME
-        key_BHME = F.elu(key_BHME) + 1
-        return key_BHME.transpose(-1, -2) @ value_BHME, key_BHME.sum(dim=2, keepdim=True).transpose(-1, -2)
+            return key_BGME, value_BGME
+        key_BGME = F.elu(key_BGME) + 1
+        return key_BGME.transpose(-1, -2) @ value_BGME, key_BGME.sum(dim=2, keepdim=True).transpose(-1, -2)
 
     def forward(self, query_BND: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
-        query_BHNE = self._heads(self.query(query_BND), self.query_norm)
+        query_BGNE = self._heads(self.query(query_BND), self.query_norm)
         first, second = keys_values
         if self.attention == "softmax":
-            mixed_BHNE = softmax_attention(query_BHNE, first, second)
+            mixed_BGNE = softmax_attention(query_BGNE, first, second)
         else:
-            query_BHNE = F.elu(query_BHNE) + 1
-            mixed_BHNE = (query_BHNE @ first) / (query_BHNE @ second)
-        return self.dropout(self.out(mixed_BHNE.transpose(1, 2).flatten(2)))
+            query_BGNE = F.elu(query_BGNE) + 1
+            mixed_BGNE = (query_BGNE @ first) / (query_BGNE @ second)
+        return self.dropout(self.out(mixed_BGNE.transpose(1, 2).flatten(2)))
 
     def _heads(self, tokens_BND: Tensor, norm: nn.Module) -> Tensor:
         return norm(tokens_BND.unflatten(-1, (-1, self.head_width))).transpose(1, 2)
 
 
-def softmax_attention(query_BHNE: Tensor, key_BHME: Tensor, value_BHME: Tensor) -> Tensor:
-    """Scaled dot-product attention. On CPUs torch's own takes five times as long in bfloat16 as what is done here."""
-    if query_BHNE.device.type != "cpu" or value_BHME.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(query_BHNE, key_BHME, value_BHME)
-    if query_BHNE.shape[2] * key_BHME.shape[2] <= SMALL:
-        score_BHNM = query_BHNE @ key_BHME.transpose(-1, -2) * query_BHNE.shape[-1] ** -0.5
-        return score_BHNM.softmax(dim=-1).to(value_BHME.dtype) @ value_BHME
-    return F.scaled_dot_product_attention(query_BHNE.float(), key_BHME.float(), value_BHME.float())
+def softmax_attention(query_BGNE: Tensor, key_BGME: Tensor, value_BGME: Tensor) -> Tensor:
+    """Scaled dot-product attention. On CPUs torch's own takes five times as long in bfloat16."""
+    if query_BGNE.device.type != "cpu" or value_BGME.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(query_BGNE, key_BGME, value_BGME)
+    if query_BGNE.shape[2] * key_BGME.shape[2] <= SMALL:
+        score_BGNM = query_BGNE @ key_BGME.transpose(-1, -2) * query_BGNE.shape[-1] ** -0.5
+        return score_BGNM.softmax(dim=-1).to(value_BGME.dtype) @ value_BGME
+    return F.scaled_dot_product_attention(query_BGNE.float(), key_BGME.float(), value_BGME.float())
 
 
 def centred(values: Tensor) -> Tensor:
-    """With mean 0 over the channels."""
+    """Tokens (…, D) minus their mean over D."""
     return values - values.mean(dim=-1, keepdim=True)
 
 
 class CentredLinear(nn.Linear):
-    """A linear map whose results are centred, at no cost a token."""
+    """A linear map whose results are centred: its weights are, so that tokens cost nothing more."""
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """Weight (out, in) and bias (out,)."""
@@ -97,13 +100,15 @@ class CentredLinear(nn.Linear):
 
 
 class MLP(nn.Sequential):
+    """Two linear maps with GELU between, mlp_ratio · width wide inside."""
+
     def __init__(self, width: int, *, mlp_ratio: int, dropout: float = 0.0):
         hidden = mlp_ratio * width
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width), nn.Dropout(dropout))
 
 
 class NoiseEmbedding(nn.Sequential):
-    """ᾱ (B,) in [0, 1] → (B, F), from sines and cosines of log-SNR; computed in the weights' dtype."""
+    """ᾱ (B,) in [0, 1] → vectors (B, S), from sines and cosines of log-SNR, in the weights' dtype."""
 
     def __init__(self, width: int):
         super().__init__(nn.Linear(2 * NOISE_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
@@ -111,13 +116,13 @@ class NoiseEmbedding(nn.Sequential):
         self.register_buffer("frequencies", 2 * math.pi / periods, persistent=False)
 
     def forward(self, alpha_bar_B: Tensor) -> Tensor:
-        angles_BK = log_snr(alpha_bar_B)[:, None].to(self[0].weight.dtype) * self.frequencies
-        return super().forward(torch.cat((angles_BK.sin(), angles_BK.cos()), dim=-1))
+        angles_BF = log_snr(alpha_bar_B)[:, None].to(self[0].weight.dtype) * self.frequencies
+        return super().forward(torch.cat((angles_BF.sin(), angles_BF.cos()), dim=-1))
 
 
 class AdaLN(nn.Module):
-    """LayerNorm whose shift and scale come from a vector, and the gate of what follows (DiT's adaLN-Zero, Peebles &
-    Xie 2023): `normed, gate = adaln(tokens_BND, vector_BF)`. Without `gated` the gate is 1, as in plain FiLM."""
+    """LayerNorm whose shift and scale come from a vector, and a gate for the layer that follows (adaLN-Zero of DiT,
+    Peebles & Xie 2023): `normed_BND, gate = adaln(tokens_BND, vector_BS)`. Not gated, the gate is 1 (FiLM)."""
 
     def __init__(self, width: int, vector_width: int, *, gated: bool = True):
         super().__init__()
@@ -127,13 +132,13 @@ class AdaLN(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, tokens_BND: Tensor, vector_BF: Tensor) -> tuple[Tensor, Tensor | float]:
-        shift, scale, *gate = self.modulation(F.silu(vector_BF))[:, None].split(self.width, dim=-1)
+    def forward(self, tokens_BND: Tensor, vector_BS: Tensor) -> tuple[Tensor, Tensor | float]:
+        shift, scale, *gate = self.modulation(F.silu(vector_BS))[:, None].split(self.width, dim=-1)
         return torch.addcmul(shift, self.norm(tokens_BND), 1 + scale), gate[0] if gate else 1.0
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: optional cross-attention, optional self-attention, feed-forward."""
+    """Pre-norm residual block: optional cross-attention, optional self-attention, MLP."""
 
     def __init__(
         self,
@@ -157,7 +162,7 @@ class Block(nn.Module):
         self.mlp = MLP(width, mlp_ratio=mlp_ratio, dropout=dropout)
 
     def forward(self, tokens_BND: Tensor, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """`keys_values`: of `self.cross_attention`; required when the block has cross-attention."""
+        """keys_values: what `self.cross_attention.keys_values` returned, None without cross-attention."""
         if keys_values is not None:
             tokens_BND = tokens_BND + self.cross_attention(self.cross_norm(tokens_BND), keys_values)
         if self.self_attention:
@@ -167,9 +172,9 @@ class Block(nn.Module):
 
 
 class Reader(Block):
-    """A block of very many tokens that read a few: the same function of the same weights, for tokens that are centred,
-    as all norms would make them, and that stay so. `fold_layernorm` is what a norm costs beside the
-    product after it."""
+    """A `Block` of cross-attention for many tokens and a small context. It computes the same function of tokens that
+    are centred, as every norm would make them, and keeps them centred; so a LayerNorm is a scale alone, and folds into
+    the product after it."""
 
     def __init__(self, width: int, *, mlp_ratio: int, dropout: float = 0.0, **options):
         super().__init__(
@@ -180,7 +185,7 @@ class Reader(Block):
             self.cross_attention.out = CentredLinear(width, width)
 
     def keys_values(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` needs of the context."""
+        """Context tokens (B, M, D) → what `forward` takes."""
         first, second = self.cross_attention.keys_values(context_BMD)
         return (
             (first, second)
@@ -199,24 +204,25 @@ class Reader(Block):
 
 
 def inverse_rms(tokens: Tensor) -> Tensor:
-    """What brings centred tokens (…, D) to variance 1, as a LayerNorm does: a factor (…, 1)."""
+    """The factor (…, 1) by which a LayerNorm scales centred tokens (…, D) to variance 1."""
     return math.sqrt(tokens.shape[-1]) / torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
 
 
 def normed(tokens: Tensor) -> Tensor:
-    """Centred tokens with variance 1, and mean 1 for `fold_layernorm`."""
+    """Centred tokens (…, D) scaled to variance 1, plus 1: the input that `fold_layernorm` is for."""
     return torch.addcmul(tokens.new_ones(tokens.shape[-1]), tokens, inverse_rms(tokens))
 
 
-def fold_layernorm(norm: nn.LayerNorm, weight_KD: Tensor, bias_K: Tensor | float = 0.0) -> Tensor:
-    """The weights (K, D), or any keys, that give of `normed(x)` what these give of `norm(x)`, bias included: the mean
-    of 1 meets the sum of a row, which nothing else does, so that it can hold all that does not depend on x."""
-    scaled_KD = weight_KD * norm.weight
-    constant_K = weight_KD @ norm.bias + bias_K
-    return scaled_KD + (constant_K - scaled_KD.sum(dim=-1))[..., None] / norm.weight.numel()
+def fold_layernorm(norm: nn.LayerNorm, weight_ND: Tensor, bias_N: Tensor | float = 0.0) -> Tensor:
+    """Folds a LayerNorm's scale and bias into the linear map (or the keys) after it: weights (…, N, D) whose product
+    with `normed(x)` is that of the given ones with `norm(x)`, plus the bias. The constant part is spread over each row,
+    whose sum only the 1 in `normed` meets."""
+    scaled_ND = weight_ND * norm.weight
+    constant_N = weight_ND @ norm.bias + bias_N
+    return scaled_ND + (constant_N - scaled_ND.sum(dim=-1))[..., None] / norm.weight.numel()
 
 
 def residual_add(tokens: Tensor, new: Tensor) -> Tensor:
-    """Their sum, in the memory of what is new where nothing else needs it."""
+    """The sum of both, written over `new` where no gradient needs it."""
     in_place = not torch.is_grad_enabled() and new.dtype == torch.promote_types(tokens.dtype, new.dtype)
     return new.add_(tokens) if in_place else tokens + new

@@ -1,4 +1,4 @@
-"""Limits of the public interface and of configurations; the checks turn a bad value into one line with the limit."""
+"""Limits of the public interface and of configurations. A bad value becomes one line with the limit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numbers import Real
 MAX_SIDE = 8192  # pixels of an output
 MAX_PIXELS = 2**26  # of an image
 MAX_CELLS = 4096  # of a latent
-MAX_PICTURE_CELLS = 2**18  # of a latent that is the picture itself
+MAX_IMAGE_CELLS = 2**18  # of a latent that is the image itself
 MAX_STEPS = 1000
-MAX_BATCH = 64
+BATCH = 64  # rows that are computed together, at most; more are taken in parts
 MAX_GUIDANCE = 100.0
 MAX_ASPECT = 64.0  # of a frame, and its inverse
 SEEDS = 2**32
@@ -35,7 +35,7 @@ def ranged(default, low, high):
 
 
 def short_repr(value) -> str:
-    """A bad value for an error message: short and on one line, whatever it is."""
+    """Any value for an error message: short and on one line."""
     return " ".join(reprlib.repr(value).split())
 
 
@@ -98,7 +98,7 @@ def check_cells(size, size_multiple: int, most: int = MAX_CELLS) -> tuple[int, i
 
 
 def check_interval(interval) -> tuple[float, float]:
-    """Times between which guidance acts."""
+    """The times between which guidance acts, (low, high) in [0, 1]."""
     if not isinstance(interval, (list, tuple)) or len(interval) != 2:
         raise ValueError(f"guidance_interval {short_repr(interval)}: must be (low, high)")
     low, high = (check_float(t, "guidance_interval", 0.0, 1.0) for t in interval)

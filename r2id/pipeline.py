@@ -1,4 +1,4 @@
-"""Condition → latent (once) → as many images as you like: the public interface, its checks, device placement."""
+"""Condition → latent (once) → images of any size: the public interface, its checks, device placement."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from r2id.image import as_images
 from r2id.interpolation import Box, interpolate_tiles, resize, tile_boxes
 from r2id.latent import Latent, check_latent
 from r2id.limits import (
+    BATCH,
     MAX_ASPECT,
     MAX_CELLS,
     MAX_GUIDANCE,
-    MAX_PICTURE_CELLS,
+    MAX_IMAGE_CELLS,
     MAX_STEPS,
     check_cells,
     check_float,
@@ -54,7 +55,6 @@ from r2id.sampler import SampleStep, sample, solver_of
 
 TILE_POINTS = {"cpu": 2**14, "other": 2**18}  # decoded at once, over the batch: bounds memory
 MAX_POINTS = 2**20  # decoded at once where a single pixel is the mean of many
-BATCH = 64  # rows that are computed together, at most; more are taken in parts
 BATCH_CELLS = 2**18  # denoised at once
 ENCODED_PIXELS = 2**22  # encoded at once
 CACHED = 4  # latents whose context is kept
@@ -131,7 +131,7 @@ class Pipeline:
 
     @property
     def _most_cells(self) -> int:
-        return MAX_CELLS if self.resampler else MAX_PICTURE_CELLS
+        return MAX_CELLS if self.resampler else MAX_IMAGE_CELLS
 
     def _cells(self, latent_size) -> tuple[int, int]:
         size = self.config.defaults.latent_size if latent_size is None else latent_size
@@ -140,7 +140,7 @@ class Pipeline:
     # diffuse
 
     def diffuse(self, labels, **options) -> Latent:
-        """Labels → latents, one row each: the last step of `diffuse_steps`, which see for the options."""
+        """Labels → latents, one row each: the last step of `diffuse_steps`, which has the options."""
         return deque(self.diffuse_steps(labels, **options), maxlen=1).pop().latent
 
     def diffuse_steps(
@@ -156,13 +156,17 @@ class Pipeline:
         eta: float = 0.0,
         seed: int | Sequence[int] | None = None,
     ) -> Iterator[DiffusionStep]:
-        """Labels (a list; each an index, a name, None or {label: weight}) → latents of latent_size = (h, w) cells.
+        """Labels → latents of latent_size = (h, w) cells, after every step.
 
-        aspect: frame width / height, w / h of the cells where None. guidance: g of null + g·(cond - null), 1 for none,
-        within guidance_interval in t. sampler: "dpm++" or "ddim"; eta above 0 with "ddim" only. seed: 0…2³²-1, row i
-        uses seed + i; a list gives each row its own; None draws one. What is None otherwise follows `config.defaults`,
-        whose guidance_interval is that of its own latent_size: here t is such that the noise is the same.
-        Raises ValueError at once for anything out of range, and at a step whose result is NaN.
+        labels: any number of them, as a list, range, array or tensor; each an index, a name, None for no label, or
+            {label: weight}. One alone may be given without a list.
+        aspect: frame width / height; default: w / h of the cells.
+        guidance: g of null + g·(cond - null), 1 for none, within guidance_interval in t.
+        sampler: "dpm++" or "ddim"; eta: noise added between steps, with "ddim" only.
+        seed: 0…2³²-1, row i uses seed + i; a list gives each row its own; default: a random one.
+
+        Arguments left None use `config.defaults`; its guidance interval is mapped to times of equal noise at the
+        requested size. Raises ValueError at once for anything out of range, and at a step whose result is NaN.
         """
         config, defaults = self.config, self.config.defaults
         rows = [labels] if (items := items_of(labels)) is None else items
@@ -237,7 +241,7 @@ class Pipeline:
         return self.denoiser(noisy_BChw, alpha_bar_B, positions, conditions, recurrent_state)
 
     def positions(self, latent_size: tuple[int, int], aspect: float) -> Positions:
-        """The cells' centres, with the footprint that training's jitter gave them, in cells of its finest grid."""
+        """The cells' centres. Where training moved them by jitter, features average over it (ipe_sigma)."""
         pitch = training_pitch(aspect, self.config.trained_cells[1])
         ipe_sigma = ipe_sigma_of(aspect, pitch, self.config.denoiser.jitter)
         return replace(grid_positions(latent_size, aspect), ipe_sigma=ipe_sigma)
@@ -248,8 +252,8 @@ class Pipeline:
         """Latents → images, float32 (B, C, H, W) in [0, 1] on the CPU, at size = (H, W).
 
         fit: which window of the frame's plane the whole image shows ("contain", "cover", "stretch"); None is
-        `config.fit`. region = (left, top, right, bottom) in fractions of the whole picture: that part of the
-        picture of size (H / (bottom - top), W / (right - left)). Raises ValueError for anything out of range.
+        `config.fit`. region = (left, top, right, bottom) in fractions of the whole image: that part of the image
+        of size (H / (bottom - top), W / (right - left)). Raises ValueError for anything out of range.
         """
         tiles = self.resample_tiles(latent, size=size, fit=fit, region=region)
         image_BCHW = torch.empty(len(latent), self.config.channels, *map(int, size))
@@ -301,7 +305,7 @@ class Pipeline:
         return len(latent) * math.prod(map(int, size)) * across * down
 
     def _window(self, latent: Latent, size, fit: str | None, region) -> tuple[Window, tuple[int, int]]:
-        """What `resample_tiles` decodes, checked, and how many points of each pixel, (across, down)."""
+        """The window that `resample_tiles` decodes, checked, and the points of each of its pixels, (across, down)."""
         config = self.config
         latent = check_latent(latent, config.latent_channels, self._most_cells)
         height, width = check_size(size)
@@ -329,7 +333,7 @@ class Pipeline:
         return ((box, (tile + 1) / 2) for box, tile in tiles)
 
     def _context(self, latent: Latent) -> DecoderContext:
-        """What decoding shares between tiles, sizes and calls, kept for the last few latents."""
+        """What decoding shares between tiles, sizes and calls; cached for the last few latents."""
         tensor = latent.tensor
         version = None if tensor.is_inference() else tensor._version  # None: changes would go unseen, never reused
         key = (version, latent.aspect)

@@ -1,4 +1,4 @@
-"""Where pixels and cells lie: two coordinate systems, windows of the frame's plane, jitter and Fourier features.
+"""Positions of pixels and cells: two coordinate systems, windows of the frame's plane, jitter and Fourier features.
 
 The *frame* is the rectangle that a latent describes; its aspect is width / height. A point has *absolute* x and y,
 from -½ to ½ across the frame, and *relative* ones, the same point divided by the frame's long side, so that x and y
@@ -24,13 +24,12 @@ MIN_REGION = 2.0**-20
 
 @dataclass(frozen=True)
 class Positions:
-    """Points, (N, 2) or (B, N, 2) with x before y, in float32; `grid` is (rows, columns) where they form one. Of a
-    batch of grids, which frames of different aspects have, cells may be made, not pixels.
+    """Points (N, 2) for all rows of a batch, or (B, N, 2), x before y, in float32.
 
-    `ipe_sigma` holds the standard deviation of the footprint that features average over, ((x, y) absolute,
-    (x, y) relative): given where jitter is off, None where the points themselves are jittered or exact.
-    `framed` is False for the published coordinates of an output of another shape: such points have no one place
-    in the frame, so nothing local can be read there.
+    grid: (rows, columns) where the points form a grid, in reading order. A batch of grids, one a frame, is for cells.
+    ipe_sigma: the standard deviation over which features average (integrated positional encoding), ((x, y) absolute,
+    (x, y) relative); None for exact or jittered points. framed: False for the published system's coordinates of an
+    output of another shape, which have no one place in the frame, so nothing local can be read there.
     """
 
     absolute: Tensor
@@ -51,7 +50,7 @@ class Positions:
         return replace(self, absolute=self.absolute.to(device), relative=self.relative.to(device))
 
     def repeat(self, count: int) -> Positions:
-        """The rows of a batch so many times over; what all rows share stays as it is."""
+        """The rows of a batch, repeated; what all rows share stays as it is."""
         if self.absolute.ndim == 2:
             return self
         return replace(self, absolute=self.absolute.repeat(count, 1, 1), relative=self.relative.repeat(count, 1, 1))
@@ -67,7 +66,7 @@ class Window:
     framed: bool = True
 
     def supersample(self, factors: tuple[int, int]) -> Window:
-        """The same window with every pixel cut into factors = (across, down)."""
+        """The same window with every pixel cut into (across, down) smaller ones."""
         origin = tuple(o * k for o, k in zip(self.origin, factors, strict=True))
         pitch = tuple(p / k for p, k in zip(self.pitch, factors, strict=True))
         return Window(origin, pitch, self.relative_scale, self.framed)
@@ -80,8 +79,8 @@ class Window:
     def positions(
         self, rows: range, columns: range, *, ipe_sigma: tuple | None = None, device: torch.device | str = "cpu"
     ) -> Positions:
-        """Positions of the pixels rows × columns, made on the device that they are for, as there are many. Float64 from
-        integer indices, so a tile equals its part exactly."""
+        """Positions of the pixels rows × columns, computed on the device: in float64 from integer indices, so that a
+        tile equals its part of the whole exactly."""
         exact = "cpu" if torch.device(device).type == "mps" else device  # MPS has no float64
         x_W, y_H = (
             (torch.arange(r.start, r.stop, dtype=torch.float64, device=exact) + 0.5 + o) * p
@@ -105,7 +104,7 @@ def training_pitch(aspect: float, training_size: int) -> tuple[float, float]:
 
 
 def ipe_sigma_of(aspect: float, pitch: tuple[float, float], sigma: float) -> tuple | None:
-    """The `Positions.ipe_sigma` of pixels of this absolute pitch, sigma in pixels; None for sigma 0."""
+    """sigma in pixels of an absolute pitch (x, y) → `Positions.ipe_sigma`; None for sigma 0."""
     if sigma == 0:
         return None
     absolute = tuple(p * sigma for p in pitch)
@@ -171,20 +170,20 @@ def points_per_pixel(window: Window, *, aspect: float, decoder_size: int) -> tup
 
 
 def grid_positions(size: tuple[int, int], aspect: float, *, sigma: float = 0.0) -> Positions:
-    """The centres of size = (rows, columns) pixels or cells that fill the frame; sigma: footprint, in pixels."""
+    """The centres of size = (rows, columns) pixels or cells that fill the frame; sigma: as in `ipe_sigma_of`."""
     rows, columns = size
     window = window_of(size, aspect=aspect, fit="stretch")
     return window.positions(range(rows), range(columns), ipe_sigma=ipe_sigma_of(aspect, window.pitch, sigma))
 
 
 def points(absolute: Tensor, aspect: float) -> Positions:
-    """Positions of arbitrary absolute points (…, N, 2), exact (no footprint)."""
+    """Positions of any absolute points (…, N, 2)."""
     return Positions(absolute, absolute * absolute.new_tensor(relative_scale(aspect)))
 
 
 def batched(parts: Sequence[Positions], counts: Sequence[int]) -> Positions:
-    """Positions of some frames, as many points in each and none with a footprint → of a batch that has `counts` rows of
-    each. Those of a single frame stay as they are, for all rows."""
+    """Positions in several frames, equally many in each and without ipe_sigma → those of a batch with `counts` rows in
+    each frame. Positions in a single frame stay as they are, shared by all rows."""
     if len(parts) == 1:
         return parts[0]
     absolute, relative = (
@@ -209,8 +208,8 @@ def cell_sides(size: tuple[int, int], aspect: float | Tensor) -> Tensor:
 
 
 def patch_centres(positions: Positions, size: tuple[int, int], patch: int) -> Positions:
-    """Positions of `size` (height, width) pixels → of their patches. A patch's mean offset is `patch` times narrower
-    than its pixels', so its footprint is too."""
+    """Positions of size = (height, width) pixels → of their patches. The mean of a patch's jitter is `patch` times
+    narrower than that of its pixels, and so is its ipe_sigma."""
     rows, columns = (side // patch for side in size)
     absolute, relative = (
         points.unflatten(-2, (rows, patch, columns, patch)).mean(dim=(-4, -2)).flatten(-3, -2)
@@ -222,7 +221,7 @@ def patch_centres(positions: Positions, size: tuple[int, int], patch: int) -> Po
 
 
 def jitter(absolute: Tensor, pitch: tuple[float, float], sigma: float, generator: torch.Generator | None) -> Tensor:
-    """Every point moved by one normal draw, sigma in pixels of the absolute `pitch`; both systems follow from it."""
+    """Absolute points, each moved by a normal offset of sigma pixels of this pitch; relative ones follow from them."""
     offsets = torch.randn(absolute.shape, generator=generator, device=absolute.device)
     return absolute + offsets * absolute.new_tensor(pitch) * sigma
 

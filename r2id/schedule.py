@@ -2,7 +2,7 @@
 
 ᾱ is the share of signal in the variance: noisy = √ᾱ·x0 + √(1 − ᾱ)·noise. Time t runs from 0 (clean) to 1 (noise).
 Functions of t or ᾱ compute in the dtype they are given: give float64, since float32 cannot hold 1 − ᾱ near t = 0.
-Functions of pictures take ᾱ as one number or one a row, and answer in the dtype and on the device of the pictures.
+Functions of images take ᾱ as one number or one a row, and return the dtype and the device of the images.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def noisy(x0_BChw: Tensor, noise_BChw: Tensor, alpha_bar_B: Tensor) -> Tensor:
 
 
 def target(prediction_type: str, x0_BChw: Tensor, noise_BChw: Tensor, alpha_bar_B: Tensor) -> Tensor:
-    """What a model of this objective is to predict; v = √ᾱ·noise − √(1 − ᾱ)·x0 (Salimans & Ho 2022)."""
+    """The target of a model of this prediction type; v = √ᾱ·noise − √(1 − ᾱ)·x0 (Salimans & Ho 2022)."""
     check_prediction_type(prediction_type)
     if prediction_type == "epsilon":
         return noise_BChw
@@ -115,7 +115,7 @@ def target(prediction_type: str, x0_BChw: Tensor, noise_BChw: Tensor, alpha_bar_
 
 
 def x0_from(prediction_type: str, prediction_BChw: Tensor, noisy_BChw: Tensor, alpha_bar_B: Tensor) -> Tensor:
-    """Prediction of a model of this objective and its input (B, C, h, w) → its estimate of x0, finite at every ᾱ.
+    """Prediction of a model of this prediction type and its input (B, C, h, w) → its estimate of x0, finite at every ᾱ.
 
     Only epsilon divides by √ᾱ: there ᾱ is held at 1e-5 or more in the divisor, so at ᾱ = 0 the estimate is a guess that
     the sampler's clipping must bound.
@@ -136,7 +136,7 @@ def noise_from(x0_BChw: Tensor, noisy_BChw: Tensor, alpha_bar_B: Tensor) -> Tens
 
 
 def check_prediction_type(prediction_type: str) -> None:
-    """Raises ValueError for an objective that is not one of PREDICTION_TYPES."""
+    """Raises ValueError for a name that is not one of PREDICTION_TYPES."""
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type {prediction_type!r} is unknown: choose one of {', '.join(PREDICTION_TYPES)}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from r2id.allocator import raise_mmap_threshold
-from r2id.limits import MAX_BATCH, check_cells, check_int, check_size
+from r2id.limits import BATCH, check_cells, check_int, check_size
 from r2id.pipeline import Pipeline
 from train.engine.cli import script
 from train.engine.machine import ENOUGH, REPEATS, machine
@@ -61,7 +61,7 @@ def check(args: argparse.Namespace) -> None:
     for side in args.cells:
         check_cells((side, side), 1)
     for batch in args.batches:
-        check_int(batch, "batch", 1, MAX_BATCH)
+        check_int(batch, "batch", 1, BATCH)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -42,15 +42,15 @@ class BackboneBlock(nn.Module):
         self.mlp = MLP(width, mlp_ratio=mlp_ratio, dropout=dropout)
 
     def forward(
-        self, token_BND: Tensor, size: tuple[int, int], noise_BF: Tensor, condition_BMD: Tensor | None = None
+        self, token_BND: Tensor, size: tuple[int, int], noise_BS: Tensor, condition_BMD: Tensor | None = None
     ) -> Tensor:
-        normed_BND, gate = self.self_norm(token_BND, noise_BF)
+        normed_BND, gate = self.self_norm(token_BND, noise_BS)
         token_BND = token_BND + gate * self.self_attention(normed_BND, size)
         if self.cross_attention is not None:
-            normed_BND, gate = self.cross_norm(token_BND, noise_BF)
+            normed_BND, gate = self.cross_norm(token_BND, noise_BS)
             keys_values = self.cross_attention.keys_values(condition_BMD)
             token_BND = token_BND + gate * self.cross_attention(normed_BND, keys_values)
-        normed_BND, gate = self.mlp_norm(token_BND, noise_BF)
+        normed_BND, gate = self.mlp_norm(token_BND, noise_BS)
         return token_BND + gate * self.mlp(normed_BND)
 
 
@@ -103,14 +103,14 @@ class Backbone(nn.Module):
     ) -> DenoiserOutput:
         """Noisy input (B, C, H, W) of unit variance at ᾱ (B,) → prediction (K, B, C, H, W): see `Denoiser`."""
         batch, _, *size = noisy_BCHW.shape
-        noise_BF = self.noise_embedding(alpha_bar_B)
+        noise_BS = self.noise_embedding(alpha_bar_B)
         position_ND = flat(self.position(positions), positions)
         token_BND = self.token_in(noisy_BCHW.flatten(2).transpose(1, 2)) + position_ND
         for block in self.encoder:
-            token_BND = block(token_BND, size, noise_BF)
+            token_BND = block(token_BND, size, noise_BS)
         condition_BMD = self.condition_norm(self.condition.rows(conditions, batch))  # K·B rows from here on
-        token_BND, noise_BF = (t.repeat(len(conditions), *[1] * (t.dim() - 1)) for t in (token_BND, noise_BF))
+        token_BND, noise_BS = (t.repeat(len(conditions), *[1] * (t.dim() - 1)) for t in (token_BND, noise_BS))
         for block in self.decoder:
-            token_BND = block(token_BND, size, noise_BF, condition_BMD)
-        out_BNC = self.out(self.out_norm(token_BND, noise_BF)[0])
+            token_BND = block(token_BND, size, noise_BS, condition_BMD)
+        out_BNC = self.out(self.out_norm(token_BND, noise_BS)[0])
         return DenoiserOutput(out_BNC.transpose(1, 2).unflatten(2, size).unflatten(0, (len(conditions), batch)))

@@ -1,7 +1,9 @@
-"""DiMR, the multi-resolution diffuser: branches from coarse to fine, all reading the same noisy picture.
+"""DiMR, the multi-resolution diffuser: branches from coarse to fine, all reading the same noisy image.
 
-The coarsest branch is a transformer that sees the class, the finer ones are ConvNeXt; each hands its features on to
-the next and predicts at its own scale. The result is the last one's (Liu et al. 2024, arXiv 2406.09416).
+The coarsest branch is a transformer that sees the class, the finer ones are ConvNeXt; each passes its features on to
+the next and predicts at its own scale. The result is that of the last (Liu et al. 2024, arXiv 2406.09416).
+
+R in tensor names: K·B rows.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class DiMRConfig:
     widths: tuple[int, ...] = ranged((128, 64), *WIDTHS)
     blocks: tuple[int, ...] = ranged((6, 4), *BLOCKS)
     heads: int = ranged(4, *HEADS)  # of the transformer
-    mlp_ratio: int = ranged(4, *RATIOS)  # of the transformer's feed-forward
-    gated_mlp_ratio: int = ranged(2, *RATIOS)  # of the ConvNeXt blocks' feed-forward
+    mlp_ratio: int = ranged(4, *RATIOS)  # of the transformer's MLP
+    gated_mlp_ratio: int = ranged(2, *RATIOS)  # of the ConvNeXt blocks' MLP
     kernel: int = ranged(7, 1, 63)  # of the ConvNeXt blocks' depthwise convolution
     octaves: tuple[int, int] = ranged((-2, 4), *OCTAVES)
     prediction_type: str = "v"  # what every branch predicts: v, epsilon or x0
@@ -111,7 +113,7 @@ class TransformerBlock(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution, then a feed-forward gated by GELU; channels last."""
+    """Depthwise convolution, then an MLP gated by GELU; channels last."""
 
     def __init__(self, width: int, *, kernel: int, mlp_ratio: int):
         super().__init__()
@@ -188,7 +190,7 @@ class Transformer(nn.Module):
         self.blocks = LongSkips([TransformerBlock(config) for _ in range(config.blocks[0])], width)
 
     def forward(self, noisy_BCHW: Tensor, positions: Positions, class_RND: Tensor, time_R: Tensor) -> Tensor:
-        """→ features (R, h, w, D); R rows are K conditions of B pictures."""
+        """→ features (R, h, w, D); R rows are K conditions of B images."""
         token_BDhw = self.stem(noisy_BCHW)
         size = token_BDhw.shape[2:]
         position_MD = flat(self.position(patch_centres(positions, noisy_BCHW.shape[2:], self.patch)), positions)
@@ -199,7 +201,7 @@ class Transformer(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """A finer branch: it knows the class by the features of the branch below, and places by its padding."""
+    """A finer branch: it gets the class from the features of the coarser one, and positions from its padding."""
 
     def __init__(self, config: DiMRConfig, branch: int):
         super().__init__()
@@ -233,7 +235,7 @@ class DiMR(nn.Module):
         conditions: Sequence[Tensor | None],
         recurrent_state: None = None,
     ) -> DenoiserOutput:
-        """Noisy pictures (B, C, H, W) of unit variance at ᾱ (B,) → prediction (K, B, C, H, W), and the same at the
+        """Noisy images (B, C, H, W) of unit variance at ᾱ (B,) → prediction (K, B, C, H, W), and the same at the
         coarser scales. Raises ValueError unless H and W are multiples of `size_multiple`."""
         batch, _, height, width = noisy_BCHW.shape
         size_multiple = self.config.size_multiple

@@ -1,4 +1,4 @@
-"""What every denoiser returns."""
+"""The result of every denoiser."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 """RIN, the recurrent interface network (Jabri et al. 2022): most of the work is done on a few latent tokens.
 
-The picture's patches are the interface X; latents Z, far fewer and of any width, read from it, compute among
-themselves, and write to it, block after block. Time and condition are tokens beside the latents, so the interface
-learns of them only from what is written. From step to step of sampling the latents are carried on.
+The image's patches are the interface X; a few latents Z read from it, compute among themselves and write to it, block
+after block. Time and condition are tokens beside the latents, so the interface learns of them only from what is
+written. The latents of one sampling step start the next (latent self-conditioning).
+
+R in tensor names: K·B rows.
 """
 
 from __future__ import annotations
@@ -33,27 +35,27 @@ from r2id.limits import (
 from r2id.position import PositionEmbedding, Positions, flat, patch_centres
 from r2id.schedule import PREDICTION_TYPES, x0_from
 
-MIN_DEVIATION = 1e-4  # a picture of one colour is not divided by 0
-ESTIMATE_LIMIT = 3.0  # noise prediction gives any estimate of x0 near ᾱ = 0; pictures lie within ±1, latents near ±1
+MIN_DEVIATION = 1e-4  # so that an image of one colour is not divided by 0
+ESTIMATE_LIMIT = 3.0  # noise prediction gives any estimate of x0 near ᾱ = 0; images lie within ±1, latents near ±1
 
 
 @dataclass(frozen=True)
 class RINConfig:
     """Sizes of a RIN. The small one is in `train/configs/mnist_rin.toml`."""
 
-    latent_channels: int = ranged(1, 1, 4096)  # of the input: the picture's, in pixel space
+    latent_channels: int = ranged(1, 1, 4096)  # of the input: the image's, in pixel space
     num_classes: int = ranged(10, 0, 2**17)
     label_tokens: int = ranged(1, 1, 4096)
     patch: int = ranged(4, 1, 256)  # pixels a side of an interface token
     interface_width: int = ranged(96, *WIDTHS)
-    num_latents: int = ranged(32, 1, 2**14)  # how many Z has, whatever the picture's size
+    num_latents: int = ranged(32, 1, 2**14)  # of Z, at any image size
     latent_width: int = ranged(128, *WIDTHS)
     blocks: int = ranged(3, *BLOCKS)
     compute_layers: int = ranged(2, *BLOCKS)  # self-attention layers on the latents, in each block
     heads: int = ranged(4, *HEADS)
     mlp_ratio: int = ranged(4, *RATIOS)
     octaves: tuple[int, int] = ranged((-2, 3), *OCTAVES)
-    normalise: bool = True  # the input divided by its own deviation, picture by picture (Chen 2023)
+    normalise: bool = True  # divide each input by its own deviation (Chen 2023)
     interface_attention: bool = False  # linear self-attention on the interface, before each write
     pixel_conditioning: bool = False  # the step before's estimate of x0 as more channels of the input
     dual_norm: bool = False  # LayerNorm before and after the patch embedding (Kumar et al. 2023)
@@ -69,12 +71,12 @@ class RINConfig:
 
     @property
     def size_multiple(self) -> int:
-        """Sides of pictures are multiples of this."""
+        """Heights and widths are multiples of it."""
         return self.patch
 
 
 class RINBlock(nn.Module):
-    """Read (latents attend to the interface), compute (latents attend to latents), write (interface to latents)."""
+    """Read (latents attend to the interface), compute (latents to latents), write (the interface to latents)."""
 
     def __init__(self, config: RINConfig):
         super().__init__()
@@ -107,7 +109,7 @@ class RINBlock(nn.Module):
 
 @dataclass(frozen=True)
 class RecurrentState:
-    """What a step hands to the next: the latents (K, B, N, D) and, with `pixel_conditioning`, its estimate of x0
+    """What one step passes to the next: the latents (K, B, N, D) and, with `pixel_conditioning`, its estimate of x0
     (K, B, C, H, W)."""
 
     latents: Tensor
@@ -148,7 +150,7 @@ class RIN(nn.Module):
         conditions: Sequence[Tensor | None],
         recurrent_state: RecurrentState | None = None,
     ) -> DenoiserOutput:
-        """Noisy pictures (B, C, H, W) at ᾱ (B,), and the pixels' positions → `config.prediction_type`, (K, B, C, H, W).
+        """Noisy images (B, C, H, W) at ᾱ (B,), and the pixels' positions → prediction (K, B, C, H, W).
 
         `recurrent_state` comes from a call with the same conditions. Raises ValueError unless both sides
         are multiples of the patch.
@@ -156,7 +158,7 @@ class RIN(nn.Module):
         batch, _, height, width = noisy_BCHW.shape
         patch, rows = self.config.patch, (len(conditions), batch)
         if height % patch or width % patch:
-            raise ValueError(f"picture {height} x {width}: both sides must be multiples of the patch, {patch}")
+            raise ValueError(f"size {height} x {width}: both sides must be multiples of the patch, {patch}")
         interface_RMD = self.interface(noisy_BCHW, positions, rows, recurrent_state)  # R = K·B rows from here on
         latent_RND = self.latent_tokens(alpha_bar_B, conditions, recurrent_state)
         for block in self.blocks:

@@ -6,10 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r2id.cross_attention_resampler import (
+from r2id.cross_attention_basis import (
     AxisFeatures,
-    CrossAttentionR2IR,
-    CrossAttentionR2IRConfig,
     LinearCodec,
     LocalBasis,
     cell_sides,
@@ -19,6 +17,7 @@ from r2id.cross_attention_resampler import (
     read_grid,
     read_points,
 )
+from r2id.cross_attention_resampler import CrossAttentionR2IR, CrossAttentionR2IRConfig
 from r2id.position import Positions, grid_positions, points, window_of
 
 TINY = CrossAttentionR2IRConfig(channels=2, latent_channels=3, width=16, heads=2, octaves=(-2, 3))
@@ -30,7 +29,7 @@ VARIANTS = {
     "narrow": replace(TINY, pixel_width=8, pixel_heads=1, decoder_blocks=2),
     "fine": replace(TINY, harmonics=6, base_frequency=0.5),
 }
-QUARTERS = LocalBasis(TINY)  # four harmonics of a quarter turn a cell
+QUARTERS = LocalBasis(4, 0.25)  # four harmonics of a quarter turn a cell
 BASIS = 9  # their sines and cosines, and the constant
 
 
@@ -51,14 +50,14 @@ def as_points(grid: Positions, rows: int | None = None, order: torch.Tensor | sl
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_lap_weights_sum_to_one_everywhere(count):
+def test_bilinear_weights_sum_to_one_everywhere(count):
     weights = QUARTERS.dense(torch.linspace(-0.8, 0.8, 201), count)[..., 0]
     torch.testing.assert_close(weights.sum(-1), torch.ones(201))
     assert weights.min() >= 0 and (weights > 0).sum(-1).max() <= 2
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_laps_are_continuous_across_centres_and_borders(count):
+def test_the_basis_is_continuous_across_centres_and_borders(count):
     places = (torch.arange(2 * count + 1) / (2 * count) - 0.5).double()
     before, after = (QUARTERS.dense(places + step, count) for step in (-1e-7, 1e-7))
     assert (before - after).abs().max() < 1e-5 * count
@@ -159,7 +158,7 @@ def test_tokens_are_interpolated_bilinearly():
 def test_any_pixels_become_any_cells_and_back(model, cells, pixels):
     cell, pixel = grid_positions(cells, 1.5), grid_positions(pixels, 1.5, sigma=0.5)
     latent = model.encode(uniform(2, pixels[0] * pixels[1], 2), pixel, cell).tanh()
-    colours = model.decode(model.prepare(latent, cell), pixel)
+    colours = model.decode(model.context(latent, cell), pixel)
     assert latent.shape == (2, 3, *cells) and colours.shape == (2, pixels[0] * pixels[1], 2)
     assert latent.isfinite().all() and colours.isfinite().all()
 
@@ -190,23 +189,23 @@ def test_rows_of_a_batch_do_not_see_each_other(model):
     grid, cells, colours = grid_positions((6, 5), 1.0), grid_positions((3, 2), 1.0), uniform(3, 30, 2)
     latent = model.encode(colours, grid, cells)
     torch.testing.assert_close(model.encode(colours[1:2], grid, cells), latent[1:2], atol=1e-5, rtol=1e-4)
-    decoded = model.decode(model.prepare(latent, cells), grid)
-    alone = model.decode(model.prepare(latent[1:2], cells), grid)
+    decoded = model.decode(model.context(latent, cells), grid)
+    alone = model.decode(model.context(latent[1:2], cells), grid)
     torch.testing.assert_close(alone, decoded[1:2], atol=1e-5, rtol=1e-4)
 
 
 def test_a_decoded_point_depends_on_itself_only(model):
     cells, grid = grid_positions((3, 4), 4 / 3), grid_positions((6, 8), 4 / 3, sigma=0.5)
-    context = model.prepare(uniform(2, 3, 3, 4), cells)
+    context = model.context(uniform(2, 3, 3, 4), cells)
     whole = model.decode(context, grid)
     for order in (slice(10, 11), slice(0, 20), torch.tensor([47, 3, 3, 12])):
         part = model.decode(context, as_points(grid, None, order))
         torch.testing.assert_close(part, whole[:, order], atol=1e-5, rtol=1e-4)
 
 
-def test_one_memory_serves_every_size(model):
+def test_one_context_serves_every_size(model):
     cells = grid_positions((3, 4), 4 / 3)
-    context, fresh = (model.prepare(uniform(2, 3, 3, 4), cells) for _ in range(2))
+    context, fresh = (model.context(uniform(2, 3, 3, 4), cells) for _ in range(2))
     for size in ((3, 5), (8, 8)):
         model.decode(context, grid_positions(size, 4 / 3))
     assert torch.equal(
@@ -218,10 +217,10 @@ def test_points_without_a_place_in_the_frame_skip_the_local_path():
     torch.manual_seed(0)
     model = CrossAttentionR2IR(TINY).eval().requires_grad_(False)
     grid, cells = grid_positions((4, 4), 1.0), grid_positions((2, 2), 1.0)
-    context = model.prepare(uniform(1, 3, 2, 2), cells)
+    context = model.context(uniform(1, 3, 2, 2), cells)
     unframed = model.decode(context, replace(grid, framed=False))
     assert not torch.allclose(unframed, model.decode(context, grid))
-    changed = replace(context, local_BhwZ=context.local_BhwZ + 1)
+    changed = replace(context, local_BhwQ=context.local_BhwQ + 1)
     assert torch.equal(model.decode(changed, replace(grid, framed=False)), unframed)
 
 
@@ -231,7 +230,7 @@ def test_every_parameter_is_trained(name):
     model = CrossAttentionR2IR(VARIANTS[name])
     grid, cells = grid_positions((5, 5), 1.0), grid_positions((2, 3), 1.0)
     latent = model.encode(uniform(2, 25, 2), grid, cells).tanh()
-    model.decode(model.prepare(latent, cells), grid).square().sum().backward()
+    model.decode(model.context(latent, cells), grid).square().sum().backward()
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
@@ -282,7 +281,7 @@ def test_the_direct_path_reads_points_as_it_reads_their_grid(cells):
 
 def test_the_direct_path_is_linear_and_knows_how_large_a_cell_is():
     torch.manual_seed(0)
-    path = LinearCodec(TINY)
+    path = LinearCodec(channels=2, latent_channels=3, basis=BASIS)
     torch.nn.init.normal_(path.gain_out[-1].weight)
     latent, square = uniform(1, 12, 3), grid_positions((3, 4), 4 / 3)
     origin = path.prepare(torch.zeros_like(latent), square)

@@ -89,7 +89,7 @@ def test_a_warm_start_is_a_cold_one_until_its_norm_moves():
     noisy, alpha_bar, positions, tokens = inputs(model)
     cold = model(noisy, alpha_bar, positions, [tokens])
     assert torch.equal(model(noisy, alpha_bar, positions, [tokens], cold.recurrent_state).prediction, cold.prediction)
-    model.warm_norm.weight.fill_(0.5)
+    model.self_conditioning_norm.weight.fill_(0.5)
     assert differ(model(noisy, alpha_bar, positions, [tokens], cold.recurrent_state).prediction, cold.prediction)
 
 
@@ -101,7 +101,7 @@ def test_the_latents_start_where_the_carry_says():
     model(noisy, alpha_bar, positions, [tokens], recurrent_state)
     model(noisy, alpha_bar, positions, [tokens])
     for tokens_BND, before in zip(seen, (recurrent_state.latents[0], torch.zeros(2, 5, 12)), strict=True):
-        close(tokens_BND[:, :5], model.latents + model.warm_norm(model.warm(before)))
+        close(tokens_BND[:, :5], model.latents + model.self_conditioning_norm(model.self_conditioning(before)))
         close(tokens_BND[:, 5], model.noise_embedding(alpha_bar))
         close(tokens_BND[:, 6:], tokens)
 
@@ -122,7 +122,7 @@ def test_any_size_and_any_number_of_conditions(model, size):
 def test_a_size_between_patches_is_refused(size):
     model = build(TINY)
     noisy, alpha_bar, positions, tokens = inputs(model, size=size)
-    with pytest.raises(ValueError, match=f"^picture {size[0]} x {size[1]}: .*multiples of the patch, 2$"):
+    with pytest.raises(ValueError, match=f"^size {size[0]} x {size[1]}: .*multiples of the patch, 2$"):
         model(noisy, alpha_bar, positions, [tokens])
 
 
@@ -155,12 +155,12 @@ def test_a_row_alone_equals_the_row_in_the_batch(model):
 def test_the_parts_run_in_order():
     model, calls = build(replace(TINY, interface_attention=True)), []
     for index, block in enumerate(model.blocks):
-        for name in ("read", "compute", "mix", "write"):
+        for name in ("read", "compute", "interface_attention", "write"):
             part = getattr(block, name)
             part.register_forward_hook(lambda *_, index=index, name=name: calls.append((index, name)))
     noisy, alpha_bar, positions, tokens = inputs(model)
     model(noisy, alpha_bar, positions, [tokens])
-    assert calls == [(index, name) for index in (0, 1) for name in ("read", "compute", "mix", "write")]
+    assert calls == [(index, name) for index in (0, 1) for name in ("read", "compute", "interface_attention", "write")]
 
 
 def test_the_interface_learns_of_the_latents_only_from_what_is_written(model):
@@ -242,7 +242,9 @@ def test_every_parameter_is_trained(config, warm):
     noisy, alpha_bar, positions, tokens = inputs(model)
     recurrent_state = some_carry(model, 2) if warm else None
     model(noisy, alpha_bar, positions, [tokens, None], recurrent_state).prediction.square().sum().backward()
-    untouched = ("warm.",) if not warm else ()  # but never without a gradient, which data-parallel training needs
+    untouched = (
+        ("self_conditioning.",) if not warm else ()
+    )  # but never without a gradient, which data-parallel training needs
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and (parameter.grad.abs().max() > 0 or name.startswith(untouched)), name
 

@@ -146,10 +146,10 @@ def test_two_blocks_reach_every_pixel():
 
 def test_colour_and_coordinates_are_concatenated_through_one_projection(model):
     noisy, alpha_bar, positions, tokens = inputs(model)
-    systems, embedding = (positions.absolute, positions.relative), model.pixel_position
+    systems, embedding = (positions.absolute, positions.relative), model.position
     features = [fourier(system[:, axis], embedding.frequencies) for axis in (0, 1) for system in systems]
     concatenated = torch.cat((noisy.flatten(2).transpose(1, 2), torch.cat(features, -1).expand(2, -1, -1)), dim=-1)
-    matrix = torch.cat((model.pixel_in.weight, embedding.x.weight, embedding.y.weight), dim=1)
+    matrix = torch.cat((model.token_in.weight, embedding.x.weight, embedding.y.weight), dim=1)
     entered = []
     model.encoder[0].register_forward_pre_hook(lambda module, args: entered.append(args[0]))
     model(noisy, alpha_bar, positions, [tokens])
@@ -225,5 +225,5 @@ def test_a_bad_config_is_refused(options):
 
 
 def test_an_unknown_prediction_type_is_refused():
-    with pytest.raises(ValueError, match="^prediction_type 'eps' .*choose one of v, epsilon, x0"):
+    with pytest.raises(ValueError, match="^prediction_type 'eps' .*must be one of v, epsilon, x0"):
         S2IDConfig(prediction_type="eps")

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from r2id.hub import fetch
-from r2id.limits import MAX_BATCH
+from r2id.limits import BATCH
 from r2id.pipeline import Latent, Pipeline
 from train.data.images import ImageSet
 from train.engine.machine import machine
@@ -62,7 +62,7 @@ class Judging:
 
     def seen(self, images_NCHW: Tensor, side: int) -> Tensor:
         """Real images brought to a size, as the judge takes them."""
-        batches = progress(images_NCHW.split(MAX_BATCH), f"real images at {side}")
+        batches = progress(images_NCHW.split(BATCH), f"real images at {side}")
         return torch.cat([to_classifier_size(bring_to(part, side)) for part in batches])
 
     def distance(self, images_NCHW: Tensor, side: int) -> float:
@@ -105,7 +105,7 @@ class System:
 
     def latents(self, cell: Cell) -> Iterator[Latent]:
         """cell.column.count rows in batches: row i has label i mod K and seed i."""
-        rows = min(MAX_BATCH, max(1, BATCH_CELLS // (cell.latent[0] * cell.latent[1])))
+        rows = min(BATCH, max(1, BATCH_CELLS // (cell.latent[0] * cell.latent[1])))
         kept = self.kept.setdefault((cell.latent, cell.aspect), [])
         starts = range(0, cell.column.count, rows)
         for index, start in enumerate(progress(starts, f"{self.name} {cell.method} {cell.column.title}")):

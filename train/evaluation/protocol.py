@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from r2id.config import PipelineConfig
-from r2id.limits import MAX_BATCH
+from r2id.limits import BATCH
 from r2id.pipeline import Latent, Pipeline
 from train.data.images import ImageSet
 from train.evaluation.classifier import Classifier, to_classifier_size
@@ -87,15 +87,15 @@ class Evaluation:
         `Pipeline.diffuse`, in place of the configuration's."""
         key = (cells, aspect, *sorted(options.items()))
         if key not in self.latents:
-            batches = self.labels_N.split(MAX_BATCH)
+            batches = self.labels_N.split(BATCH)
             self.latents[key] = [
-                self.pipe.diffuse(labels.tolist(), latent_size=cells, aspect=aspect, seed=index * MAX_BATCH, **options)
+                self.pipe.diffuse(labels.tolist(), latent_size=cells, aspect=aspect, seed=index * BATCH, **options)
                 for index, labels in enumerate(progress(batches, f"diffuse {name(cells)}"))
             ]
         return self.latents[key]
 
     def encoded(self, images_NCHW: Tensor, cells: tuple[int, int]) -> Iterator[Latent]:
-        for part in progress(images_NCHW.split(MAX_BATCH), f"encode {name(cells)}"):
+        for part in progress(images_NCHW.split(BATCH), f"encode {name(cells)}"):
             yield self.pipe.encode((part + 1) / 2, latent_size=cells)
 
     def judged(self, latents: Iterable[Latent], size: tuple[int, int]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from r2id.condition import one_hot
 from r2id.image import contact_sheet
 from r2id.interpolation import resize
-from r2id.limits import MAX_BATCH
+from r2id.limits import BATCH
 from r2id.pipeline import Latent
 from r2id.schedule import noisy, target
 from train.evaluation.classifier import accuracy, to_classifier_size
@@ -46,7 +46,7 @@ def reconstruction(e: Evaluation) -> Iterator[Table]:
     rows, size, real = [], (e.size, e.size), (e.real.images + 1) / 2
     for cells in e.protocol.cells:
         decoded = (e.pipe.resample(latent, size=size) for latent in e.encoded(e.real.images, cells))
-        mse = mean_square(zip(decoded, real.split(MAX_BATCH), strict=True))
+        mse = mean_square(zip(decoded, real.split(BATCH), strict=True))
         rows.append((name(cells), 4 * mse, psnr(mse)))
     columns = {"latent": "{}", "MSE on [-1, 1]": "{:.5f}", "PSNR (dB)": "{:.2f}"}
     yield Table(f"Encoded, then decoded at {name(size)}: {len(e.real):,} images", columns, rows)
@@ -56,7 +56,7 @@ def reconstruction(e: Evaluation) -> Iterator[Table]:
         side = round(factor * e.size)
         given = resize(e.real.images, (side, side)).clamp(-1, 1)
         decoded = (e.pipe.resample(latent, size=size) for latent in e.encoded(given, e.base))
-        mse = mean_square(zip(decoded, real.split(MAX_BATCH), strict=True))
+        mse = mean_square(zip(decoded, real.split(BATCH), strict=True))
         plain = mean_square([((resize(given, size).clamp(-1, 1) + 1) / 2, real)])
         rows.append((name((side, side)), 4 * mse, psnr(mse), psnr(plain)))
     columns = {"given at": "{}", "MSE on [-1, 1]": "{:.5f}", "PSNR (dB)": "{:.2f}", "interpolated (dB)": "{:.2f}"}
@@ -99,7 +99,7 @@ def read_as_label(e: Evaluation) -> Iterator[Table]:
     real = []
     for side in outputs:
         shown = e.real.images if side <= LARGE else e.real.images[: -(-len(e.real) // FEW)]
-        parts = progress(shown.split(MAX_BATCH), f"real images at {side}")
+        parts = progress(shown.split(BATCH), f"real images at {side}")
         brought = torch.cat([to_classifier_size(bring_to(part, side)) for part in parts])
         real.append(accuracy(e.judge, brought, e.real.labels[: len(shown)]))
     rows.append((f"{len(e.real):,} real images", *real))
@@ -222,7 +222,7 @@ def loss(e: Evaluation) -> Iterator[Table]:
     positions, rows = pipe.positions(e.base, 1.0).to(device), []
     for t in progress((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS, "loss", "level"):
         alpha_bar_B, squares_K = pipe.config.schedule.alpha_bar(t[None], cells=e.base), torch.zeros(2)
-        for x0_BChw, weights_BL in zip(x0_NChw.split(MAX_BATCH), weights_NL.split(MAX_BATCH), strict=True):
+        for x0_BChw, weights_BL in zip(x0_NChw.split(BATCH), weights_NL.split(BATCH), strict=True):
             noise_BChw = torch.randn(x0_BChw.shape, generator=rng).to(device)
             inputs = noisy(x0_BChw, noise_BChw, alpha_bar_B), alpha_bar_B.float().expand(len(x0_BChw)).to(device)
             with torch.no_grad():

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from r2id.cross_attention_resampler import CrossAttentionR2IR, decode_coefficients, local_coefficients
+from r2id.cross_attention_basis import decode_coefficients, local_coefficients
+from r2id.cross_attention_resampler import CrossAttentionR2IR
 from r2id.position import Positions
 from train.data.buckets import ShapeSampler
 from train.data.images import ImageSet
