@@ -9,9 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from digits import digits
+from test_font_families import family_in
+from test_fonts import alphabet, save_font
 
 from r2id.checkpoint import CheckpointError, save_module
-from train.data.images import ImageSet
+from train import train_judge
+from train.data import images as data
+from train.data.images import SPLITS, ImageSet
 from train.evaluation.classifier import (
     FEATURES,
     Classifier,
@@ -66,6 +70,42 @@ def test_fit_learns_and_saving_keeps_the_answers(tmp_path):
     assert torch.allclose(load_classifier(tmp_path / "classifier.safetensors")(images), classifier(images), atol=1e-4)
     with pytest.raises(ValueError, match="no labels"):
         fit(replace(few, names=()), few, epochs=1, device="cpu")
+
+
+@pytest.mark.parametrize("side", [16, 64])
+def test_a_classifier_of_another_size_reads_what_is_brought_to_it(tmp_path, side):
+    images, labels = digits()
+    brought = to_classifier_size(images, side)
+    few = ImageSet(brought, labels, tuple("0123456789"), (0.0,))
+    classifier = fit(few, few, epochs=1, device="cpu", precision="bfloat16")
+    assert brought.shape[2:] == (side, side) and classifier.side == side
+    assert next(classifier.parameters()).dtype == torch.float32
+    save_module(classifier, tmp_path / "classifier.safetensors", torch.float16)
+    loaded = load_classifier(tmp_path / "classifier.safetensors")
+    assert loaded.side == side and loaded.features(brought).shape == (64, FEATURES)
+    assert torch.allclose(loaded(brought), classifier(brought), atol=0.02)
+    first = augment(brought, torch.Generator().manual_seed(0))
+    assert first.shape == brought.shape and -1 <= first.min() <= first.max() <= 1
+
+
+def test_the_judge_of_letters_is_small():
+    assert sum(parameter.numel() for parameter in Classifier(1, 26, side=64).parameters()) <= 700_000
+    with pytest.raises(ValueError, match="side 60: must be a multiple of 8"):
+        Classifier(1, 26, side=60)
+
+
+def test_a_judge_is_trained_on_the_glyphs_that_are_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "HF_HOME", tmp_path)
+    for seed, split in enumerate(SPLITS):
+        save_font(tmp_path / "fonts" / f"{split}.ttf", family_in(split), alphabet(seed))
+    out = tmp_path / "judge.safetensors"
+    options = ["--data", str(tmp_path / "fonts"), "--size", "16", "--glyphs", "ABC", "--out", str(out)]
+    train_judge.main([*options, "--epochs", "1"])
+    first = capsys.readouterr().out.splitlines()[-1]
+    judge = load_classifier(out)
+    assert (judge.side, judge.channels, judge.head[-1].out_features) == (16, 1, 3)
+    train_judge.main([*options, "--evaluate"])
+    assert capsys.readouterr().out.splitlines() == [first] and first.startswith("test accuracy ")
 
 
 def test_bad_files_are_named(tmp_path):
