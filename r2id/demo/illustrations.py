@@ -24,7 +24,7 @@ from r2id.image import to_pil
 from r2id.latent import Latent
 from r2id.limits import short_repr
 from r2id.pipeline import Pipeline
-from r2id.position import FULL, Window, training_pitch, window_of
+from r2id.position import FULL, Window, window_of
 
 PAPER, PANEL, MUTED, INK = "#16181d", "#2b303a", "#a3abba", "#eceef2"
 BLUE, ORANGE = "#4f93ff", "#ff9838"
@@ -270,15 +270,21 @@ def decode_view(pipe: Pipeline, latent: Latent, view: ViewRequest) -> Image.Imag
     return to_pil(pipe.resample(latent[0], **view.resample_options)[0])
 
 
+def equal_numbers_size(latent: Latent, channels: int) -> tuple[float, float]:
+    """Height and width, in pixels, of an image of the latent's frame that holds as many numbers as a row of it."""
+    pixels = math.prod(latent.tensor.shape[1:]) / channels
+    return math.sqrt(pixels / latent.aspect), math.sqrt(pixels * latent.aspect)
+
+
 def enlarge_bicubic(pipe: Pipeline, latent: Latent, view: ViewRequest) -> Image.Image:
-    """Decodes the first row at the density of the training images and enlarges it bicubically to the view.
+    """Decodes the first row to an image of as many numbers as the latent holds and enlarges it bicubically to the view.
 
     Every point lies where `Pipeline.resample` has it.
     """
     whole, part = (window_of(view.size, aspect=latent.aspect, fit=view.fit, region=r) for r in (FULL, view.region))
     extents = [n * p for n, p in zip(view.size[::-1], whole.pitch, strict=True)]  # absolute, x and y
-    dense = training_pitch(latent.aspect, pipe.config.encoder_size)
-    width, height = (math.ceil(e / p - 1e-9) for e, p in zip(extents, dense, strict=True))
+    height, width = equal_numbers_size(latent, pipe.config.channels)  # of the frame
+    width, height = (math.ceil(e * n - 1e-9) for e, n in zip(extents, (width, height), strict=True))
     base = window_of((height, width), aspect=latent.aspect, fit=view.fit)
     image_BCHW = pipe.resample(latent[0], size=(height, width), fit=view.fit)
     image_BCHW = F.pad(image_BCHW, (1, 1, 1, 1), mode="replicate")  # whole pixels may end just short of the view

@@ -15,7 +15,7 @@ from r2id.hub import HUB_ID, fetch
 from r2id.limits import short_repr
 from r2id.pipeline import Pipeline
 
-FIRST = "mnist"  # listed first if it is installed; the others follow by name
+FIRST = "letters"  # listed first if it is installed; the others follow by name
 MAX_HUB = 4  # models of the Hub that are kept
 MAX_FAULT = 300  # characters
 MAX_CARD = 2**15  # characters

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from r2id.demo.illustrations import (
     decode_view,
     draw_cells,
     enlarge_bicubic,
+    equal_numbers_size,
     loss_against_t,
     strip,
     trajectory,
@@ -46,7 +48,7 @@ VIEWS = [
 class Waves:
     """A pipeline whose images are smooth waves, known at every point of the frame's plane; it notes what is asked."""
 
-    config = SimpleNamespace(encoder_size=32)
+    config = SimpleNamespace(channels=1)
 
     def __init__(self):
         self.asked = []
@@ -276,15 +278,17 @@ def test_one_latent_at_many_sizes(tiny):
 @pytest.mark.parametrize("view", VIEWS)
 def test_bicubic_lies_where_the_decoded_image_does(view, aspect):
     # A training pixel further is up to 0.06 of the range: 3 of 255 are a fifth of one.
-    images = [np.asarray(make(Waves(), latent(aspect), view), int) for make in (enlarge_bicubic, decode_view)]
+    many = Latent(torch.ones(1, 256, 4, 4), aspect)  # as many numbers as 64 x 64 pixels
+    images = [np.asarray(make(Waves(), many, view), int) for make in (enlarge_bicubic, decode_view)]
     assert images[0].shape == images[1].shape == view.size
     assert np.abs(images[0] - images[1])[1:-1, 1:-1].max() <= 3 and np.ptp(images[1]) > 5
 
 
-def test_bicubic_knows_only_the_training_size():
+def test_bicubic_knows_only_as_many_pixels_as_the_latent_has_numbers():
     pipe = Waves()
-    enlarge_bicubic(pipe, latent(), ViewRequest(side=400, ratio="16:9", zoom=3))
+    enlarge_bicubic(pipe, Latent(torch.ones(1, 64, 4, 4), 1.0), ViewRequest(side=400, ratio="16:9", zoom=3))
     assert pipe.asked == [((32, 57), "contain", FULL)]
+    assert equal_numbers_size(Latent(torch.ones(1, 6, 4, 8), 2.0), 3) == (math.sqrt(32), math.sqrt(128))
 
 
 def test_only_the_first_row_is_looked_at():
@@ -294,7 +298,7 @@ def test_only_the_first_row_is_looked_at():
 
 def test_bicubic_of_a_real_model_is_near_it(tiny):
     drawn = tiny.diffuse(["3"], seed=0)
-    view = ViewRequest(side=8)  # the training size: nothing to enlarge
+    view = ViewRequest(side=7)  # of 48 numbers
     assert enlarge_bicubic(tiny, drawn, view) == decode_view(tiny, drawn, view)
 
 

@@ -11,7 +11,14 @@ from PIL import Image
 
 from r2id.demo.assets import constant, function, template, text
 from r2id.demo.controls import view_request_of
-from r2id.demo.illustrations import SIZES, decode_view, enlarge_bicubic, fit_inside, resize_box
+from r2id.demo.illustrations import (
+    SIZES,
+    decode_view,
+    enlarge_bicubic,
+    equal_numbers_size,
+    fit_inside,
+    resize_box,
+)
 from r2id.demo.page import Page
 from r2id.demo.request import GenerateRequest
 from r2id.demo.session import Session, frame_size, label_text
@@ -76,9 +83,11 @@ def wipe(session: Session, *values):
     pipe = session.pipe
     before = image_html(enlarge_bicubic(pipe, row, view), "the current view, enlarged bicubically")
     after = image_html(decode_view(pipe, row, view), "the current view, decoded from the latent")
-    (height, width), short = view.size, pipe.config.encoder_size
-    words = f"Left: decoded with {short} pixels on the short side, as in training, then enlarged bicubically. "
-    words += f"Right: decoded at {width} × {height} pixels. Zoom and move the large image to look closer."
+    (height, width), (h, w), (_, channels, *_) = view.size, row.size, row.tensor.shape
+    rows, columns = map(round, equal_numbers_size(row, pipe.config.channels))
+    words = f"Left: an image of {columns} × {rows} pixels, which are as many numbers as the latent holds "
+    words += f"({w} × {h} cells of {channels}), enlarged bicubically. "
+    words += f"Right: the latent decoded at {width} × {height} pixels. Zoom into the large image to look closer."
     return dict(images=before + after, ratio=width / height, words=words)
 
 
