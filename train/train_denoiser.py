@@ -16,6 +16,7 @@ from r2id.denoisers import DENOISERS
 from train.data.images import load_images, stream_images
 from train.engine.assemble import build_pipeline, trained_resampler
 from train.engine.cli import arguments, run, run_of, script, start_from
+from train.engine.prefetch import prefetched
 from train.engine.recipe import DenoiserRecipe, RolloutPhase, read_recipe, shape_sampler_of
 from train.evaluation.classifier import Classifier
 from train.evaluation.tables import sample_sheet
@@ -102,8 +103,9 @@ def main(argv: list[str] | None = None) -> None:
         start_from(training, args.start, "denoiser")
     seed, device = recipe.optimisation.seed, training.accelerator.device
     train, space, teachers = train.to(device), space.to(device), {}
+    ahead = prefetched(training, replace(train, targets=None))
     how = {"size": frame, "size_multiple": model_config.size_multiple}
-    encoded = source = EncodedLatents(space, train, background, mirror, **how)
+    encoded = source = EncodedLatents(space, ahead, background, mirror, **how)
     if recipe.cache_latents and not args.dry_run:
         source = CachedLatents(folder / "latents", recipe.cache_latents, space, train, background, mirror)
 

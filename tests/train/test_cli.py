@@ -23,13 +23,34 @@ from train.engine.state import load_state
 
 RESAMPLER = """
 name = "small"
-training_size = 16
+encoder_size = 16
+decoder_size = 16
+lattice = 8
 
 [model]
 latent_channels = 2
 width = 8
 heads = 1
 encoder_blocks = 1
+decoder_blocks = 1
+features = 4
+pixel_width = 8
+
+[[optimisation.phases]]
+steps = 40
+rate = [1e-3, 1e-3]
+"""
+PIXELS = """
+name = "small"
+pixels = true
+training_size = 16
+
+[model]
+width = 8
+heads = 1
+encoder_blocks = 1
+decoder_blocks = 1
+noise_width = 8
 
 [[optimisation.phases]]
 steps = 40
@@ -152,13 +173,13 @@ def test_a_dry_run_of_a_script_takes_settings_and_writes_nothing(tmp_path, monke
         (tmp_path / "images" / str(number % 10)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "images" / str(number % 10) / f"{number:02}.png")
     recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
-    recipe.write_text(RESAMPLER)
+    recipe.write_text(RESAMPLER, encoding="utf-8")
     command = ["--config", str(recipe), "--data", str(tmp_path / "images"), "--out", str(run), "--dry-run"]
     train_resampler.main([*command, "--set", "optimisation.batch=6", "--set", "optimisation.accumulate=3"])
     lines = capfd.readouterr().out.splitlines()[-4:]
     assert "parameters; 6 images a step in 3 parts" in lines[1]
     assert lines[2].startswith("phase 0: 40 steps, ") and lines[3].startswith("in all: 40 steps, ")
     assert not run.exists()
-    recipe.write_text("pixels = true\n" + re.sub("latent_channels.*\n", "", RESAMPLER))
+    recipe.write_text(PIXELS, encoding="utf-8")
     train_denoiser.main([*command, "--set", "optimisation.batch=6"])
     assert "in all: 40 steps" in capfd.readouterr().out and not run.exists()

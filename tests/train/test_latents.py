@@ -18,7 +18,7 @@ from train.data.images import ImageSet
 from train.engine.recipe import CacheConfig
 from train.losses import latent_source
 from train.losses.latent_source import CachedLatents, EncodedLatents, Mirror
-from train.losses.latent_space import LatentSpace
+from train.losses.latent_space import LatentSpace, latent_statistics
 
 TINY = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 NAMES = tuple("0123456789")
@@ -58,6 +58,17 @@ def test_latents_are_those_of_the_resampler_standardised():
     assert all(not parameter.requires_grad for parameter in space.resampler.parameters())
     assert space.restore(space.clip(10 * x0)).abs().max() == pytest.approx(1)
     assert torch.allclose(space.clip(x0), x0, atol=1e-5)
+
+
+def test_statistics_are_of_the_latents_that_are_trained_on():
+    resampler, images = space_of().resampler, data(64).images
+    one_size = ShapeSampler(cells=(4, 4), p_square=1.0, p_anisotropic=0.0)
+    mean, std = latent_statistics(resampler, images, one_size, (0.0,), 8)
+    space = LatentSpace(resampler, mean=mean, std=std, schedule=Schedule())
+    x0_CN = space.encode(images, (4, 4)).transpose(0, 1).flatten(1)
+    assert x0_CN.mean(dim=1).abs().max() < 1e-4 and (x0_CN.std(dim=1) - 1).abs().max() < 1e-4
+    several = latent_statistics(resampler, images, ShapeSampler(cells=(2, 6)), (0.0,), 8)
+    assert several != (mean, std)
 
 
 @pytest.mark.parametrize("cells", [(8, 8), (4, 4)])

@@ -31,8 +31,9 @@ ROOT = Path(__file__).parents[2]
 
 RESAMPLER = """
 name = "small"
-training_size = 16
-linear_codec_steps = 20
+encoder_size = 16
+decoder_size = 16
+lattice = 12
 
 [shape_sampler]
 cells = [3, 5]
@@ -42,7 +43,11 @@ latent_channels = 3
 width = 16
 heads = 2
 encoder_blocks = 1
-cell_blocks = 0
+decoder_blocks = 1
+encoder_harmonics = 2
+decoder_harmonics = 2
+features = 4
+pixel_width = 8
 
 [optimisation]
 batch = 6
@@ -52,8 +57,6 @@ evaluate_every = 25
 [[optimisation.phases]]
 steps = 25
 rate = [3e-3, 3e-3]
-pixels_in = 24
-pixels_out = 24
 
 [[optimisation.phases]]
 steps = 5
@@ -148,7 +151,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def write(folder: Path, text: str) -> str:
-    path = folder / f"{'resampler' if 'cell_blocks' in text else 'denoiser'}.toml"
+    path = folder / f"{'resampler' if 'lattice' in text else 'denoiser'}.toml"
     path.write_text(text, encoding="utf-8")
     return str(path)
 
@@ -199,16 +202,6 @@ def test_the_exported_weights_are_the_averaged_ones(trained):
         averaged, last = state.part("ema"), state.part("model")
         assert all(torch.equal(value, averaged[name]) for name, value in model.state_dict().items())
         assert any(not torch.equal(value, last[name]) for name, value in averaged.items())
-
-
-def test_the_configured_mean_and_deviation_standardise_latents(trained):
-    pipe = Pipeline.from_pretrained(trained, device="cpu")
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pipe.config.latent_mean, pipe.config.latent_std))
-    for cells in ((3, 3), (5, 5)):
-        latents = pipe.encode((digits(16)[0] + 1) / 2, latent_size=cells).tensor
-        standard = ((latents - mean) / std).transpose(0, 1).flatten(1)
-        assert standard.mean(dim=1).abs().max() < 1
-        assert 0.3 < standard.std(dim=1).min() and standard.std(dim=1).max() < 2
 
 
 def test_evaluations_leave_sheets_and_metrics(trained):
@@ -358,7 +351,7 @@ def test_export_refuses_a_denoiser_of_another_resampler(trained, tmp_path):
 def test_a_phase_of_the_decoder_alone_leaves_latents_as_they_are(trained, images, tmp_path):
     run, weights = tmp_path / "run", tmp_path / "weights"
     shutil.copytree(trained.parent / "run", run)
-    phase = "\n[[optimisation.phases]]\nsteps = 4\nrate = [3e-3, 3e-3]\nconsistency = 1.0\ndecoder_only = true\n"
+    phase = "\n[[optimisation.phases]]\nsteps = 4\nrate = [3e-3, 3e-3]\ndecoder_only = true\n"
     train_resampler.main(["--config", write(tmp_path, RESAMPLER + phase), "--data", images, "--out", str(run)])
     export.main([str(run), str(weights)])  # the denoiser needs no training
     before, after = (Pipeline.from_pretrained(path, device="cpu") for path in (trained, weights))
@@ -428,19 +421,19 @@ def test_a_denoiser_trains_on_cached_mirrored_latents(trained, images, tmp_path,
 def test_a_run_begins_with_the_exported_weights_that_fit_it(trained, images, tmp_path, capfd):
     start = ["--data", images, "--out", str(tmp_path / "run"), "--from", str(trained)]
     still = ["--set", "optimisation.phases=[{steps = 1, rate = [0.0, 0.0]}]"]
-    narrow = ["--set", "model.pixel_width=8"]
+    narrow = ["--set", "model.pixel_width=4"]
     train_resampler.main(["--config", write(tmp_path, RESAMPLER), *start, *still, *narrow])
     square = ["shape_sampler.cells=[4,4]", "shape_sampler.p_square=1.0", "shape_sampler.p_anisotropic=0.0"]
     still += [part for setting in square for part in ("--set", setting)]
     train_denoiser.main(["--config", write(tmp_path, DENOISER), *start, *still])
     told = capfd.readouterr().out
-    assert re.search(r"resampler.safetensors: \d+ tensors are taken; anew: decoder.0", told)
+    assert re.search(r"resampler.safetensors: \d+ tensors are taken; anew: pixel_mlp.0", told)
     assert re.search(r"denoiser.safetensors: \d+ tensors are taken; anew: none", told)
     export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
     before, after = (Pipeline.from_pretrained(path, device="cpu") for path in (trained, tmp_path / "weights"))
     pictures = (digits(16)[0][:4] + 1) / 2
     assert torch.equal(*(pipe.encode(pictures, latent_size=(4, 4)).tensor for pipe in (before, after)))
-    assert after.config.resampler.pixel_width == 8
+    assert after.config.resampler.pixel_width == 4
     assert all(
         torch.equal(a, b) for a, b in zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True)
     )
@@ -454,10 +447,10 @@ def test_what_is_missing_is_said_in_one_line(images, tmp_path):
         (
             train_denoiser.main,
             [*first, images],
-            "resampler.toml: unknown keys 'linear_codec_steps', known are name",
+            "resampler.toml: unknown keys 'decoder_size', 'encoder_size', 'lattice', known are name",
         ),
         (train_denoiser.main, [*second, images], "no trained resampler; run python -m train.train_resampler first"),
-        (export.main, [run, run], "run/denoiser: no state there; train it first with train/train_denoiser.py"),
+        (export.main, [run, run], "run/denoiser: no state there; train it first with python -m train.train_denoiser"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             call(arguments)
@@ -473,10 +466,14 @@ def test_frames_are_not_padded_without_a_known_background(tmp_path):
         (tmp_path / "images" / "train").mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "images" / "train" / f"{number:02}.png")
     command = ["--data", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
-    with pytest.raises(ValueError, match="no known background.*set outside_fraction = 0, shape_sampler.p_square = 1"):
+    with pytest.raises(
+        ValueError, match="no known background.*set outside_fraction = 0, model.border_rings = 0, shape"
+    ):
         train_resampler.main(["--config", write(tmp_path, RESAMPLER), *command])
-    square = RESAMPLER.replace("training_size = 16", "training_size = 16\noutside_fraction = 0").replace(
-        "[shape_sampler]", "[shape_sampler]\np_square = 1"
+    square = (
+        RESAMPLER.replace("lattice", "outside_fraction = 0\nlattice")
+        .replace("[model]", "[model]\nborder_rings = 0")
+        .replace("[shape_sampler]", "[shape_sampler]\np_square = 1")
     )
     train_resampler.main(["--config", write(tmp_path, square.replace("steps = 25", "steps = 1")), *command])
     assert load_state(tmp_path / "run" / "resampler").metadata["background"] is None

@@ -197,7 +197,8 @@ def script(main: Callable[[], None]) -> None:
 
 def explained(error: Exception) -> str | None:
     """One line that names the cause and the remedy; None for what is a fault of the program."""
-    first = (str(error).splitlines() or [type(error).__name__])[0]
+    lines = str(error).splitlines() or [type(error).__name__]
+    first = lines[-1].partition(": ")[2] if lines[0].startswith("Caught ") else lines[0]  # in a worker that loads
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in first:
         return f"{first}; raise optimisation.accumulate or lower optimisation.batch, with --set or in the recipe"
     if any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__):
@@ -212,4 +213,4 @@ def explained(error: Exception) -> str | None:
             where = "give another --out, or set HF_HOME (data sets) or TMPDIR (temporary files)"
             return f"{error}; {where} to a folder that can be written"
         return str(error)
-    return str(error) if isinstance(error, (ValueError, FloatingPointError)) else None
+    return first if isinstance(error, (ValueError, FloatingPointError)) else None
