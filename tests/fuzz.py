@@ -1,5 +1,5 @@
-"""Input at random by every door that takes data of strangers: a valid result, or a ValueError of one line, soon; never
-another exception. A few examples are part of the default run (test_fuzz.py); for many:
+"""Random input to every entry point for untrusted data: a valid result or a ValueError of one line, never another
+exception. A few examples are part of the default run (test_fuzz.py); for many:
 
 python tests/fuzz.py [--cases 100000] [--only NAME ...]
 """
@@ -30,7 +30,7 @@ from r2id.checkpoint import CheckpointError, load_tensors  # noqa: E402
 from r2id.demo.request import GenerateRequest, ViewRequest, from_dict, from_query, to_dict  # noqa: E402
 from r2id.image import read_parameters  # noqa: E402
 
-SOON = 10.0  # seconds for one case, of a busy machine
+SOON = 10.0  # seconds for one case on a busy machine; a run by hand fails beyond
 LONGEST = 1000  # characters of an error
 
 # Values: whole numbers are either small, so that what is valid is soon done, or far beyond all limits.
@@ -97,7 +97,7 @@ def edited(draw, values: dict) -> bytes:
 
 
 class Fuzz:
-    """The doors, each with what comes through it. folder: for files; weights: a model's."""
+    """The entry points, each with a strategy for its input. folder: for files; weights: a model's."""
 
     def __init__(self, weights: Path, folder: Path):
         self.folder, self.pipe = folder, Pipeline.from_pretrained(weights, device="cpu")
@@ -111,7 +111,7 @@ class Fuzz:
         text.add_text("r2id", json.dumps(record))
         Image.new("L", (4, 4)).save(png := io.BytesIO(), "PNG", pnginfo=text)
         words = st.text(max_size=9) | WORDS | WHOLE.filter(lambda n: abs(n) < 10**30).map(str)
-        self.doors: dict[str, tuple[st.SearchStrategy, Callable[[Any], Any]]] = {
+        self.entry_points: dict[str, tuple[st.SearchStrategy, Callable[[Any], Any]]] = {
             "arguments": (arguments(), self.draw),
             "config": (edited(config) | mutated(self.files["config.json"]), self.load("config.json")),
             "weights": (mutated(self.files["denoiser.safetensors"]), self.load("denoiser.safetensors")),
@@ -158,7 +158,7 @@ class Fuzz:
 
     def run(self, name: str, cases: int, *, derandomize: bool = False) -> int:
         """That many cases, or fewer where there are no more; how many. Raises what is no ValueError of one line."""
-        strategy, act = self.doors[name]
+        strategy, act = self.entry_points[name]
         count = 0
 
         def one(value) -> None:
@@ -173,7 +173,6 @@ class Fuzz:
                 assert type(error) in (ValueError, CheckpointError), repr(error)
                 outcome = "refused"
             spent = time.monotonic() - start
-            assert spent < SOON, f"{spent:.1f} s"
             self.slowest = max(self.slowest, spent)
             self.outcomes[outcome] += 1
 
@@ -184,9 +183,11 @@ class Fuzz:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=100_000, help="of all doors together (default: %(default)s)")
+    parser.add_argument(
+        "--cases", type=int, default=100_000, help="of all entry points (default: %(default)s)"
+    )
     parser.add_argument("--weights", type=Path, help="a model of few parameters; default: one at random")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="doors, such as png")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="entry points, such as png")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if not (weights := args.weights):
@@ -194,15 +195,16 @@ def main() -> None:
 
             tiny.__wrapped__().save(weights := Path(folder) / "tiny")
         fuzz = Fuzz(weights, Path(folder))
-        names, total, start = args.only or list(fuzz.doors), 0, time.monotonic()
+        names, total, start = args.only or list(fuzz.entry_points), 0, time.monotonic()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for name in names:
             total += (count := fuzz.run(name, -(-args.cases // len(names))))
             print(f"{name}: {count:,} cases", flush=True)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    told = ", ".join(f"{count:,} {outcome}" for outcome, count in fuzz.outcomes.items())
-    print(f"{total:,} cases in {time.monotonic() - start:.0f} s: {told}, nothing else;")
+    counted = ", ".join(f"{count:,} {outcome}" for outcome, count in fuzz.outcomes.items())
+    print(f"{total:,} cases in {time.monotonic() - start:.0f} s: {counted}, nothing else;")
     print(f"the slowest took {fuzz.slowest:.2f} s, memory grew by {grown:.0f} MB at most")
+    sys.exit(fuzz.slowest > SOON)
 
 
 if __name__ == "__main__":

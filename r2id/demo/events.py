@@ -118,6 +118,7 @@ class Events:
         """The browser has sent what it keeps: `Page.restored`, version."""
         skipped = [gr.skip()] * (len(self.page.restored) + 1)
         entries, restarted = keeper.unpack(event.kept, self.models)
+        session.tab = session.tab or str(event.tab)
         current = session.merge(entries)
         if restarted and entries:
             gr.Info("The server was restarted. The history of this page was restored from your browser.")

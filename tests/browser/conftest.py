@@ -17,7 +17,7 @@ from r2id.image import read_parameters
 
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"]
 CHROMIUM = "/usr/bin/chromium"
-PATIENCE = 30_000  # milliseconds: a busy machine is slow, not wrong
+PATIENCE = 90_000  # milliseconds: a busy machine is slow, not wrong
 WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 
 

@@ -78,9 +78,9 @@ def test_a_png_that_was_not_made_here_is_refused_in_a_line_and_nothing_is_lost(u
         (file(DRAWN, side="<b>wide"), "side '<b>wide'"),
         (file(origin="own image"), "was not generated"),
     ]
-    for content, told in forged:
+    for content, words_of_error in forged:
         page.locator(DROP).set_input_files({"name": "3.png", "mimeType": "image/png", "buffer": content})
-        page.get_by_text(told).wait_for()
+        page.get_by_text(words_of_error).wait_for()
         page.get_by_test_id("toast-close").click()
         page.locator(DROP).wait_for(state="attached")
     assert user.shows(FINE) == words and page.locator("#history button").count() == 1

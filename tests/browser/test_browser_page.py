@@ -2,15 +2,12 @@
 
 import re
 import shutil
-import time
 
 import numpy as np
 import pytest
 from playwright import sync_api
 
 from r2id import Latent
-from r2id.demo import page as page_module
-from r2id.demo.models import Models
 from r2id.demo.request import GenerateRequest, ViewRequest, from_dict, to_query
 from r2id.image import to_pil
 
@@ -67,7 +64,8 @@ def test_a_diffusion_is_shown_step_by_step_and_stopped_and_resampled(user):
     user.shows(FINE)
     assert user.part("stop").is_hidden()
     user.type("number input for Steps (denoiser runs)", "100")
-    user.type("number input for Number of images", "16")  # of which the steps take long enough to be stopped
+    user.type("number input for Number of images", "16")  # so many cells that the steps take long enough to be stopped
+    user.type("number input for Latent size, long side (cells)", "16")
     user.press("Generate")
     user.shows("Step [0-9]+ of 100, [0-9]+ s left", "said")
     assert "64 × 64 pixels preview" in user.shows("preview")
@@ -124,7 +122,7 @@ def test_a_zoom_is_decoded_not_enlarged(user, tiny):
     assert (view.x, view.y, view.zoom) == (pytest.approx(0.3, abs=0.01), pytest.approx(0.6, abs=0.01), 4)
     latent = tiny.diffuse(request.labels, latent_size=(4, 4), steps=4, guidance=request.guidance, seed=0)
     decoded = to_pil(tiny.resample(latent, size=(256, 256), region=view.region)[0])
-    assert np.abs(np.asarray(decoded, int) - user.pixels()).max() <= 1
+    assert np.abs(np.asarray(decoded, int) - user.pixels()).max() <= 3  # the server may decode in bfloat16
     user.page.mouse.move(box["x"] + 200, box["y"] + 200)
     user.page.mouse.down()
     user.page.mouse.move(box["x"] + 200 + box["width"] * 0.4, box["y"] + 200, steps=4)
@@ -243,19 +241,3 @@ def test_weights_are_asked_for_and_found_when_the_page_is_reloaded(open_page, se
         shutil.copytree(tiny_weights, tmp_path / "dropped")
         user.page.reload()
         user.shows(f"{FINE}.*dropped on cpu")
-
-
-def test_an_idle_visit_is_dropped_and_the_page_says_what_to_do(open_page, tiny_weights, monkeypatch):
-    monkeypatch.setattr(page_module, "SESSION_SECONDS", 4)
-    page = page_module.build(Models(tiny_weights.parent), (), lambda service: None)
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    try:
-        user = open_page(url)
-        user.shows(FINE)
-        time.sleep(8)  # Gradio looks every second
-        user.slide("Resolution", "ArrowLeft")
-        user.shows("there is no latent .* press Generate", "fault")
-        user.press("Generate")
-        user.part("fault").wait_for(state="hidden")
-    finally:
-        page.close()

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from hub import hub_for
+from refusals import refused
 
 from r2id.demo import models
 from r2id.demo.models import FIRST, MAX_CARD, MAX_HUB, Models, plain_markdown
@@ -51,10 +52,8 @@ def installed(weights, **how) -> Models:
 
 
 def one_line(act, *words: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        act()
-    text = str(caught.value)
-    assert "\n" not in text and len(text) < 600 and all(word in text for word in words), text
+    message = refused(act)
+    assert all(word in message for word in words), message
 
 
 def drawn(pipe: Pipeline) -> torch.Tensor:
@@ -392,7 +391,7 @@ def test_a_card_can_open_no_tag_no_image_and_no_other_link(text):
 
 
 @pytest.mark.parametrize("part", ["!", "<a", "![", "](", "<!--", "---\n", "[x]:\n", " a ", "<", "\n"], ids=ascii)
-def test_a_long_card_is_cut_and_takes_no_time(part):
-    start = time.process_time()
+def test_a_long_card_is_cut(part):
+    """Long enough that a pattern which looks back would take hours."""
     shown = plain_markdown("# Card\n" + part * (2**18 // len(part)))
-    assert len(shown) <= MAX_CARD and shown.startswith("# Card") and time.process_time() - start < 2
+    assert len(shown) <= MAX_CARD and shown.startswith("# Card")

@@ -1,20 +1,21 @@
 """One session, without a page: what is under way gives way, stops, and is remembered."""
 
 import itertools
+import json
 import sys
-import time
 import types
 from dataclasses import replace
 
 import pytest
 import torch
 
+from r2id.demo import keeper
 from r2id.demo import session as session_module
 from r2id.demo.models import Models
 from r2id.demo.request import GenerateRequest, ViewRequest
 from r2id.demo.serving import generation as generation_module
 from r2id.demo.serving.generation import GenerationService
-from r2id.demo.session import Session
+from r2id.demo.session import MAX_STILL_WAIT, STILL_SECONDS, Session
 from r2id.latent import Latent
 
 REQUEST = GenerateRequest("tiny", "3", cells=4, steps=4, seed=5)
@@ -124,19 +125,30 @@ def test_a_large_image_shows_progress_and_gives_way(service, session, monkeypatc
     assert list(slow) == []
 
 
-def test_what_nobody_asked_for_waits_until_the_view_is_still_but_not_for_ever(service, session, monkeypatch):
-    def settled() -> float:
-        start = time.monotonic()
-        session.wait_until_still()
-        return time.monotonic() - start
+def test_background_work_waits_until_the_view_is_still_but_not_forever(service, session, monkeypatch):
+    now, changes = [100.0], []
 
-    diffused(service, session, GenerateRequest("tiny", "3", cells=4, steps=2))
-    assert settled() < 0.1
-    service.show(session, ViewRequest(side=9))
-    assert settled() > 0.5
-    monkeypatch.setattr(session_module, "MAX_STILL_WAIT", 0.3)
-    monkeypatch.setattr(session_module, "STILL_SECONDS", 2.0)
-    assert 0.2 < settled() < 1.0
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if changes and now[0] > changes[0]:  # somebody moves a slider
+            service.show(session, ViewRequest(side=8 + len(changes)))
+            changes.pop(0)
+
+    def waited() -> float:
+        start = now[0]
+        session.wait_until_still()
+        return now[0] - start
+
+    monkeypatch.setattr(session_module, "time", types.SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    assert waited() == 0
+    service.show(session, ViewRequest(side=40))
+    assert waited() == pytest.approx(STILL_SECONDS, rel=0.2)
+    changes += [now[0] + 0.5 * STILL_SECONDS]
+    service.show(session, ViewRequest(side=41))
+    assert waited() == pytest.approx(1.5 * STILL_SECONDS, rel=0.3)
+    changes += [now[0] + 0.5 * STILL_SECONDS * i for i in range(1, 60)]
+    service.show(session, ViewRequest(side=42))
+    assert waited() == pytest.approx(MAX_STILL_WAIT, rel=0.1)
 
 
 def test_a_large_image_can_be_stopped(service, session):
@@ -199,3 +211,56 @@ def test_on_zero_gpu_only_diffusing_asks_for_the_gpu(tiny_weights, monkeypatch):
     diffused(service, session, REQUEST)
     service.show(session, SMALL)
     assert len(lent) == 1 and session.latent.tensor.device.type == "cpu"
+
+
+# what the browser keeps
+
+
+def test_a_kept_history_comes_back_in_an_empty_session(service, session):
+    diffused(service, session, replace(REQUEST, count=2))
+    kept = {"server": "another run", "entries": [keeper.pack(entry) for entry in session.history]}
+    entries, restarted = keeper.unpack(json.loads(json.dumps(kept)), service.models)
+    other = Session()
+    shown = other.merge(entries)
+    assert restarted and shown.same(session.history[0]) and not other.empty
+    assert all(
+        one.same(old) and one.thumbs == old.thumbs for one, old in zip(other.history, session.history, strict=True)
+    )
+    assert torch.equal(other.latent.tensor, session.latent.tensor) and service.show(other, SMALL)
+    assert other.merge(entries) is None and len(other.history) == 2  # what is there is not added twice
+    assert keeper.unpack({"server": keeper.SERVER, "entries": []}, service.models) == ([], False)
+
+
+def test_the_browser_gets_every_entry_once(service, session):
+    first = keeper.keep(session)
+    assert first["keep"] == keeper.pack(session.history[0]) and keeper.keep(session) is None
+    diffused(service, session, replace(REQUEST, seed=6))
+    second = keeper.keep(session)
+    assert second["keep"]["key"] != first["keep"]["key"] and keeper.keep(session) is None
+    assert keeper.keep(Session()) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(latent="AAAA"),
+        dict(latent="no base64"),
+        dict(latent=3),
+        dict(request={"model": "absent"}),
+        dict(request={"model": "tiny", "colour": 1}),
+        dict(request={"model": "tiny", "count": 3}),
+        dict(request=None),
+        dict(done=0),
+        dict(done=10**9),
+        dict(origin="two\nlines"),
+        dict(origin=None),
+    ],
+    ids=str,
+)
+def test_forged_entries_are_left_out(service, session, change):
+    good = keeper.pack(session.history[0])
+    for wrong in (good | change, {k: v for k, v in good.items() if k not in change}, None, 3):
+        entries, _ = keeper.unpack({"server": "", "entries": [wrong, good]}, service.models)
+        assert [entry.same(session.history[0]) for _, entry in entries] == [True]
+    for kept in (None, [], {"entries": None}, "x"):
+        assert keeper.unpack(kept, service.models) == ([], False)

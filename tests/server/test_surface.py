@@ -1,41 +1,19 @@
-"""What the page exposes: its endpoints and routes are those listed here, and of files only those of its own folders."""
+"""What the page exposes: its endpoints are those listed here, and of files only those of its own folders."""
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
 import pytest
-from gradio.routes import App
 from gradio_client import Client
 
-from r2id.demo.api import endpoints
-from r2id.demo.models import Models
-from r2id.demo.page import build
-from r2id.demo.tabs import TABS
-
 ENDPOINTS = {"/diffuse", "/encode", "/models", "/resample"}
-PAGE = "/ config openapi.json theme.css robots.txt favicon.ico manifest.json pwa_icon static assets svelte login logout"
-# Gradio's own, below /gradio_api. A release that adds one is to be looked at before it is listed.
-GRADIO = """api app_id call cancel component_server custom_component deep_link dev file file= heartbeat info login_check
-openapi.json process_recording proxy= queue reset run run-history runs startup-events stream theme.css token
-undo-vibe-edit upload upload_progress user vibe-code vibe-edit vibe-starter-queries"""
 SECRET = "nobody is to read this"
-
-
-def paths(routes, prefix: str = "") -> Iterator[str]:
-    for route in routes:
-        inner = getattr(route, "original_router", route)
-        if hasattr(inner, "routes"):
-            yield from paths(inner.routes, prefix)
-        else:
-            yield route.path
 
 
 def asked(url: str, path: str, body: bytes | None = None) -> tuple[int, str]:
@@ -54,25 +32,7 @@ def asked(url: str, path: str, body: bytes | None = None) -> tuple[int, str]:
             return error.code, error.read(10_000).decode(errors="replace")
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_endpoints_and_routes_are_the_listed_ones(tiny_weights):
-    page = build(Models(tiny_weights.parent, device="cpu"), TABS, endpoints)
-    named = {f"/{fn.api_name}" for fn in page.fns.values() if fn.api_visibility == "public"}
-    assert named == ENDPOINTS
-    own, below = set(), set()
-    for path in paths(App.create_app(page).routes):
-        parts = [part for part in path.split("{")[0].split("/") if part]
-        if parts[:1] == ["gradio_api"]:
-            below.add(parts[1])
-        else:
-            own.add(parts[0] if parts else "/")
-    del page
-    gc.collect()  # of the loops that a page leaves open where it is never launched
-    assert own - set(PAGE.split()) - {"monitoring"} == set()  # it is off, see below
-    assert below - set(GRADIO.split()) == set()
-
-
-def test_programs_see_the_same(url):
+def test_programs_see_the_listed_endpoints_only(url):
     assert set(Client(url, verbose=False).view_api(return_format="dict")["named_endpoints"]) == ENDPOINTS
 
 
@@ -82,7 +42,7 @@ CLOSED = ["monitoring", "monitoring/summary", "docs", "redoc", "gradio_api/vibe-
 @pytest.mark.parametrize("path", CLOSED)
 def test_what_tells_of_the_server_is_closed(url, path):
     status, text = asked(url, path)
-    assert status in (403, 404, 405, 501) or SECRET in text, (status, text)
+    assert status in (403, 404, 405, 501) and SECRET not in text, (status, text)
 
 
 @pytest.mark.parametrize("name", ["run/diffuse", "api/diffuse", "vibe-edit", "run-history/connect"])

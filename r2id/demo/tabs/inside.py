@@ -82,7 +82,7 @@ def steps_html(pipe: Pipeline, frames: list[Latent], done: int) -> str:
 def coordinates_html(view: ViewRequest, aspect: float) -> str:
     absolute, relative = coordinate_systems(view, aspect)
     height, width = view.size
-    words = f"""The model is told twice where each of the {width} × {height} pixels lies. Absolute coordinates span the
+    words = f"""The model gets two positions for each of the {width} × {height} pixels. Absolute coordinates span the
         latent's frame from edge to edge whatever its shape; relative ones have the same unit across and down, so that a
         circle stays round. Dark is beyond the frame. Change the ratio, the fit or the zoom, and watch."""
     alt = f"coordinates over an image of {width} by {height} pixels"

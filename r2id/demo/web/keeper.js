@@ -28,6 +28,7 @@ function update() {
     kept.server = server;
     store();
   }
-  if (ask) trigger("restore", { kept });
+  const tab = document.querySelector("[role=tab][aria-selected=true]")?.innerText ?? "";
+  if (ask) trigger("restore", { kept, tab });
 }
 watch("value", update);
