@@ -37,57 +37,30 @@ REFUSED = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", nargs="?", help="folder of the run, with denoiser/ and, but in pixel space, resampler/")
-    parser.add_argument("weights", nargs="?", help="folder to write, such as weights/mnist")
-    parser.add_argument("--upgrade", metavar="DIR", help="convert weights of format 1 in place, nothing else")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights in the files (default: float32; theirs)")
-    parser.add_argument("--config", help="denoiser recipe whose [defaults] to write; default: the run's own")
-    parser.add_argument("--license", help="for the card: an identifier of the Hub's list, such as mit or cc-by-4.0")
-    parser.add_argument("--card", action="store_true", help="write README.md anew where there is one: its text is lost")
-    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this repository of the Hub")
-    parser.add_argument("--private", action="store_true", help="with --push: a private repository")
-    args = parser.parse_args(argv)
+    args = arguments().parse_args(argv)
     dtype = args.dtype and getattr(torch, args.dtype)
+    check(args)
     if args.upgrade:
-        if args.run:
-            raise ValueError(f"--upgrade {args.upgrade}: goes without a run")
         upgrade(args.upgrade, dtype)
         print(f"{args.upgrade}: now of format {FORMAT}")
         return
-    if not args.weights:
-        raise ValueError("run and weights: give the folder of a run and one to write, or --upgrade DIR")
-    if args.license and not LICENCE.fullmatch(args.license):
-        raise ValueError(f"--license {args.license}: must be an identifier of the Hub's list, such as mit or cc-by-4.0")
-    if args.push and not HUB_ID.fullmatch(args.push):
-        raise ValueError(f"--push {args.push}: must be USER/NAME")
-    if args.private and not args.push:
-        raise ValueError("--private: goes with --push only")
     denoiser = newest_state(args.run, "denoiser")
-    metadata = denoiser.metadata
-    resampler = None
-    if (trained_on := metadata["resampler_step"]) is not None:
-        resampler = newest_state(args.run, "resampler")
-        step, phases = resampler.metadata["step"], resampler.metadata["recipe"]["optimisation"]["phases"]
-        ends = accumulate(phase["steps"] for phase in phases)
-        since = [p for p, end in zip(phases, ends, strict=True) if end > trained_on and end - p["steps"] < step]
-        if trained_on != step and not (since and all(phase.get("decoder_only") for phase in since)):
-            seen = f"the denoiser was trained on the resampler of step {trained_on}, the newest is {step}"
-            raise ValueError(f"{args.run}: {seen}; train the denoiser again")
+    resampler = resampler_of(args.run, denoiser.metadata)
     if args.config:
-        metadata["recipe"]["defaults"] = asdict(read_recipe(DenoiserRecipe, args.config).defaults)
-    pipe, folder = build_pipeline(resampler, metadata, denoiser.part("ema")), Path(args.weights)
-    before = fingerprints(folder)
+        denoiser.metadata["recipe"]["defaults"] = asdict(read_recipe(DenoiserRecipe, args.config).defaults)
+    pipe = build_pipeline(resampler, denoiser.metadata, denoiser.part("ema"))
+    folder, before = Path(args.weights), fingerprints(Path(args.weights))
     pipe.save(folder, dtype=dtype)
-    print(f"{folder}: resampler step {resampler and resampler.metadata['step']}, denoiser {metadata['step']}")
+    steps = f"resampler step {resampler and resampler.metadata['step']}, denoiser {denoiser.metadata['step']}"
+    print(f"{folder}: {steps}")
     card, report = folder / "README.md", folder / "report.json"
     same = fingerprints(folder) == before
     if report.exists() and not same:
-        print(f"{report}: is of other weights, so left out; measure again and export again with --card")
+        print(f"{report}: describes other weights and is left out; measure again, then export again with --card")
     if args.card or not card.exists():
-        stages = ({"resampler": resampler.metadata} if resampler else {}) | {"denoiser": metadata}
+        stages = ({"resampler": resampler.metadata} if resampler else {}) | {"denoiser": denoiser.metadata}
         figures = read_report(report) if same and report.exists() else None
-        samples = copy_samples(Path(args.run) / "denoiser", folder, metadata["step"])
+        samples = copy_samples(Path(args.run) / "denoiser", folder, denoiser.metadata["step"])
         origin = Origin(folder, args.push, stages, args.license, samples, figures)
         partial = card.with_suffix(".partial")
         partial.write_text(model_card(pipe, origin), encoding="utf-8")
@@ -97,8 +70,52 @@ def main(argv: list[str] | None = None) -> None:
     if args.push:
         weights = ["denoiser.safetensors", *(["resampler.safetensors"] if resampler else [])]
         files = ["config.json", *weights, "README.md", *(["report.json"] if same else [])]
-        commit = push(folder, args.push, files + shown(card), private=args.private)
+        commit = push(folder, args.push, files + images_of(card), private=args.private)
         print(f'{args.push}: Pipeline.from_pretrained("{args.push}", revision="{commit}")')
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("run", nargs="?", help="folder of the run, with denoiser/ and, except in pixel space, resampler/")
+    add("weights", nargs="?", help="folder to write, such as weights/mnist")
+    add("--upgrade", metavar="DIR", help="convert weights of format 1 in place, and nothing else")
+    add("--dtype", choices=DTYPES, help="of the large tensors in the files (default: float32; with --upgrade: theirs)")
+    add("--config", help="denoiser recipe whose [defaults] to write; default: the run's own")
+    add("--license", help="for the card: an identifier of the Hub's list, such as mit or cc-by-4.0")
+    add("--card", action="store_true", help="replace an existing README.md; its text is lost")
+    add("--push", metavar="USER/NAME", help="upload the folder to this repository of the Hub")
+    add("--private", action="store_true", help="with --push: a private repository")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for arguments that are malformed or do not go together."""
+    if args.upgrade and args.run:
+        raise ValueError(f"--upgrade {args.upgrade}: goes without a run")
+    if not args.upgrade and not args.weights:
+        raise ValueError("run and weights: give the folder of a run and one to write, or --upgrade DIR")
+    if args.license and not LICENCE.fullmatch(args.license):
+        raise ValueError(f"--license {args.license}: must be an identifier of the Hub's list, such as mit or cc-by-4.0")
+    if args.push and not HUB_ID.fullmatch(args.push):
+        raise ValueError(f"--push {args.push}: must be USER/NAME")
+    if args.private and not args.push:
+        raise ValueError("--private: goes with --push only")
+
+
+def resampler_of(run: str, metadata: dict) -> State | None:
+    """The newest state of the resampler that a denoiser was trained on, None in pixel space. Raises ValueError where
+    the resampler's latents have changed since."""
+    if (trained_on := metadata["resampler_step"]) is None:
+        return None
+    resampler = newest_state(run, "resampler")
+    step, phases = resampler.metadata["step"], resampler.metadata["recipe"]["optimisation"]["phases"]
+    ends = accumulate(phase["steps"] for phase in phases)
+    since = [p for p, end in zip(phases, ends, strict=True) if end > trained_on and end - p["steps"] < step]
+    if trained_on != step and not (since and all(phase.get("decoder_only") for phase in since)):
+        seen = f"the denoiser was trained on the resampler of step {trained_on}, the newest is {step}"
+        raise ValueError(f"{run}: {seen}; train the denoiser again")
+    return resampler
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
@@ -109,28 +126,28 @@ def read_report(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not usable as JSON ({error}); measure again with train/evaluate.py") from None
+        raise ValueError(f"{path}: not usable as JSON ({error}); measure again with python -m train.evaluate") from None
 
 
 def copy_samples(run: Path, folder: Path, step: int) -> int | None:
-    """The run's last sheet of samples up to a step → samples.png. → its step, None where there is none."""
+    """Copies the run's last sheet of samples up to a step to samples.png → its step, None for none."""
     sheets = {int(path.stem[8:]): path for path in run.glob("samples-*.png") if path.stem[8:].isdecimal()}
-    last = max((drawn for drawn in sheets if drawn <= step), default=None)
+    last = max((made for made in sheets if made <= step), default=None)
     if last is not None:
         shutil.copyfile(sheets[last], folder / "samples.png")
     return last
 
 
-def shown(card: Path) -> list[str]:
-    """The pictures beside a card that it shows."""
+def images_of(card: Path) -> list[str]:
+    """The images beside a card that it shows."""
     text = card.read_text(encoding="utf-8")
     return sorted(path.name for path in card.parent.glob("*.png") if path.name in text)
 
 
 def push(folder: Path, name: str, files: list[str], *, private: bool) -> str:
-    """Uploads files of a folder to the Hub repository `owner/name`, which is made where there is none. → the commit.
+    """Uploads files of a folder to the Hub repository `owner/name`, which is created if needed → the commit.
 
-    Raises ValueError, one line: without a token, network or permission, and for `private` where it is public already.
+    Raises ValueError, one line: without a token, network or permission, or if `private` and it is public already.
     """
     api, public = HfApi(), False
     try:
@@ -154,7 +171,7 @@ def push(folder: Path, name: str, files: list[str], *, private: bool) -> str:
 def newest_state(run: str, stage: str) -> State:
     state = load_state(Path(run) / stage)
     if state is None:
-        raise ValueError(f"{run}/{stage}: no state there; train it first with train/train_{stage}.py")
+        raise ValueError(f"{run}/{stage}: no state there; train it first with python -m train.train_{stage}")
     return state
 
 

@@ -177,7 +177,7 @@ def test_figures_are_those_of_these_weights_or_none(run, tiny, tmp_path, capsys)
     other = Pipeline(tiny.config, tiny.resampler, R2ID(tiny.config.denoiser), device="cpu")
     capsys.readouterr()
     assert "Figures" not in export(finished_run(tmp_path / "run", other), folder, "--card")
-    assert "report.json: is of other weights, so left out; measure again" in capsys.readouterr().out
+    assert "report.json: describes other weights and is left out; measure again" in capsys.readouterr().out
     assert (folder / "report.json").exists()
 
 

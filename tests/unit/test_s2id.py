@@ -225,5 +225,5 @@ def test_a_bad_config_is_refused(options):
 
 
 def test_an_unknown_prediction_type_is_refused():
-    with pytest.raises(ValueError, match="^prediction_type 'eps' .*must be one of v, epsilon, x0"):
+    with pytest.raises(ValueError, match="^prediction_type 'eps': must be one of v, epsilon, x0"):
         S2IDConfig(prediction_type="eps")
