@@ -117,7 +117,8 @@ def resampler_step(recipe: ResamplerRecipe, training: Run, train: ImageSet) -> C
         images = train.images[indices]
         targets = images if train.targets is None else train.targets[indices]
         buckets = shape.buckets(images, background_C)
-        return loss(buckets, targets_of(buckets, targets), rng, decoder_only=phase.decoder_only)
+        how = {"decoder_only": phase.decoder_only, "latent_noise": phase.latent_noise}
+        return loss(buckets, targets_of(buckets, targets), rng, **how)
 
     background_C = training.accelerator.unwrap_model(training.loss).background
     return compute

@@ -46,14 +46,24 @@ class ResamplerLoss(nn.Module):
         generator: torch.Generator,
         *,
         decoder_only: bool = False,
+        latent_noise: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """buckets: images in [-1, 1] as the encoder sees them. targets: see `targets_of`. decoder_only: the encoder
-        learns nothing. → the loss, and parts of it."""
-        losses = [self.of(b, sources, generator, decoder_only) for b, sources in zip(buckets, targets, strict=True)]
+        learns nothing. latent_noise: standard deviations of noise on latents are uniform from 0 to this, one an image.
+        → the loss, and parts of it."""
+        losses = [
+            self.of(bucket, sources, generator, decoder_only, latent_noise)
+            for bucket, sources in zip(buckets, targets, strict=True)
+        ]
         return mean_of(buckets, losses)
 
     def of(
-        self, bucket: Bucket, sources: Sequence[Tensor], generator: torch.Generator, decoder_only: bool
+        self,
+        bucket: Bucket,
+        sources: Sequence[Tensor],
+        generator: torch.Generator,
+        decoder_only: bool,
+        latent_noise: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         model, cells, device = self.model, bucket.cells, self.background.device
         aspects = [aspect for aspect, count in zip(bucket.aspects, bucket.counts, strict=True) for _ in range(count)]
@@ -69,6 +79,11 @@ class ResamplerLoss(nn.Module):
             metrics["latent mse"] = distance.detach()
             even_B111 = (torch.arange(len(taught), device=device) % 2 == 0).view(-1, 1, 1, 1)
             latent_BChw = torch.where(even_B111, taught.to(latent_BChw.dtype), latent_BChw)
+        if latent_noise:
+            on = {"generator": generator, "device": generator.device}
+            sigma_B111 = latent_noise * torch.rand(len(latent_BChw), 1, 1, 1, **on)
+            noise_BChw = (sigma_B111 * torch.randn(latent_BChw.shape, **on)).to(device)
+            latent_BChw = (latent_BChw + noise_BChw).clamp(-1, 1)
         context = model.prepare(latent_BChw, aspect)
         values = [self.coordinates(cells[1 - axis], generator) for axis in (0, 1)]
         columns, rows = (model.axis(value_N, context, axis) for axis, value_N in enumerate(values))
