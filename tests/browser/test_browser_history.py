@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from PIL import Image
-from r2id.demo.user import png
+from r2id.demo.session import png
 
 from r2id.demo.request import GenerateRequest, ViewRequest, to_dict
 from r2id.image import read_parameters
