@@ -11,9 +11,9 @@ from digits import digits
 from r2id import CrossAttentionR2IR, CrossAttentionR2IRConfig
 from r2id.position import grid_positions, read_colours
 from train.data.buckets import Shape, ShapeSampler, pad_to
-from train.losses.cross_attention import MARGIN_REACH, CrossAttentionLoss, encode
+from train.losses.cross_attention import MARGIN_REACH, CrossAttentionLoss
 
-TINY = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
+TINY = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3), ipe_size=8)
 WIDE = Shape((8, 14), (4, 7))
 
 
@@ -189,7 +189,7 @@ def test_the_resampler_loss_is_the_error_at_its_points_and_the_penalty():
     error = (decoded - images).square().mean()
     assert parts["mse"].item() == pytest.approx(error.item(), rel=1e-4)
     assert total.item() == pytest.approx((error + 0.5 * raw.square().mean()).item(), rel=1e-4)
-    assert torch.allclose(encode(loss.model, images, (4, 5)), raw.tanh(), atol=1e-5)
+    assert torch.allclose(loss.model.encode_image(images, (4, 5)), raw.tanh(), atol=1e-5)
     assert not parts["mse"].requires_grad and total.requires_grad
     again = resampler_loss(outside_fraction=0.125)
     assert again(images, WIDE, 10, 30, rng())[0] == again(images, WIDE, 10, 30, rng())[0]

@@ -20,19 +20,51 @@ from r2id.condition import LabelCondition
 from r2id.denoisers.output import DenoiserOutput
 from r2id.image import from_pil
 from r2id.position import batched, grid_positions
+from r2id.resamplers import architecture_of
 from r2id.schedule import Schedule
 from train import export, train_denoiser, train_resampler
 from train.data import images as data
 from train.data.buckets import NativeAspect, Shape, ShapeSampler
 from train.data.decode import own_frame, square
 from train.data.images import load_images, stream_images
-from train.losses.cross_attention import CrossAttentionLoss, encode
+from train.losses.cross_attention import CrossAttentionLoss
 from train.losses.denoiser import DenoiserLoss
+from train.losses.latent_space import LatentSpace
 
 WIDEST = 16 / 9
 TINY = CrossAttentionR2IRConfig(latent_channels=3, width=16, heads=2, octaves=(-2, 3))
 SIZES = ((8, 8), (8, 12), (12, 8), (6, 9), (8, 8), (5, 9), (8, 11))  # 8 × 12, 6 × 9 and 8 × 11 have the same cells
 OWN = NativeAspect(side=3.4, longest=6.9)
+CROSS_ATTENTION = """
+name = "small"
+architecture = "r2ir-cross-attention"
+training_size = 16
+linear_codec_steps = 3
+
+[shape_sampler]
+cells = [3, 5]
+
+[model]
+latent_channels = 3
+width = 16
+heads = 2
+encoder_blocks = 1
+
+[optimisation]
+batch = 6
+warmup = 5
+
+[[optimisation.phases]]
+steps = 4
+rate = [3e-3, 3e-3]
+pixels_in = 24
+pixels_out = 24
+consistency = 0.1
+
+[[optimisation.phases]]
+steps = 2
+rate = [3e-3, 1e-4]
+"""
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -265,26 +297,17 @@ class Zero(nn.Module):
 @pytest.mark.parametrize("jitter", [0.0, 0.5])
 def test_latents_times_and_labels_stay_with_their_picture(jitter):
     images, labels = pictures(), torch.arange(len(SIZES))
-    loss = DenoiserLoss(
-        Zero(jitter),
-        resampler_loss().model,
-        schedule=Schedule(shift_power=0.0),
-        background=(0.0,),
-        latent_mean=(0.1, 0.0, -0.1),
-        latent_std=(0.5, 0.25, 2.0),
-        label_dropout=0.0,
-        jitter_grid=5,
-    )
-    total, parts = loss(images, labels, OWN, rng())
-    squares = []
-    for image in images:
-        latent = encode(loss.resampler, image[None], OWN.cells(image.shape[2] / image.shape[1]))
-        squares.append((((latent - loss.mean) / loss.std) ** 2).mean().item())
+    schedule = Schedule(shift_power=0.0)
+    space = LatentSpace(resampler_loss().model, mean=(0.1, 0.0, -0.1), std=(0.5, 0.25, 2.0), schedule=schedule)
+    loss = DenoiserLoss(Zero(jitter), schedule, label_dropout=0.0, jitter_grid=5)
+    buckets = OWN.buckets(images, torch.tensor([-1.0]))
+    total, parts = loss([space.encode_bucket(bucket) for bucket in buckets], labels, rng())
+    alone = [space.encode(image[None], OWN.cells(image.shape[2] / image.shape[1])) for image in images]
+    squares = [latent.square().mean().item() for latent in alone]
     assert total.item() == parts["mse"].item() == pytest.approx(sum(squares) / len(images), rel=1e-4)
 
-    buckets = OWN.buckets(images, loss.background)
     assert len(loss.model.seen) == len(buckets)  # one call a group
-    edges = Schedule(shift_power=0.0).alpha_bar(torch.arange(8, dtype=torch.float64) / 7, cells=(1, 1))
+    edges = schedule.alpha_bar(torch.arange(8, dtype=torch.float64) / 7, cells=(1, 1))
     for bucket, (positions, alpha_bar_B, tokens_BND) in zip(buckets, loss.model.seen, strict=True):
         assert torch.equal(tokens_BND, loss.model.condition.table[labels[bucket.places]])
         for row, place in enumerate(bucket.places):
@@ -297,24 +320,21 @@ def test_latents_times_and_labels_stay_with_their_picture(jitter):
             assert torch.equal(absolute, grid.absolute) == (jitter == 0) == (positions.grid is not None)
 
 
-def test_mixed_pictures_train_both_stages_and_are_exported(mixed, tmp_path):
-    for name, text in (("resampler", RESAMPLER), ("denoiser", DENOISER)):
+@pytest.mark.parametrize("architecture", ["r2ir", "r2ir-cross-attention"])
+def test_mixed_pictures_train_both_stages_and_are_exported(architecture, mixed, tmp_path):
+    resampler = RESAMPLER if architecture == "r2ir" else CROSS_ATTENTION
+    for name, text in (("resampler", resampler), ("denoiser", DENOISER)):
         (tmp_path / f"{name}.toml").write_text(text)
-    sets = [
-        "native_aspect=true",
-        "linear_codec_steps=3",
-        "optimisation.phases.0.steps=4",
-        "optimisation.phases.0.consistency=0.1",
-    ]
     shared = ["--data", str(mixed), "--out", str(tmp_path / "run"), "--track", "none"]
-    settings = [part for setting in sets for part in ("--set", setting)]
+    settings = ["--set", "native_aspect=true", "--set", "optimisation.phases.0.steps=4"]
     train_resampler.main(["--config", str(tmp_path / "resampler.toml"), *shared, *settings])
-    drawn = "optimisation.phases=[{steps = 1, rate = [1e-4, 1e-4], rollout = true}]"
-    with pytest.raises(ValueError, match="phases: a drawn one needs labelled pictures, all in one size and"):
-        train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared, "--set", drawn])
+    rollout = "rollout.phases=[{steps = 1, rate = [1e-4, 1e-4]}]"
+    with pytest.raises(ValueError, match="rollout.phases: need .*all in one size and"):
+        train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared, "--set", rollout])
     train_denoiser.main(["--config", str(tmp_path / "denoiser.toml"), *shared])
     export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
     pipe = Pipeline.from_pretrained(tmp_path / "weights", device="cpu")
+    assert architecture_of(pipe.config.resampler) == architecture
     assert pipe.config.trained_aspects == pytest.approx((9 / 16, 16 / 9)) and pipe.config.fit == "contain"
     assert pipe.config.encoder_size == 16 and pipe.labels == ["even", "odd"]
     assert pipe.resample(pipe.diffuse(["odd"], seed=0), size=(18, 32)).isfinite().all()
