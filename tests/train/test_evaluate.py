@@ -14,7 +14,7 @@ from PIL import Image
 from r2id.latent import Latent
 from r2id.pipeline import Pipeline
 from train.evaluate import main
-from train.evaluation import sections
+from train.evaluation import detail, sections
 from train.evaluation.protocol import LARGE, Evaluation, Protocol
 from train.evaluation.report import SECTIONS
 from train.evaluation.tables import Table
@@ -28,9 +28,14 @@ PROTOCOL = Protocol(
     ratios=((9, 16), (16, 9)),
     enlargements=(2, 4, 8),
     consistency=5,
+    patch_densities=(8,),
     steps=(1, 2),
     guidances=(1.0,),
 )
+
+
+def missing(*_):
+    raise ValueError("somebody: not installed; pip install it")
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +43,10 @@ def quick(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(sections, "SHEET_SIDE", 16)
     monkeypatch.setattr(sections, "SHEET_SIZES", (4, 16))
+    for constant, value in (("SIZES", (4, 16)), ("ZOOMS", (1, 8)), ("SHOWN", 16)):
+        monkeypatch.setattr(detail, constant, value)
+    for judge in ("read_letters", "mobilenet_features"):
+        monkeypatch.setattr(detail, judge, missing)
     datasets.disable_progress_bars()
 
 
@@ -92,6 +101,15 @@ def test_whole_report(tiny_weights, folder, tmp_path, capsys):
     settings = [(row["sampler"], row["steps"], row["guidance"]) for row in first["sampler"]]
     assert settings == [*varied, (own.sampler, own.steps, 1.0)]
 
+    assert report["outline"] == [{"title": report["outline"][0]["title"]}] and "fonts" in report["outline"][0]["title"]
+    assert "left out; somebody: not installed; pip" in report["reader"][0]["title"]
+    note, patches = report["patches"]
+    assert "left out; somebody" in note["title"]
+    floor, *_, generated = [row["Fréchet distance, judge"] for row in patches["rows"]]
+    assert 0 <= floor < generated
+    assert [row["latent"] for row in first["closest"]] == ["4×4", "5×5"]
+    assert all(row["generated"] > row["real images"] > 0 for row in first["closest"])
+
     files = {name: [item["file"] for item in report[name] if "file" in item] for name in SECTIONS}
     assert [files[name] for name in ("accuracy", "shape", "sampler", "loss")] == [
         ["accuracy.png"],
@@ -100,7 +118,8 @@ def test_whole_report(tiny_weights, folder, tmp_path, capsys):
         ["loss.png"],
     ]
     names = files["sheets"]
-    assert names == ["one_latent.png", "labels.png", "latents.png", "aspect_9x16.png", "aspect_16x9.png"]
+    assert names[:3] == ["one_latent.png", "labels.png", "latents.png"]
+    assert names[3:] == ["aspect_9x16.png", "aspect_16x9.png", "sizes.png", "zoom.png"]
     with Image.open(tmp_path / "out" / "labels.png") as labels:
         assert labels.size == (10 * 18 + 2, sections.SHEET_SEEDS * 18 + 2)
     written, printed = (tmp_path / "out" / "report.md").read_text(encoding="utf-8"), capsys.readouterr().out
@@ -149,7 +168,7 @@ def test_pixel_space_is_measured_at_its_own_sizes(tiny_pixels, folder, tmp_path)
     assert same["8×8"] > 100 and same["16×16"] > same["4×4"] > 10  # at its own size, the latent is the picture
     assert [row["latent"] for row in rows["accuracy"][:-1]] == ["4×4", "8×8", "16×16"]
     assert [row["latent"] for row in rows["aspects"]] == ["8×8", "14×8", "8×4", "8×8", "8×14", "4×8"]
-    assert len(report["sheets"]) == 5
+    assert len(report["sheets"]) == 6
 
 
 def test_table_as_markdown():

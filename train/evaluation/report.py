@@ -8,11 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from train.data.images import ImageSet, MissingSplit
-from train.evaluation import sections
+from train.evaluation import detail, sections
 from train.evaluation.protocol import Evaluation
-from train.evaluation.tables import JUDGED, Sheet, Table
+from train.evaluation.tables import JUDGED, Note, Sheet, Table
 
-SECTIONS: dict[str, Callable[[Evaluation], Iterator[Table | Sheet]]] = {
+
+def sheets(e: Evaluation) -> Iterator[Sheet]:
+    yield from sections.sheets(e)
+    yield from detail.detail_sheets(e)
+
+
+SECTIONS: dict[str, Callable[[Evaluation], Iterator[Table | Sheet | Note]]] = {
     "reconstruction": sections.reconstruction,
     "consistency": sections.consistency,
     "accuracy": sections.read_as_label,
@@ -21,7 +27,11 @@ SECTIONS: dict[str, Callable[[Evaluation], Iterator[Table | Sheet]]] = {
     "fidelity": sections.fidelity,
     "sampler": sections.sampler,
     "loss": sections.loss,
-    "sheets": sections.sheets,
+    "outline": detail.outline,
+    "patches": detail.patches,
+    "reader": detail.reader,
+    "closest": detail.closest,
+    "sheets": sheets,
 }
 
 

@@ -18,7 +18,7 @@ from r2id.interpolation import resize
 from r2id.limits import BATCH
 from r2id.pipeline import Latent
 from r2id.schedule import noisy, target
-from train.evaluation.classifier import accuracy, to_classifier_size
+from train.evaluation.classifier import accuracy
 from train.evaluation.metrics import (
     bring_to,
     central_square,
@@ -45,8 +45,7 @@ TILED = 128  # pixels a side of the output whose tiles are compared with the who
 def reconstruction(e: Evaluation) -> Iterator[Table]:
     rows, size, real = [], (e.size, e.size), (e.real.images + 1) / 2
     for cells in e.protocol.cells:
-        decoded = (e.pipe.resample(latent, size=size) for latent in e.encoded(e.real.images, cells))
-        mse = mean_square(zip(decoded, real.split(BATCH), strict=True))
+        mse, _ = e.reconstructed(cells)
         rows.append((name(cells), 4 * mse, psnr(mse)))
     columns = {"latent": "{}", "MSE on [-1, 1]": "{:.5f}", "PSNR (dB)": "{:.2f}"}
     yield Table(f"Encoded, then decoded at {name(size)}: {len(e.real):,} images", columns, rows)
@@ -94,13 +93,13 @@ def quarters() -> list[tuple[float, float, float, float]]:
 def read_as_label(e: Evaluation) -> Iterator[Table]:
     outputs, rows, labels_N = e.protocol.outputs, [], e.labels_N
     for cells in e.protocol.generated_cells:
-        pictures = (e.judged(e.fewer(e.generated(cells), side), (side, side)) for side in outputs)
-        rows.append((name(cells), *(accuracy(e.judge, picture, labels_N[: len(picture)]) for picture in pictures)))
+        seen = (e.judged(cells, side) for side in outputs)
+        rows.append((name(cells), *(accuracy(e.judge, images, labels_N[: len(images)]) for images in seen)))
     real = []
     for side in outputs:
         shown = e.real.images if side <= LARGE else e.real.images[: -(-len(e.real) // FEW)]
         parts = progress(shown.split(BATCH), f"real images at {side}")
-        brought = torch.cat([to_classifier_size(bring_to(part, side)) for part in parts])
+        brought = torch.cat([e.seen((bring_to(part, side) + 1) / 2) for part in parts])
         real.append(accuracy(e.judge, brought, e.real.labels[: len(shown)]))
     rows.append((f"{len(e.real):,} real images", *real))
     columns = {"latent": "{}"} | {f"output {side}": "{:.2%}" for side in outputs}
@@ -124,7 +123,7 @@ def aspects(e: Evaluation) -> Iterator[Table]:
         for method, cells, latents, size in methods:
             what = progress(latents, f"resample {name(size)}")
             pictures = torch.cat([e.pipe.resample(latent, size=size, fit="contain") for latent in what])
-            read = accuracy(e.judge, to_classifier_size(central_square(pictures) * 2 - 1), e.labels_N)
+            read = accuracy(e.judge, e.seen(central_square(pictures)), e.labels_N)
             margins = margin_square(pictures, e.background_C)
             rows.append((f"{ratio[0]}:{ratio[1]}", method, name(cells), latents[0].aspect, name(size), read, margins))
     columns = {"ratio": "{}", "method": "{}", "latent": "{}", "frame": "{:.3f}", "output": "{}"}
@@ -144,7 +143,7 @@ def shape(e: Evaluation) -> Iterator[Table | Sheet]:
         for fit in fits:
             shown = torch.cat([e.pipe.resample(latent, size=size, fit=fit) for latent in latents])
             centre = central_square(shown)
-            read = accuracy(e.judge, to_classifier_size(centre * 2 - 1), labels_N)
+            read = accuracy(e.judge, e.seen(centre), labels_N)
             figures += [(centre - square).abs().max().item(), margin_square(shown, e.background_C), read]
             pictures.append(F.pad(shown[3 % len(shown)], margins_to(size, 2 * e.size), value=0.5))
         rows.append((f"{ratio[0]}:{ratio[1]}", *figures))
@@ -164,7 +163,7 @@ def margins_to(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
 
 def fidelity(e: Evaluation) -> Iterator[Table]:
     count, rows = e.protocol.generated, []
-    real, real_labels = judge_features(e.judge, to_classifier_size(e.real.images)), e.real.labels
+    real, real_labels = judge_features(e.judge, e.seen((e.real.images + 1) / 2)), e.real.labels
 
     def measure(what: str, images_NCHW: Tensor, labels_N: Tensor) -> None:
         features = judge_features(e.judge, images_NCHW)
@@ -173,12 +172,11 @@ def fidelity(e: Evaluation) -> Iterator[Table]:
         rows.append((what, len(features), *figures))
 
     train = e.load("train", limit=count)  # as many as are generated: the distance falls with the count
-    measure("training images (the floor)", to_classifier_size(train.images), train.labels)
+    measure("training images (the floor)", e.seen((train.images + 1) / 2), train.labels)
     for cells in e.protocol.generated_cells:
-        images = e.judged(list(e.encoded(e.real.images[:count], cells)), (e.size, e.size))
-        measure(f"{name(cells)}, real images reconstructed", images, real_labels[:count])
+        measure(f"{name(cells)}, real images reconstructed", e.reconstructed(cells)[1], real_labels[:count])
     for cells in e.protocol.generated_cells:
-        measure(f"{name(cells)}, generated", e.judged(e.generated(cells), (e.size, e.size)), e.labels_N)
+        measure(f"{name(cells)}, generated", e.judged(cells, e.size), e.labels_N)
     columns = {"pictures": "{}", "count": "{:,}", "Fréchet distance": "{:.2f}", "1000 · KID": "{:.2f}"}
     columns |= {"diversity": "{:.3f}", "accuracy": "{:.2%}"}
     size = name((e.size, e.size))
@@ -188,13 +186,13 @@ def fidelity(e: Evaluation) -> Iterator[Table]:
 def sampler(e: Evaluation) -> Iterator[Table | Sheet]:
     """Steps and guidance of both samplers, one varied at a time, the other as the configuration has it."""
     defaults, size = e.pipe.config.defaults, (e.size, e.size)
-    real, real_labels = judge_features(e.judge, to_classifier_size(e.real.images)), e.real.labels
+    real, real_labels = judge_features(e.judge, e.seen((e.real.images + 1) / 2)), e.real.labels
     label, rows, curves = 0 if e.pipe.labels else None, [], {}
     settings = [(method, steps, defaults.guidance) for method in SAMPLERS for steps in e.protocol.steps]
     settings += [(defaults.sampler, defaults.steps, guidance) for guidance in e.protocol.guidances]
     for method, steps, guidance in settings:
         options = {"sampler": method, "steps": steps, "guidance": guidance}
-        images = e.judged(e.generated(e.base, **options), size)
+        images = e.judged(e.base, e.size, **options)
         features = judge_features(e.judge, images)
         began = time.perf_counter()
         e.pipe.diffuse(label, latent_size=e.base, seed=0, **options)

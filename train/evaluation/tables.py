@@ -50,6 +50,19 @@ class Sheet:
         return {"title": self.title, "file": f"{self.name}.png"}
 
 
+@dataclass(frozen=True)
+class Note:
+    """What a report says in place of a table."""
+
+    title: str
+
+    def markdown(self) -> str:
+        return self.title
+
+    def plain(self) -> dict:
+        return {"title": self.title}
+
+
 def name(size: Sequence[int]) -> str:
     return f"{size[0]}×{size[1]}"
 
