@@ -24,12 +24,12 @@ from train.data.images import ImageSet
 from train.engine import machine as measure
 from train.evaluation import comparison, methods
 from train.evaluation.classifier import judge_of, load_classifier
-from train.evaluation.comparison import Protocol, System, compare, fingerprint
+from train.evaluation.comparison import ComparisonProtocol, System, compare, fingerprint
 from train.evaluation.comparison_tables import Results, cost_plot, crossing, crossings, verdict
 from train.evaluation.methods import Cell, Column, cost, cost_apart, diffuse, giga_operations, show
 from train.evaluation.tables import titled_sheet
 
-PROTOCOL = Protocol(counts={4: 10, 8: 12, 16: 10}, ratios=((9, 16),), ratio_count=10, frechet=12)
+PROTOCOL = ComparisonProtocol(counts={4: 10, 8: 12, 16: 10}, ratios=((9, 16),), ratio_count=10, frechet=12)
 COLUMNS = ["4×4", "8×8", "16×16", "9:16"]
 
 

@@ -12,32 +12,35 @@ import torch
 from r2id import R2ID, CrossAttentionR2IR
 from r2id.config import Defaults
 from r2id.denoisers import DENOISERS
+from r2id.resamplers import RESAMPLERS
 from train.data.buckets import ShapeSampler
-from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
+from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe, read_resampler_recipe
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 EPOCH = 55_000  # training images
 
 
-def kind_of(path: Path) -> type:
-    return CrossAttentionRecipe if path.stem.endswith("_resampler") else DenoiserRecipe
+def read(path: Path):
+    return read_resampler_recipe(path) if "_resampler" in path.stem else read_recipe(DenoiserRecipe, path)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_reads_and_its_model_can_be_built(path):
-    recipe = read_recipe(kind_of(path), path)
+    recipe = read(path)
+    models = DENOISERS if isinstance(recipe, DenoiserRecipe) else RESAMPLERS
     with torch.device("meta"):
-        model_type = CrossAttentionR2IR if kind_of(path) is CrossAttentionRecipe else DENOISERS[recipe.architecture][1]
-        model = model_type(recipe.model)
+        model = models[recipe.architecture][1](recipe.model)
     assert model.config == recipe.model
-    stages = [read_recipe(kind_of(other), other) for other in CONFIGS.glob("*.toml")]
-    stages = [stage for stage in stages if stage.name == recipe.name]  # one run: both stages, but in pixel space
-    pixels = kind_of(path) is DenoiserRecipe and recipe.pixels
-    assert {type(stage) for stage in stages} == ({DenoiserRecipe} if pixels else {CrossAttentionRecipe, DenoiserRecipe})
-    (fewest, most), *others = sorted(
-        (stage.shape_sampler.cells for stage in stages), key=lambda cells: cells[0] - cells[1]
-    )
-    assert all(fewest <= low <= high <= most for low, high in others)  # the denoiser's are within the resampler's
+
+
+@pytest.mark.parametrize("path", sorted(set(CONFIGS.glob("*.toml")) - set(CONFIGS.glob("*_resampler*"))))
+def test_a_denoiser_has_a_resampler_of_its_name_that_knows_its_cells_or_needs_none(path):
+    recipe = read(path)
+    own = [read(other) for other in CONFIGS.glob("*_resampler*") if read(other).name == recipe.name]
+    assert recipe.pixels != bool(own)
+    low, high = recipe.shape_sampler.cells
+    for fewest, most in (resampler.shape_sampler.cells for resampler in own):
+        assert fewest <= low <= high <= most
 
 
 def parameters(model_type: type, config) -> int:

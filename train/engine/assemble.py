@@ -41,7 +41,7 @@ def build_pipeline(stage_1: State | None, metadata: dict, denoiser_tensors: dict
     resampler_config, resampler_type = resampler_of(stage_1) if stage_1 else (None, None)
     channels = resampler_config.channels if stage_1 else denoiser_config.latent_channels
     stages = [stage_1.metadata, metadata] if stage_1 else [metadata]
-    first = stages[0]  # it saw the pictures
+    first = stages[0]  # it saw the images
     cost = [stage.get("cost") for stage in stages]
     beyond = first["recipe"].get("outside_fraction", first["background"])  # whether there is anything beyond the frame
     own = first["recipe"].get("native_aspect", False)

@@ -28,7 +28,7 @@ from train.engine.flops import count_flops
 REPEATS = 5
 SQUARE = 1024  # side of the large product
 ENOUGH = 5.0  # seconds after which a measurement is not repeated
-TRIED, TRIES = 512, 4  # side and number of the products by which a precision is chosen
+TRIED, TRIES = 512, 10  # side and number of the products by which a precision is chosen
 COPIED = 2**26  # float32 values, more than caches hold
 CPU = torch.device("cpu")
 MULTIPLIED = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # of torch.ops.aten → place of the first factor
@@ -114,10 +114,11 @@ def square_rate(device: torch.device = CPU) -> float:
 def faster_precision(device: torch.device = CPU) -> tuple[str, str]:
     """The precision, float32 or bfloat16, whose products take less time on this device, and why in words. bfloat16 must
     win by a quarter, since it is less exact and much of a step stays float32."""
-    taken = {}
-    for name in ("float32", "bfloat16"):
-        a, b = (torch.randn(TRIED, TRIED, device=device, dtype=getattr(torch, name)) for _ in range(2))
-        taken[name] = min(seconds_of(lambda a=a, b=b: torch.matmul(a, b), device) for _ in range(TRIES))
+    taken, factor = {}, torch.randn(TRIED, TRIED, device=device)
+    for _ in range(TRIES):  # in turns, and the shortest of each: others may use the machine meanwhile
+        for name in ("float32", "bfloat16"):
+            a = factor.to(getattr(torch, name))
+            taken[name] = min(taken.get(name, math.inf), seconds_of(lambda a=a: torch.matmul(a, a), device))
     chosen = "bfloat16" if 1.25 * taken["bfloat16"] < taken["float32"] else "float32"
     times = ", ".join(f"{1e3 * seconds:.2g} ms in {name}" for name, seconds in taken.items())
     return chosen, f"a {TRIED} × {TRIED} product takes {times}"

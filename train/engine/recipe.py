@@ -18,6 +18,7 @@ from r2id.config import Defaults
 from r2id.cross_attention_resampler import CrossAttentionR2IRConfig
 from r2id.dataclass_io import from_dict
 from r2id.denoisers import DENOISERS
+from r2id.limits import check_choice
 from r2id.resampler import R2IRConfig
 from r2id.sampler import SAMPLERS
 from r2id.schedule import Schedule
@@ -125,7 +126,7 @@ class Optimisation:
             raise ValueError("phases: there must be at least one, each of 1 step or more")
         if self.batch < 1 or self.accumulate < 1:
             raise ValueError(f"batch {self.batch}, accumulate {self.accumulate}: must be 1 or more")
-        check_choice("precision", self.precision, PRECISIONS)
+        check_choice(self.precision, "precision", PRECISIONS)
 
     @property
     def steps(self) -> int:
@@ -187,13 +188,7 @@ class CacheConfig:
     def __post_init__(self):
         if not self.cells or min(map(min, self.cells)) < 1:
             raise ValueError(f"cells {self.cells}: give at least one (height, width), 1 or more each")
-        check_choice("dtype", self.dtype, CACHED)
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ValueError for a value that is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} {value!r}: must be one of {', '.join(choices)}")
+        check_choice(self.dtype, "dtype", CACHED)
 
 
 @dataclass(frozen=True)
@@ -279,8 +274,8 @@ class DenoiserRecipe:
     defaults: Defaults = field(default_factory=Defaults)  # of sampling, exported with the weights
 
     def __post_init__(self):
-        check_choice("architecture", self.architecture, DENOISERS)
-        check_choice("deviation", self.deviation, DEVIATIONS)
+        check_choice(self.architecture, "architecture", DENOISERS)
+        check_choice(self.deviation, "deviation", DEVIATIONS)
         if isinstance(self.model, dict):
             object.__setattr__(self, "model", from_dict(DENOISERS[self.architecture][0], self.model, "model"))
         if self.pixels != (self.training_size is not None):
@@ -305,7 +300,7 @@ class DenoiserRecipe:
                 raise ValueError(
                     f"{where}: cells {cells} must be multiples of {size_multiple}, the model's size_multiple"
                 )
-        check_choice("defaults.sampler", self.defaults.sampler, SAMPLERS)
+        check_choice(self.defaults.sampler, "defaults.sampler", SAMPLERS)
 
     @property
     def phases(self) -> tuple[DenoiserPhase | RolloutPhase, ...]:
@@ -323,7 +318,7 @@ def shape_sampler_of(recipe: ResamplerRecipe | CrossAttentionRecipe | DenoiserRe
 def read_resampler_recipe(path: str | Path, settings: Sequence[str] = ()) -> ResamplerRecipe | CrossAttentionRecipe:
     """The recipe of a resampler, of the kind that its key `architecture` names ("r2ir" without one)."""
     architecture = read_values(path, settings).get("architecture", "r2ir")
-    check_choice(f"{path}: architecture", architecture, RESAMPLER_RECIPES)
+    check_choice(architecture, f"{path}: architecture", RESAMPLER_RECIPES)
     return read_recipe(RESAMPLER_RECIPES[architecture], path, settings)
 
 

@@ -34,7 +34,7 @@ BATCH_CELLS = 2**16  # diffused together: bounds the memory of large sizes
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ComparisonProtocol:
     """Sides of square pictures with the number generated, frames (width, height) around a square of training size."""
 
     counts: dict[int, int] = field(default_factory=lambda: {16: 500, 32: 500, 64: 100, 128: 10, 256: 2})
@@ -48,7 +48,7 @@ class Protocol:
         return squares + [Column(f"{w}:{h}", w / h, training_size, self.ratio_count) for w, h in self.ratios]
 
 
-PROTOCOL = Protocol()
+PROTOCOL = ComparisonProtocol()
 
 
 @dataclass
@@ -130,7 +130,9 @@ class System:
         figures["parts"] = torch.cat(counts).double().mean().item()
         return figures | {"spread": torch.cat(spreads).mean(dim=0).exp().tolist()}  # geometric means, across and down
 
-    def measure(self, cell: Cell, judging: Judging, protocol: Protocol) -> tuple[dict[str, Any], Image.Image | None]:
+    def measure(
+        self, cell: Cell, judging: Judging, protocol: ComparisonProtocol
+    ) -> tuple[dict[str, Any], Image.Image | None]:
         """All figures of a cell and the picture for the sheet; or why there are none."""
         try:
             label = protocol.shown % len(self.pipe.labels)
@@ -183,7 +185,7 @@ def compare(
     device: str = "auto",
     limit: int | None = None,
     generated: int = 1000,
-    protocol: Protocol = PROTOCOL,
+    protocol: ComparisonProtocol = PROTOCOL,
 ) -> None:
     """Measures what comparison.json in `folder` does not yet hold; then prints the tables and writes the report.
 
@@ -215,7 +217,9 @@ def compare(
     cache.write()
 
 
-def measure(systems: Sequence[System], judging: Judging, protocol: Protocol, results: Results, cache: Cache) -> None:
+def measure(
+    systems: Sequence[System], judging: Judging, protocol: ComparisonProtocol, results: Results, cache: Cache
+) -> None:
     """Fills the results, from the cache where it has them."""
     seen = (*judging.judge.state_dict().values(), judging.real.images, judging.real.labels)
     judged = fingerprint(*(tensor.cpu().numpy().tobytes() for tensor in seen))

@@ -22,7 +22,7 @@ from r2id.position import (
 from train.data.buckets import Bucket, NativeAspect, Shape, aspect_of, mean_of
 
 MARGIN_REACH = 2.0  # relative units from the centre that margin points cover: outputs of 1:4 to 4:1
-WHOLE = 32  # pixels whose centre is compared with their mean, each step and picture
+WHOLE = 32  # pixels whose centre is compared with their mean, each step and image
 JITTERS = ("true", "published", "none")
 
 
@@ -79,7 +79,7 @@ class CrossAttentionLoss(nn.Module):
         outputs of different sizes disagree by. decoder_only: the encoder learns nothing.
         """
         buckets = shape.buckets(images, self.background)
-        if pixels_out == 0:  # all of a picture are another number for every size
+        if pixels_out == 0:  # all of an image are another number for every size
             buckets = [alone for bucket in buckets for alone in bucket.sizes()]
         how = pixels_in, pixels_out, generator, consistency, decoder_only
         return mean_of(buckets, (self.of(bucket, *how) for bucket in buckets))

@@ -18,7 +18,7 @@ from train.engine.loop import Run
 from train.losses.cross_attention import CrossAttentionLoss
 
 RATE = 2e-2
-POINTS = 256  # of each picture, that are compared
+POINTS = 256  # of each image, that are compared
 
 
 class LinearCodecAlone(nn.Module):
