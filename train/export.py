@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import accumulate
@@ -23,6 +22,7 @@ from r2id.checkpoint import CheckpointError
 from r2id.config import FORMAT
 from r2id.hub import HUB_ID, HUB_TIMEOUT_SECONDS
 from train.engine.assemble import build_pipeline
+from train.engine.cli import script
 from train.engine.format1 import upgrade
 from train.engine.recipe import DenoiserRecipe, read_recipe
 from train.engine.state import State, load_state
@@ -176,7 +176,4 @@ def newest_state(run: str, stage: str) -> State:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    script(main)

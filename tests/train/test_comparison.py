@@ -101,12 +101,12 @@ def test_every_system_and_size_with_its_count(made):
     assert list(read[0]) == ["weights", "method", *counts]
     rows = [("tiny", "native"), ("tiny", "shaped"), ("tiny", "resized"), ("pixels", "native"), ("pixels", "resized")]
     assert [(row["weights"], row["method"]) for row in read] == [("real images", ""), *rows]
-    for title in ("Milliseconds of one picture", "GFLOP of one picture", "Peak memory of one picture above the loaded"):
+    for title in ("Milliseconds of one image", "GFLOP of one image", "Peak memory of one image above the loaded"):
         (table,) = (rows for name, rows in tables.items() if name.startswith(title))
         missing = [(row["weights"], row["method"], column) for row in table for column in COLUMNS if row[column] == "—"]
         assert missing == [("tiny", "shaped", column) for column in COLUMNS[:3]]
     distances = tables["Fréchet distance in the judge's features"]
-    assert list(distances[0]) == ["weights", "method", "8×8, n 12"]  # the others have too few pictures
+    assert list(distances[0]) == ["weights", "method", "8×8, n 12"]  # the others have too few images
 
     trained = {row["weights"]: row for row in tables["Training"]}
     assert trained["pixels"]["images shown"] == "60,000" and trained["pixels"]["TFLOP"] == "75.0"
@@ -118,8 +118,8 @@ def test_every_system_and_size_with_its_count(made):
     files = re.findall(r"\((\w+\.png)\)", written)
     assert files == ["cost.png", "comparison.png"]
     for file in files:
-        with Image.open(made / file) as picture:
-            assert min(picture.size) > 100
+        with Image.open(made / file) as image:
+            assert min(image.size) > 100
 
 
 def test_a_second_run_diffuses_nothing(made, folders, monkeypatch, tmp_path, capsys):
@@ -159,8 +159,8 @@ def test_what_was_done_before_a_stop_is_kept(folders, measured, tmp_path):
 
 def test_a_size_that_the_system_refuses_is_a_reason(folders, grey_pixels):
     huge = Cell(Column("huge", 1.0, 9000, 10), "native", (9000, 9000), (9000, 9000), 1.0)
-    figures, picture = System("pixels", Path(folders[1]), grey_pixels).measure(huge, None, PROTOCOL)
-    assert picture is None and re.fullmatch("latent_size.* 9000.*", figures["refused"])
+    figures, image = System("pixels", Path(folders[1]), grey_pixels).measure(huge, None, PROTOCOL)
+    assert image is None and re.fullmatch("latent_size.* 9000.*", figures["refused"])
 
 
 def test_ways_of_a_size(tiny, grey_pixels):
@@ -183,17 +183,17 @@ def test_resized_is_the_training_picture_on_the_background(tiny, grey_pixels):
     for pipe in (tiny, grey_pixels):
         cell = Cell(Column("2:1", 2.0, 16, 4), "resized", (16, 32), pipe.config.defaults.latent_size, 1.0)
         latent = diffuse(pipe, cell, [3, 5], seed=0)
-        picture, trained = show(pipe, cell, latent), pipe.resample(latent, size=(8, 8))
-        assert picture.shape == (2, 1, 16, 32)
-        assert picture[..., :8].abs().max() < 1e-6 and picture[..., -8:].abs().max() < 1e-6
+        image, trained = show(pipe, cell, latent), pipe.resample(latent, size=(8, 8))
+        assert image.shape == (2, 1, 16, 32)
+        assert image[..., :8].abs().max() < 1e-6 and image[..., -8:].abs().max() < 1e-6
         expected = torch.nn.functional.interpolate(trained, size=(16, 16), mode="bicubic", antialias=True).clamp(0, 1)
-        torch.testing.assert_close(picture[..., 8:-8], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(image[..., 8:-8], expected, atol=1e-5, rtol=0)
 
 
 def test_cost_in_a_process_of_its_own(folders, grey_pixels):
     small, medium, large = (Cell(Column("", 1.0, n, 1), "native", (n, n), (n, n), 1.0) for n in (8, 24, 48))
-    figures, picture = cost_apart(folders[1], "cpu", large, 3, 3)
-    assert picture.size == (48, 48) and figures["ms"] > 0 and figures["product_gflops"] > 0.1
+    figures, image = cost_apart(folders[1], "cpu", large, 3, 3)
+    assert image.size == (48, 48) and figures["ms"] > 0 and figures["product_gflops"] > 0.1
     assert 2304 * 16 * 4 / 1e6 < figures["memory_mb"] < 500  # at least one activation
     operations = [giga_operations(grey_pixels, cell) for cell in (small, medium)]
     assert 9 < operations[1] / operations[0] < 81  # some layers cost as the pixels, attention as their square

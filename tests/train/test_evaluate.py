@@ -165,7 +165,7 @@ def test_pixel_space_is_measured_at_its_own_sizes(tiny_pixels, folder, tmp_path)
     rows = {name: report[name][0].get("rows") for name in SECTIONS}
     assert [row["latent"] for row in rows["reconstruction"]] == ["4×4", "8×8", "16×16"]
     same = {row["latent"]: row["PSNR (dB)"] for row in rows["reconstruction"]}
-    assert same["8×8"] > 100 and same["16×16"] > same["4×4"] > 10  # at its own size, the latent is the picture
+    assert same["8×8"] > 100 and same["16×16"] > same["4×4"] > 10  # at its own size, the latent is the image
     assert [row["latent"] for row in rows["accuracy"][:-1]] == ["4×4", "8×8", "16×16"]
     assert [row["latent"] for row in rows["aspects"]] == ["8×8", "14×8", "8×4", "8×8", "8×14", "4×8"]
     assert len(report["sheets"]) == 6

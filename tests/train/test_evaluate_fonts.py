@@ -162,4 +162,4 @@ def test_a_report_of_letters(letters, fonts, tmp_path, monkeypatch):
 
     e = Evaluation(letters, load_for(letters.config, fonts, "test"), None, Classifier(1, 3, side=16), PROTOCOL)
     sizes, zoom = detail.detail_sheets(e)
-    assert sizes.picture.size == (4 + 4 + 16, 16) and zoom.name == "zoom"
+    assert sizes.image.size == (4 + 4 + 16, 16) and zoom.name == "zoom"

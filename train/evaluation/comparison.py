@@ -1,6 +1,6 @@
 """Systems side by side over sizes and shapes: `python -m train.evaluate --compare weights/a weights/b … --data PATH`.
 
-`train/evaluation/methods.py` says how each makes a picture. Picture i has label i mod K and seed i, under each
+`train/evaluation/methods.py` says how each makes an image. Image i has label i mod K and seed i, under each
 configuration's own defaults. Every finished cell is written to comparison.json at once and holds as long as the
 weights, the judge, the real images and the machine stay the same: to go on after a stop, run the same command.
 """
@@ -35,13 +35,13 @@ BATCH_CELLS = 2**16  # diffused together: bounds the memory of large sizes
 
 @dataclass(frozen=True)
 class ComparisonProtocol:
-    """Sides of square pictures with the number generated, frames (width, height) around a square of training size."""
+    """Sides of square images with the number generated, frames (width, height) around a square of training size."""
 
     counts: dict[int, int] = field(default_factory=lambda: {16: 500, 32: 500, 64: 100, 128: 10, 256: 2})
     ratios: tuple[tuple[int, int], ...] = ((9, 16), (3, 4), (4, 3), (16, 9))
     ratio_count: int = 60
-    frechet: int = 500  # pictures below which the distance is mostly bias
-    shown: int = 3  # index of the picture on the sheet
+    frechet: int = 500  # images below which the distance is mostly bias
+    shown: int = 3  # index of the image on the sheet
 
     def columns(self, training_size: int) -> list[Column]:
         squares = [Column(name((side, side)), 1.0, side, count) for side, count in self.counts.items()]
@@ -66,7 +66,7 @@ class Judging:
         return torch.cat([to_classifier_size(bring_to(part, side)) for part in batches])
 
     def distance(self, images_NCHW: Tensor, side: int) -> float:
-        """Fréchet distance of pictures as the judge takes them to the real ones brought to that size."""
+        """Fréchet distance of images as the judge takes them to the real ones brought to that size."""
         if side not in self.known:
             self.known[side] = judge_features(self.judge, self.seen(self.real.images, side))
         return frechet(judge_features(self.judge, images_NCHW), self.known[side])
@@ -115,7 +115,7 @@ class System:
             yield Latent(kept[index].tensor[: cell.column.count - start], cell.aspect)
 
     def judged(self, cell: Cell, judging: Judging, *, distance: bool) -> dict[str, Any]:
-        """What the judge reads in the cell's pictures, and how many parts of what spread are drawn in them."""
+        """What the judge reads in the cell's images, and how many parts of what spread are drawn in them."""
         background_C, squares, counts, spreads = torch.tensor(self.pipe.config.background), [], [], []
         for latent in self.latents(cell):
             images_BCHW = show(self.pipe, cell, latent)
@@ -133,12 +133,12 @@ class System:
     def measure(
         self, cell: Cell, judging: Judging, protocol: ComparisonProtocol
     ) -> tuple[dict[str, Any], Image.Image | None]:
-        """All figures of a cell and the picture for the sheet; or why there are none."""
+        """All figures of a cell and the image for the sheet; or why there are none."""
         try:
             label = protocol.shown % len(self.pipe.labels)
-            figures, picture = cost_apart(self.folder, str(self.pipe.device), cell, label, protocol.shown)
+            figures, image = cost_apart(self.folder, str(self.pipe.device), cell, label, protocol.shown)
             figures["gflop"] = giga_operations(self.pipe, cell)
-            return figures | self.judged(cell, judging, distance=cell.column.count >= protocol.frechet), picture
+            return figures | self.judged(cell, judging, distance=cell.column.count >= protocol.frechet), image
         except (ValueError, RuntimeError, MemoryError) as error:  # too large for the system or the machine
             return {"refused": (str(error).splitlines() or [type(error).__name__])[0]}, None
 
@@ -149,23 +149,23 @@ def fingerprint(*parts: bytes | str) -> str:
 
 
 class Cache:
-    """The measured cells of comparison.json, rewritten after each; pictures lie beside it in pictures/."""
+    """The measured cells of comparison.json, rewritten after each; images lie beside it in images/."""
 
     def __init__(self, folder: Path):
-        self.path, self.pictures = folder / "comparison.json", folder / "pictures"
+        self.path, self.images = folder / "comparison.json", folder / "images"
         try:
             self.report = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {"cells": {}}
             self.cells: dict[str, dict] = self.report["cells"]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{self.path}: not a comparison; remove it, or give another --out") from None
 
-    def picture(self, key: str) -> Path:
-        return self.pictures / f"{key.replace(' ', '_').replace(':', 'x')}.png"
+    def image(self, key: str) -> Path:
+        return self.images / f"{key.replace(' ', '_').replace(':', 'x')}.png"
 
-    def keep(self, key: str, figures: dict, picture: Image.Image | None = None) -> None:
-        self.pictures.mkdir(parents=True, exist_ok=True)
-        if picture is not None:
-            picture.save(self.picture(key))
+    def keep(self, key: str, figures: dict, image: Image.Image | None = None) -> None:
+        self.images.mkdir(parents=True, exist_ok=True)
+        if image is not None:
+            image.save(self.image(key))
         self.cells[key] = figures
         self.write()
 
@@ -190,7 +190,7 @@ def compare(
     """Measures what comparison.json in `folder` does not yet hold; then prints the tables and writes the report.
 
     weights: folders or Hub ids, the first is the reference. load: (split, size=, channels=, limit=) → images. limit:
-    real images. generated: pictures a cell, at most. Raises ValueError for systems that cannot be compared.
+    real images. generated: images a cell, at most. Raises ValueError for systems that cannot be compared.
     """
     names = [Path(path).name for path in weights]
     if len(set(names)) < max(2, len(names)):
@@ -237,5 +237,5 @@ def measure(
                 cache.keep(key, *system.measure(cell, judging, protocol))
             place = system.name, cell.method, column.title
             results.cells[place] = cache.cells[key]
-            if (picture := cache.picture(key)).exists():
-                results.pictures[place] = picture
+            if (image := cache.image(key)).exists():
+                results.images[place] = image

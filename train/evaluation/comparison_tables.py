@@ -16,14 +16,14 @@ from train.evaluation.methods import Column
 from train.evaluation.tables import JUDGED, Sheet, Table, titled_sheet
 
 METHODS = ("native", "shaped", "resized")
-HEIGHT = 96  # pixels of a picture on the sheet
-# How far a native picture may be from the resized one: parts, width / height, size, share read as the label
+HEIGHT = 96  # pixels of an image on the sheet
+# How far a native image may be from the resized one: parts, width / height, size, share read as the label
 PARTS, SHAPE, SCALE, READ = 1.3, 1.15, 1.25, 0.1
 
 
 @dataclass
 class Results:
-    """Figures and pictures of the cells, by (system, way, column title), and of real images, by column title.
+    """Figures and images of the cells, by (system, method, column title), and of real images, by column title.
 
     systems: name → what it is and what it cost to train; the first is the reference.
     """
@@ -32,11 +32,11 @@ class Results:
     columns: list[Column]
     training_size: int
     cells: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
-    pictures: dict[tuple[str, str, str], Path] = field(default_factory=dict)
+    images: dict[tuple[str, str, str], Path] = field(default_factory=dict)
     real: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def place(self, system: str, method: str, column: Column) -> tuple[str, str, str]:
-        """A cell's key. At the training size the resized picture is the native one."""
+        """A cell's key. At the training size the resized image is the native one."""
         trained = column.aspect == 1 and column.side == self.training_size
         return system, "native" if trained and method == "resized" else method, column.title
 
@@ -46,7 +46,7 @@ class Results:
         return cell | {"time": cell["ms"] * cell["product_gflops"] / self.product_rate()} if "ms" in cell else cell
 
     def rows(self) -> list[tuple[str, str]]:
-        """Systems and the ways that they have."""
+        """Systems and their methods."""
         measured = {place[:2] for place in self.cells}
         return [(system, method) for system in self.systems for method in METHODS if (system, method) in measured]
 
@@ -75,7 +75,7 @@ def crossing(ours: dict[int, float], theirs: dict[int, float]) -> float | None:
 
 
 def verdict(native: dict[str, Any], resized: dict[str, Any]) -> str:
-    """What became of the things drawn when the size changed, against pictures resized: a word and how far off they are
+    """What became of the things drawn when the size changed, against images resized: a word and how far off they are
     in parts and in width / height."""
     more = native["parts"] / max(resized["parts"], 1e-9)
     across, down = (ours / theirs for ours, theirs in zip(native["spread"], resized["spread"], strict=True))
@@ -98,19 +98,19 @@ def tables(results: Results) -> Iterator[Table]:
     numbered = {column.title: f"{column.title}, n {column.count:,}" for column in results.columns}
     yield figures(results, "Read as their label by the judge", "accuracy", "{:.1%}", numbered, real="real images")
     if enough := {title: shown for title, shown in numbered.items() if "frechet" in results.real[title]}:
-        title = "Fréchet distance in the judge's features, where there are enough pictures"
+        title = "Fréchet distance in the judge's features, where there are enough images"
         yield figures(results, title, "frechet", "{:.2f}", enough, real="training images (the floor)")
     titles = {column.title: column.title for column in results.columns}
-    yield figures(results, "Milliseconds of one picture", "ms", "{:,.0f}", titles)
+    yield figures(results, "Milliseconds of one image", "ms", "{:,.0f}", titles)
     reference = next(iter(results.systems))
     if one := results.curve(reference, "native", "time").get(results.training_size):
-        title = f"Time of one picture against {reference}'s at {results.training_size}, at one rate of matrix products"
+        title = f"Time of one image against {reference}'s at {results.training_size}, at one rate of matrix products"
         yield figures(results, title, "time", "{:.2f}", titles, unit=one)
-    yield figures(results, "GFLOP of one picture, interpolation aside", "gflop", "{:,.1f}", titles)
-    yield figures(results, "Peak memory of one picture above the loaded model, MB", "memory_mb", "{:,.0f}", titles)
+    yield figures(results, "GFLOP of one image, interpolation aside", "gflop", "{:,.1f}", titles)
+    yield figures(results, "Peak memory of one image above the loaded model, MB", "memory_mb", "{:,.0f}", titles)
     yield crossings(results)
     if refused := [(*place, cell["refused"]) for place, cell in results.cells.items() if "refused" in cell]:
-        yield Table("Not to be had", dict.fromkeys(("system", "method", "size", "reason"), "{}"), refused)
+        yield Table("Refused", dict.fromkeys(("system", "method", "size", "reason"), "{}"), refused)
 
 
 def trained(results: Results) -> Table:
@@ -129,7 +129,7 @@ def trained(results: Results) -> Table:
 
 
 def shapes(results: Results) -> Table:
-    """The verdict on every picture that is not resized."""
+    """The verdict on every image that is not resized."""
     rows = []
     for system, method in results.rows():
         if method != "resized":
@@ -137,7 +137,7 @@ def shapes(results: Results) -> Table:
             rows.append(
                 (system, method, *(verdict(*pair) if all("parts" in c for c in pair) else "—" for pair in pairs))
             )
-    title = "What is drawn, against pictures resized from the training size: parts, width / height. "
+    title = "What is drawn, against images resized from the training size: parts, width / height. "
     title += f"Doubled: parts off by more than {PARTS - 1:.0%}; squashed: width / height, by {SHAPE - 1:.0%}; "
     title += f"scaled: size, by {SCALE - 1:.0%}; misread: {READ:.0%} fewer read right"
     return Table(title, dict.fromkeys(("weights", "method", *(column.title for column in results.columns)), "{}"), rows)
@@ -175,7 +175,7 @@ def shown(value: float | None, form: str, unit: float = 1.0) -> str:
     return "—" if value is None else form.format(value if unit == 1 else value / unit)
 
 
-# pictures
+# images
 
 
 def cost_plot(results: Results) -> Figure:
@@ -197,8 +197,8 @@ def cost_plot(results: Results) -> Figure:
     axes.set_yscale("log")
     sides = sorted(ours)
     axes.set_xticks(sides, map(str, sides))
-    axes.set_xlabel("side of the picture, pixels")
-    axes.set_ylabel(f"milliseconds a picture, at {results.product_rate():.0f} GFLOP/s of matrix products")
+    axes.set_xlabel("side of the image, pixels")
+    axes.set_ylabel(f"milliseconds an image, at {results.product_rate():.0f} GFLOP/s of matrix products")
     axes.set_title(f"✕ from here on {reference} is cheaper")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -214,24 +214,24 @@ def at(curve: dict[int, float], side: float) -> float:
 
 
 def sheet(results: Results) -> Sheet:
-    """The same label and seed, all systems and ways down, sizes and the outermost frames across."""
+    """The same label and seed, all systems and methods down, sizes and the outermost frames across."""
     wide = sorted((column for column in results.columns if column.aspect != 1), key=lambda column: column.aspect)
     columns = [column for column in results.columns if column.aspect == 1] + [*wide[:1], *wide[1:][-1:]]
     rows = {}
     for system, method in results.rows():
-        paths = [results.pictures.get(results.place(system, method, column)) for column in columns]
+        paths = [results.images.get(results.place(system, method, column)) for column in columns]
         rows[f"{system}, {method}"] = [path and Image.open(path) for path in paths]
     titles = {column.title.replace("×", "x"): column.aspect for column in columns}  # PIL's own font has no ×
-    picture = titled_sheet(rows, titles, height=HEIGHT)
-    return Sheet("comparison", "One label and seed, every size shown equally high", picture)
+    image = titled_sheet(rows, titles, height=HEIGHT)
+    return Sheet("comparison", "One label and seed, every size shown equally high", image)
 
 
 def write_report(results: Results, folder: Path, heading: str) -> dict[str, Any]:
     """Prints the tables, writes comparison.md, comparison.png and cost.png; the tables as plain data."""
     made, drawn = list(tables(results)), sheet(results)
-    drawn.picture.save(folder / f"{drawn.name}.png")
+    drawn.image.save(folder / f"{drawn.name}.png")
     cost_plot(results).savefig(folder / "cost.png", dpi=150)
-    plot = "![Milliseconds a picture against its side](cost.png)"
+    plot = "![Milliseconds an image against its side](cost.png)"
     text = "\n\n".join(
         [f"# Comparison\n\n{heading}\n\n{JUDGED}", *(table.markdown() for table in made), plot, drawn.markdown()]
     )

@@ -1,7 +1,7 @@
-"""The ways in which a system makes a picture of a size, and what one picture costs.
+"""How a system makes an image of a size, and what one image costs.
 
 *Native*: at that very size: diffused there in pixel space, else the default latent, diffused once, resampled to it.
-*Resized*: the picture of the training size, interpolated with antialiasing, background beyond it. *Shaped*, for frames
+*Resized*: the image of the training size, interpolated with antialiasing, background beyond it. *Shaped*, for frames
 that are not square, with a resampler: a latent diffused at that shape.
 """
 
@@ -34,7 +34,7 @@ PAGE = 4096  # bytes, the least that memory is counted in
 
 @dataclass(frozen=True)
 class Column:
-    """`count` pictures with frames of this aspect (width / height) and a short side of `side` pixels."""
+    """`count` images with frames of this aspect (width / height) and a short side of `side` pixels."""
 
     title: str
     aspect: float
@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A column of the tables and a way to fill it: pictures of `size` from latents of `latent`, (height, width)."""
+    """A column of the tables and a method to fill it: images of `size` from latents of `latent`, (height, width)."""
 
     column: Column
     method: str  # native, shaped or resized
@@ -78,7 +78,7 @@ def diffuse(pipe: Pipeline, cell: Cell, labels: list[int], *, seed: int, steps: 
 
 
 def show(pipe: Pipeline, cell: Cell, latent: Latent) -> Tensor:
-    """The cell's pictures of latents, in [0, 1]."""
+    """The cell's images of latents, in [0, 1]."""
     if cell.method != "resized":
         return pipe.resample(latent, size=cell.size, fit="contain")
     height, width = cell.size
@@ -90,12 +90,12 @@ def show(pipe: Pipeline, cell: Cell, latent: Latent) -> Tensor:
     return (dict(tiles)[box] + 1) / 2
 
 
-# what a picture costs
+# what an image costs
 
 
 def cost(folder: Path, device: str, cell: Cell, label: int, seed: int) -> tuple[dict[str, float], Image.Image]:
-    """One picture: its megabytes (the peak above the loaded model), its milliseconds (the median), the rate of matrix
-    products before and after these, and the picture. For a process of its own, whose memory holds nothing else."""
+    """One image: its megabytes (the peak above the loaded model), its milliseconds (the median), the rate of matrix
+    products before and after these, and the image. For a process of its own, whose memory holds nothing else."""
     raise_mmap_threshold()
     pipe = Pipeline.from_pretrained(folder, device=device)
     least = (2 * pipe.config.size_multiple,) * 2
@@ -104,14 +104,14 @@ def cost(folder: Path, device: str, cell: Cell, label: int, seed: int) -> tuple[
 
     reset_peak(pipe.device)
     held = peak_memory(pipe.device)
-    picture = show(pipe, cell, diffuse(pipe, cell, [label], seed=seed))[0]
+    image = show(pipe, cell, diffuse(pipe, cell, [label], seed=seed))[0]
     memory = max(PAGE, peak_memory(pipe.device) - held)
 
     rate = square_rate(pipe.device)
     seconds = median_seconds(lambda: show(pipe, cell, diffuse(pipe, cell, [label], seed=seed)))
     rate = (rate + square_rate(pipe.device)) / 2
     figures = {"ms": 1000 * seconds, "memory_mb": memory / 1e6, "product_gflops": rate / 1e9}
-    return figures, to_pil(picture)
+    return figures, to_pil(image)
 
 
 def cost_apart(*arguments: Any) -> tuple[dict[str, float], Image.Image]:
@@ -124,7 +124,7 @@ def cost_apart(*arguments: Any) -> tuple[dict[str, float], Image.Image]:
 
 
 def giga_operations(pipe: Pipeline, cell: Cell) -> float:
-    """10⁹ floating-point operations of one picture. All steps after the first are alike, so two are counted."""
+    """10⁹ floating-point operations of one image. All steps after the first are alike, so two are counted."""
     counts = []
     for steps in (1, 2):
         with count_flops() as counter:

@@ -46,7 +46,7 @@ def evaluate(e: Evaluation, chosen: Sequence[str], folder: Path, setting: dict) 
         lines.append(f"## {section.capitalize()}\n")
         for item in SECTIONS[section](e):
             if isinstance(item, Sheet):
-                item.picture.save(folder / f"{item.name}.png")
+                item.image.save(folder / f"{item.name}.png")
             report[section].append(item.plain())
             lines.append(item.markdown() + "\n")
             print(lines[-1], flush=True)

@@ -1,4 +1,4 @@
-"""The sections of a report: Evaluation → tables and sheets of pictures."""
+"""The sections of a report: Evaluation → tables and sheets of images."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def read_as_label(e: Evaluation) -> Iterator[Table]:
         real.append(accuracy(e.judge, brought, e.real.labels[: len(shown)]))
     rows.append((f"{len(e.real):,} real images", *real))
     columns = {"latent": "{}"} | {f"output {side}": "{:.2%}" for side in outputs}
-    title = f"Read as their label: {e.protocol.generated:,} generated pictures, a tenth of them above {LARGE}"
+    title = f"Read as their label: {e.protocol.generated:,} generated images, a tenth of them above {LARGE}"
     yield Table(title, columns, rows)
     yield plot(
         "accuracy",
@@ -122,9 +122,9 @@ def aspects(e: Evaluation) -> Iterator[Table]:
             methods += [("diffused", cells, e.generated(cells, wide), methods[0][3]) for cells in e.frames(ratio)]
         for method, cells, latents, size in methods:
             what = progress(latents, f"resample {name(size)}")
-            pictures = torch.cat([e.pipe.resample(latent, size=size, fit="contain") for latent in what])
-            read = accuracy(e.judge, e.seen(central_square(pictures)), e.labels_N)
-            margins = margin_square(pictures, e.background_C)
+            images = torch.cat([e.pipe.resample(latent, size=size, fit="contain") for latent in what])
+            read = accuracy(e.judge, e.seen(central_square(images)), e.labels_N)
+            margins = margin_square(images, e.background_C)
             rows.append((f"{ratio[0]}:{ratio[1]}", method, name(cells), latents[0].aspect, name(size), read, margins))
     columns = {"ratio": "{}", "method": "{}", "latent": "{}", "frame": "{:.3f}", "output": "{}"}
     columns |= {"accuracy of the central square": "{:.2%}", "margins, mean square": "{:.6f}"}
@@ -132,8 +132,8 @@ def aspects(e: Evaluation) -> Iterator[Table]:
 
 
 def shape(e: Evaluation) -> Iterator[Table | Sheet]:
-    """What an output of another shape does to the picture: contained in it, and with the published coordinates."""
-    latents, rows, pictures = e.generated(e.base)[:1], [], []
+    """What an output of another shape does to the image: contained in it, and stretched to its shape."""
+    latents, rows, images = e.generated(e.base)[:1], [], []
     fits = ("contain", "stretch") if e.pipe.resampler else ("contain",)
     square = torch.cat([e.pipe.resample(latent, size=(e.size, e.size)) for latent in latents])
     labels_N = e.labels_N[: len(square)]
@@ -145,18 +145,18 @@ def shape(e: Evaluation) -> Iterator[Table | Sheet]:
             centre = central_square(shown)
             read = accuracy(e.judge, e.seen(centre), labels_N)
             figures += [(centre - square).abs().max().item(), margin_square(shown, e.background_C), read]
-            pictures.append(F.pad(shown[3 % len(shown)], margins_to(size, 2 * e.size), value=0.5))
+            images.append(F.pad(shown[3 % len(shown)], margins_to(size, 2 * e.size), value=0.5))
         rows.append((f"{ratio[0]}:{ratio[1]}", *figures))
     columns = {"ratio": "{}"}
     for fit in fits:
         columns |= {f"{fit}: centre, max |Δ|": "{:.1e}", f"{fit}: margins": "{:.6f}", f"{fit}: accuracy": "{:.1%}"}
-    yield Table(f"The central square against the 1:1 picture: {len(square)} pictures", columns, rows)
-    below = [picture for start in range(len(fits)) for picture in pictures[start :: len(fits)]]
+    yield Table(f"The central square against the 1:1 image: {len(square)} images", columns, rows)
+    below = [image for start in range(len(fits)) for image in images[start :: len(fits)]]
     yield Sheet("shape", f"{', then '.join(fits)}: a row each", contact_sheet(below, len(e.protocol.ratios)))
 
 
 def margins_to(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    """Pads (left, right, top, bottom) that centre a picture on a square of `side`."""
+    """Pads (left, right, top, bottom) that centre an image on a square of `side`."""
     top, left = ((side - v) // 2 for v in size)
     return left, side - size[1] - left, top, side - size[0] - top
 
@@ -177,7 +177,7 @@ def fidelity(e: Evaluation) -> Iterator[Table]:
         measure(f"{name(cells)}, real images reconstructed", e.reconstructed(cells)[1], real_labels[:count])
     for cells in e.protocol.generated_cells:
         measure(f"{name(cells)}, generated", e.judged(cells, e.size), e.labels_N)
-    columns = {"pictures": "{}", "count": "{:,}", "Fréchet distance": "{:.2f}", "1000 · KID": "{:.2f}"}
+    columns = {"images": "{}", "count": "{:,}", "Fréchet distance": "{:.2f}", "1000 · KID": "{:.2f}"}
     columns |= {"diversity": "{:.3f}", "accuracy": "{:.2%}"}
     size = name((e.size, e.size))
     yield Table(f"At {size} against {len(real):,} real images, in the classifier's features", columns, rows)
@@ -200,8 +200,8 @@ def sampler(e: Evaluation) -> Iterator[Table | Sheet]:
         figures = accuracy(e.judge, images, e.labels_N), frechet(features, real)
         rows.append((method, steps, guidance, *figures, diversity(features, e.labels_N, real, real_labels), taken))
     columns = {"sampler": "{}", "steps": "{}", "guidance": "{:g}", "accuracy": "{:.2%}", "Fréchet distance": "{:.2f}"}
-    columns |= {"diversity": "{:.3f}", "ms a picture": "{:.0f}"}
-    yield Table(f"Latent {name(e.base)}, decoded at {name(size)}: {len(e.labels_N):,} pictures a row", columns, rows)
+    columns |= {"diversity": "{:.3f}", "ms an image": "{:.0f}"}
+    yield Table(f"Latent {name(e.base)}, decoded at {name(size)}: {len(e.labels_N):,} images a row", columns, rows)
     for method in SAMPLERS:
         curve = rows[: len(SAMPLERS) * len(e.protocol.steps)]
         curves[method] = e.protocol.steps, [row[4] for row in curve if row[0] == method]
@@ -259,14 +259,14 @@ def sheets(e: Evaluation) -> Iterator[Sheet]:
     one = pipe.diffuse(labels[len(labels) // 3], latent_size=e.base, seed=0)
     shapes = [(s, s) for s in SHEET_SIZES]
     shapes += [tuple(max(1, round(side * min(1, v))) for v in (h / w, w / h)) for w, h in e.protocol.ratios]
-    pictures = [pipe.resample(one, size=shape)[0] for shape in progress(shapes, "sheets")]
+    images = [pipe.resample(one, size=shape)[0] for shape in progress(shapes, "sheets")]
     square = len(SHEET_SIZES)  # shown equally large, with hard pixels
-    pictures[:square] = [F.interpolate(p[None], size=side, mode="nearest-exact")[0] for p in pictures[:square]]
-    yield Sheet("one_latent", "One latent at many sizes and aspect ratios", contact_sheet(pictures, len(SHEET_SIZES)))
+    images[:square] = [F.interpolate(p[None], size=side, mode="nearest-exact")[0] for p in images[:square]]
+    yield Sheet("one_latent", "One latent at many sizes and aspect ratios", contact_sheet(images, len(SHEET_SIZES)))
 
     def rows_of(title: str, sheet: str, latents: list[Latent], size: tuple[int, int], fit: str | None = None) -> Sheet:
-        pictures = [p for latent in progress(latents, sheet) for p in pipe.resample(latent, size=size, fit=fit)]
-        return Sheet(sheet, title, contact_sheet(pictures, len(labels)))
+        images = [p for latent in progress(latents, sheet) for p in pipe.resample(latent, size=size, fit=fit)]
+        return Sheet(sheet, title, contact_sheet(images, len(labels)))
 
     many = pipe.diffuse(labels * SHEET_SEEDS, latent_size=e.base, seed=0)
     yield rows_of(f"Every label, seeds down, latent {name(e.base)}", "labels", [many], (side, side))

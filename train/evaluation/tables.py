@@ -1,4 +1,4 @@
-"""What reports share: tables, sheets of pictures, progress bars, the check that data, model and judge match."""
+"""What reports share: tables, sheets of images, progress bars, the check that data, model and judge match."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JUDGED = (
     "Accuracy, Fréchet distance, KID and diversity are by the judge, a small classifier of this project. The critics of"
     " rollout phases have its architecture and its data, from other seeds: figures of weights trained by them flatter."
 )
-GAP, LETTERS = 4, 13  # pixels between pictures, of a line of text
+GAP, LETTERS = 4, 13  # pixels between images, of a line of text
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Table:
 class Sheet:
     name: str
     title: str
-    picture: Image.Image
+    image: Image.Image
 
     def markdown(self) -> str:
         return f"{self.title}\n\n![{self.title}]({self.name}.png)"
@@ -97,9 +97,9 @@ def sample_sheet(pipe: Pipeline) -> Image.Image:
 def titled_sheet(
     rows: Mapping[str, Sequence[Image.Image | None]], columns: Mapping[str, float], *, height: int
 ) -> Image.Image:
-    """Rows of pictures with their titles before and the columns' above, on mid-grey; None leaves a place empty.
+    """Rows of images with their titles before and the columns' above, on mid-grey; None leaves a place empty.
 
-    columns: title → width / height of its places. Every picture is shown `height` pixels high: enlarged with hard
+    columns: title → width / height of its places. Every image is shown `height` pixels high: enlarged with hard
     pixels, or area-reduced.
     """
     font = ImageFont.load_default(LETTERS)
@@ -110,11 +110,11 @@ def titled_sheet(
     draw = ImageDraw.Draw(sheet)
     for left, title in zip(lefts, columns, strict=False):
         draw.text((left, GAP // 2), title, "white", font)
-    for index, (title, pictures) in enumerate(rows.items()):
+    for index, (title, images) in enumerate(rows.items()):
         top = 2 * GAP + LETTERS + (height + GAP) * index
         draw.text((GAP, top + (height - LETTERS) // 2), title, "white", font)
-        for left, width, picture in zip(lefts, widths, pictures, strict=False):
-            if picture is not None:
-                method = Image.Resampling.NEAREST if picture.height <= height else Image.Resampling.BOX
-                sheet.paste(picture.resize((width, height), method), (left, top))
+        for left, width, image in zip(lefts, widths, images, strict=False):
+            if image is not None:
+                method = Image.Resampling.NEAREST if image.height <= height else Image.Resampling.BOX
+                sheet.paste(image.resize((width, height), method), (left, top))
     return sheet
