@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 
 from r2id.allocator import raise_mmap_threshold
-from train.engine.cli import script
-from train.evaluation.ablation import SMALL, denoisers, place, resamplers
+from train.engine.cli import data_arguments, script
+from train.evaluation.ablation import SMALL, Data, denoisers, place, resamplers
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="ylecun/mnist", help="Hub id, folder of parquet files or image folder")
+    data_arguments(parser)
     parser.add_argument("--steps", type=int, default=300, help="of a resampler (default: %(default)s)")
     parser.add_argument("--denoiser-steps", type=int, default=2500, help="of a denoiser (default: %(default)s)")
     parser.add_argument("--generated", type=int, default=500, help="images to judge (default: %(default)s)")
@@ -31,9 +31,10 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("--set: goes with --only, the two recipes have settings of their own")
     raise_mmap_threshold()
     run, small = args.run or place(args.out, "resampler", "as shipped"), {k: v + args.set for k, v in SMALL.items()}
+    data = Data(args.data, args.label_column)
     tables = {
-        "resampler": lambda: resamplers(args.out, args.data, args.steps, small["resampler"]),
-        "denoiser": lambda: denoisers(args.out, args.data, args.denoiser_steps, args.generated, run, small["denoiser"]),
+        "resampler": lambda: resamplers(args.out, data, args.steps, small["resampler"]),
+        "denoiser": lambda: denoisers(args.out, data, args.denoiser_steps, args.generated, run, small["denoiser"]),
     }
     for stage in (args.only,) if args.only else tables:
         for table in tables[stage]():  # one row more each time

@@ -14,13 +14,14 @@ import torch
 from r2id.checkpoint import save_module
 from train.data.fonts import CAPITALS
 from train.data.images import load_images
-from train.engine.cli import script
+from train.engine.cli import data_arguments, script
 from train.evaluation.classifier import SIZE, accuracy, fit, load_classifier
+from train.evaluation.report import present_split
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="ylecun/mnist", help="Hub id, folder of shards, of images or of fonts")
+    data_arguments(parser)
     parser.add_argument("--out", default="train/classifiers/mnist.safetensors", help="the weights")
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--size", type=int, default=SIZE, help="pixels a side that it judges (default: %(default)s)")
@@ -28,7 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mirror", action="store_true", help="left and right do not matter: photographs, not digits")
     parser.add_argument("--evaluate", action="store_true", help="only measure the saved weights")
     arguments = parser.parse_args(argv)
-    load = partial(load_images, arguments.data, glyphs=arguments.glyphs)
+    load = partial(load_images, arguments.data, glyphs=arguments.glyphs, label_column=arguments.label_column)
+    split = present_split(load, "test")
     if not arguments.evaluate:
         train = load("train", size=arguments.size)
         validation = load("validation", size=arguments.size, channels=train.images.shape[1])
@@ -36,8 +38,8 @@ def main(argv: list[str] | None = None) -> None:
         options = {"epochs": arguments.epochs, "device": device, "mirror": arguments.mirror, "precision": "auto"}
         save_module(fit(train, validation, **options), arguments.out, torch.float16)
     classifier = load_classifier(arguments.out)
-    test = load("test", size=classifier.side, channels=classifier.channels)
-    print(f"test accuracy {accuracy(classifier, test.images, test.labels):.2%}")
+    test = load(split, size=classifier.side, channels=classifier.channels)
+    print(f"{split} accuracy {accuracy(classifier, test.images, test.labels):.2%}")
 
 
 if __name__ == "__main__":

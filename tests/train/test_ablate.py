@@ -56,7 +56,21 @@ def test_a_training_that_fails_is_named(tmp_path, monkeypatch):
     failing = SimpleNamespace(Popen=lambda command, cwd: subprocess.Popen([sys.executable, "-c", "exit(3)"]))
     monkeypatch.setattr(ablation, "subprocess", failing)
     with pytest.raises(ValueError, match="run: the training of its denoiser ended with status 3; the same command"):
-        ablation.train("denoiser", "mnist_r2id.toml", tmp_path / "run", "data", [])
+        ablation.train("denoiser", "mnist_r2id.toml", tmp_path / "run", ablation.Data("data"), [])
+
+
+def test_every_training_takes_the_column_of_the_labels(tmp_path, monkeypatch):
+    commands = []
+
+    def noted(command, cwd):
+        commands.append(command)
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(ablation, "subprocess", SimpleNamespace(Popen=noted))
+    for data in (ablation.Data("images", "breed"), ablation.Data("images")):
+        ablation.train("resampler", "mnist_resampler.toml", tmp_path, data, [])
+    given = [command[command.index("--data") :][:4] for command in commands]
+    assert given[0] == ["--data", "images", "--label-column", "breed"] and "--label-column" not in commands[1]
 
 
 def test_tables_are_kept_and_so_is_what_was_trained(tmp_path, monkeypatch, quick):

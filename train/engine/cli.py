@@ -29,8 +29,7 @@ MEASURED = 3  # steps of each phase, spread over it
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="recipe, a file of train/configs/")
-    parser.add_argument("--data", help="Hub id, folder of images or shards, or archive; default: the recipe's")
-    parser.add_argument("--label-column", metavar="NAME", help="of shards, or of a table beside images: their classes")
+    data_arguments(parser, None)
     parser.add_argument("--glyphs", help="characters of fonts that are images; default: the recipe's, A to Z")
     parser.add_argument("--from", dest="start", metavar="WEIGHTS", help="exported weights that a new run begins with")
     parser.add_argument("--stream", action="store_true", help="read shards while training: sets larger than the disk")
@@ -45,6 +44,13 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--track", default="tensorboard", choices=TRACKERS, help="where metrics go (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="measure a few steps, print the cost, write nothing")
     return parser
+
+
+def data_arguments(parser: argparse.ArgumentParser, default: str | None = "ylecun/mnist") -> None:
+    """What all scripts that read images take. default: None where a recipe has it."""
+    said = f"default: {default or 'that of the recipe'}"
+    parser.add_argument("--data", default=default, help=f"Hub id, folder of images, shards or fonts, archive; {said}")
+    parser.add_argument("--label-column", metavar="NAME", help="of shards, or of a table beside images: their classes")
 
 
 def run_of(
@@ -96,7 +102,7 @@ def draw(
     device: torch.device,
     size_multiple: int = 1,
 ) -> tuple[Shape | NativeAspect, Generator]:
-    """A step's shape, for pictures of size × size pixels or (None) of any sizes, and the generator of all else that its
+    """A step's shape, for images of size × size pixels or (None) of any sizes, and the generator of all else that its
     part draws, on the device: parts have one shape, each its own draws."""
     rng = generator(seed, step)
     shape = shape_sampler.draw(size, generator=rng, size_multiple=size_multiple)
@@ -181,7 +187,7 @@ def clock(seconds: float) -> str:
 
 
 def script(main: Callable[[], None]) -> None:
-    """Runs an entry point: what its user can mend ends it with one line and exit status 1, Ctrl-C with 130."""
+    """Runs an entry point: what its user can fix ends it with one line and exit status 1, Ctrl-C with 130."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # where an output lacks a character, that must not end a run
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -72,6 +72,23 @@ COUNTED = 128  # pixels a side of the output whose operations are counted
 HELD, COMPARED = 200, 20  # validation images that are decoded, and that are decoded at LARGE
 
 
+@dataclass(frozen=True)
+class Data:
+    """Where images come from, and the column of their labels."""
+
+    name: str
+    label_column: str | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """Of a training's command."""
+        return ["--data", self.name, *(["--label-column", self.label_column] if self.label_column else [])]
+
+    def held_out(self, limit: int | None = None) -> Tensor:
+        """Validation images, at 32 pixels a side."""
+        return load_images(self.name, "validation", size=32, limit=limit, label_column=self.label_column).images
+
+
 def phase(steps: int, **values: object) -> list[str]:
     values = {"steps": steps, "rate": [1e-3, 1e-5], **values}
     return ["optimisation.phases=[{" + ", ".join(f"{key} = {value}" for key, value in values.items()) + "}]"]
@@ -85,10 +102,10 @@ def place(root: Path, stage: str, what: str) -> Path:
     return root / stage / "-".join("".join(c if c.isalnum() else " " for c in what).split())
 
 
-def train(stage: str, config: str, folder: Path, data: str, lines: list[str]) -> None:
+def train(stage: str, config: str, folder: Path, data: Data, lines: list[str]) -> None:
     """Trains a stage in a process of its own, which Ctrl-C lets save its state. Raises ValueError where it fails."""
     once = ["optimisation.evaluate_every=1000000", "optimisation.warmup=50"]
-    where = ["--config", str(CONFIGS / config), "--data", data, "--out", str(folder.resolve()), "--track", "none"]
+    where = ["--config", str(CONFIGS / config), *data.options, "--out", str(folder.resolve()), "--track", "none"]
     command = [sys.executable, "-m", f"train.train_{stage}", *where, *settings(*once, *lines)]
     with subprocess.Popen(command, cwd=ROOT) as process:
         try:
@@ -127,8 +144,8 @@ def cost(pipe: Pipeline) -> float:
     return counter.get_total_flops() / COUNTED**2
 
 
-def resamplers(root: Path, data: str, steps: int, lines: list[str]) -> Iterator[Table]:
-    held = (load_images(data, "validation", size=32, limit=HELD).images + 1) / 2
+def resamplers(root: Path, data: Data, steps: int, lines: list[str]) -> Iterator[Table]:
+    held = (data.held_out(HELD) + 1) / 2
     rows = []
     columns = {"R2IR": "{}"} | {f"MSE {name(cells)}": "{:.4f}" for cells in CELLS}
     columns |= {f"{LARGE} against 32 (dB)": "{:.1f}", "MFLOP a pixel": "{:.3f}"}
@@ -161,9 +178,9 @@ def untrained(folder: Path) -> Pipeline:
     return build_pipeline(stage_1, metadata, DENOISERS[recipe.architecture][1](config).state_dict())
 
 
-def denoisers(root: Path, data: str, steps: int, count: int, run: Path, lines: list[str]) -> Iterator[Table]:
+def denoisers(root: Path, data: Data, steps: int, count: int, run: Path, lines: list[str]) -> Iterator[Table]:
     judge, labels_N = load_classifier(judge_of("mnist")), torch.arange(count) % 10
-    real_NF = judge_features(judge, load_images(data, "validation", size=32).images)
+    real_NF = judge_features(judge, data.held_out())
     rows = []
     columns = {"R2ID": "{}"}
     for cells in CELLS:
@@ -174,7 +191,7 @@ def denoisers(root: Path, data: str, steps: int, count: int, run: Path, lines: l
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "resampler").exists():
             (folder / "resampler").symlink_to((run / "resampler").resolve())
-        train("denoiser", "mnist_r2id.toml", folder, data, phase(steps) + lines + changed)
+        train("denoiser", "mnist_r2id.toml", folder, data, [*phase(steps), "rollout.phases=[]", *lines, *changed])
         state = load_state(folder / "denoiser")
         pipe = build_pipeline(load_state(folder / "resampler"), state.metadata, state.part("ema"))
         figures = []
