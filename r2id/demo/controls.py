@@ -31,6 +31,13 @@ class Slider(gr.Slider):
         return self.value if payload is None else min(max(payload, self.minimum), self.maximum)
 
 
+class Dropdown(gr.Dropdown):
+    """Passes values on unchecked: its choices change while the page is open, and requests are checked anyway."""
+
+    def preprocess(self, payload):
+        return payload
+
+
 class Number(gr.Number):
     """The same for a number without a slider."""
 
@@ -56,9 +63,9 @@ def generate_column() -> tuple[list[gr.components.Component], dict[str, gr.compo
     """Controls in the order of GenerateRequest's fields, then the seed's lock; and the other components by name."""
     gr.HTML("<h2>Generate <small>makes a latent</small></h2>")
     with gr.Row():
-        label, model = (gr.Dropdown(label=name, min_width=80) for name in ("Label", "Model"))
+        label, model = (Dropdown(label=name, min_width=80) for name in ("Label", "Model"))
     with gr.Row():
-        other = gr.Dropdown([("none", "")], value="", label="Blended with", min_width=80)
+        other = Dropdown([("none", "")], value="", label="Blended with", min_width=80)
         blend = Slider(0, 100, value=50, step=5, precision=0, label="Share (%)", min_width=80, elem_classes="narrow")
     count = Slider(1, MAX_COUNT, value=1, step=1, precision=0, label="Number of images")
     cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size, long side (cells)")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from r2id.demo.assets import constant, function, template, text
-from r2id.demo.controls import view_request_of
+from r2id.demo.controls import Dropdown, view_request_of
 from r2id.demo.illustrations import (
     SIZES,
     decode_view,
@@ -165,7 +165,7 @@ def build(page: Page) -> None:
         at_sizes = gr.HTML()
         models_title = gr.HTML(title(*MODELS_TITLE))
         with gr.Row():
-            models = [gr.Dropdown(label=label, min_width=140) for label in ("First model", "Second model")]
+            models = [Dropdown(label=label, min_width=140) for label in ("First model", "Second model")]
             press_models = gr.Button("Generate with both", scale=0, min_width=280)
             halt_models = gr.Button(STOP_MODELS, scale=0, min_width=120, interactive=False)
         by_models = gr.HTML()
