@@ -53,7 +53,10 @@ class App:
         self.process = subprocess.Popen(command, env=environment, stdout=self.log, **how)
         until = time.monotonic() + PATIENCE
         while "public link" not in self.said():  # the last thing it says; it answers a little earlier
-            assert self.process.poll() is None and time.monotonic() < until, self.said()
+            if self.process.poll() is not None or time.monotonic() > until:
+                said = self.said()
+                self.stop()
+                raise AssertionError(f"the server did not start: {said}")
             time.sleep(0.1)
 
     def said(self) -> str:

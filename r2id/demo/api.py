@@ -95,7 +95,7 @@ def endpoints(service: GenerationService) -> None:
         """Decode a latent to an image (PNG) of any size and shape.
 
         Args:
-            latent: a file that diffuse or encode returned
+            latent: a file that diffuse or encode returned, with one row
             height: pixels, 1 to 8192
             width: pixels; height x width at most 16,777,216, and less from a latent of more than 256 cells
             fit: "contain" goes on beyond the latent's edge, "cover" crops, "stretch" distorts; by default the model's
@@ -104,7 +104,9 @@ def endpoints(service: GenerationService) -> None:
             region: left, top, right, bottom in fractions of the whole image; that part is decoded at full detail
         """
         with gradio_errors(), service.queue.turn((http.session_hash, "images")):
-            (name, pipe), drawn = chosen(model), Latent.load(uploaded(latent, "latent"))[0]
+            (name, pipe), drawn = chosen(model), Latent.load(uploaded(latent, "latent"))
+            if len(drawn) > 1:
+                raise ValueError(f"latent of {len(drawn)} rows: one is decoded; send each row, latent[i].save(file)")
             how = dict(size=(height, width), fit=fit, region=FULL if region is None else region)
             large = math.prod(check_size((height, width))) > SMALL_PIXELS
             with decoding if large else nullcontext():

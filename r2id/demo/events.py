@@ -20,7 +20,7 @@ from r2id.demo.controls import (
     view_request_of,
 )
 from r2id.demo.illustrations import draw_cells
-from r2id.demo.request import MAX_RATIO, GenerateRequest, ViewRequest, from_query, to_dict
+from r2id.demo.request import LIMITS, MAX_RATIO, GenerateRequest, ViewRequest, from_query, to_dict
 from r2id.demo.session import Session
 from r2id.demo.wiring import error_line, gradio_errors, image_html, served_path, stage_value
 from r2id.latent import Latent
@@ -190,6 +190,11 @@ class Events:
             if not 1 / MAX_RATIO <= latent.aspect <= MAX_RATIO:
                 shown = f"the page shows 1 : {MAX_RATIO} … {MAX_RATIO} : 1, use the endpoint resample"
                 raise ValueError(f"{name}: its frame is {latent.aspect:.3g} : 1; {shown}")
+            (_, most_rows), (_, most_cells) = LIMITS["count"], LIMITS["cells"]
+            if len(latent) > most_rows or max(latent.size) > most_cells:
+                held = f"{len(latent)} images of {' x '.join(map(str, latent.size))} cells"
+                shown = f"the page takes up to {most_rows} of {most_cells} x {most_cells}, Pipeline.resample more"
+                raise ValueError(f"{name}: {held}; {shown}")
             request, view = generate_request_of(*values[:many]), view_request_of(*values[many:])
             request = replace(request, count=len(latent), cells=max(latent.size), shape=f"{latent.aspect:.6g}")
             return self.page.restore(session, request, view, latent, origin=f"latent from {name}")

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 from PIL import Image
-from r2id.demo.session import png
 
 from r2id.demo.request import GenerateRequest, ViewRequest, to_dict
+from r2id.demo.session import png
 from r2id.image import read_parameters
 
 FINE = r"pixels.* resampled in [0-9]+ ms"

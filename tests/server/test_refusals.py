@@ -15,7 +15,9 @@ import sys
 import zlib
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +26,7 @@ from safetensors.torch import load, save, save_file
 
 from r2id import Latent, Pipeline
 from r2id.demo import cli
+from r2id.demo.events import Events
 from r2id.demo.models import Models
 from r2id.demo.request import LIMITS, GenerateRequest, ViewRequest, from_dict, from_query, sides, to_dict
 from r2id.demo.serving.worker import QueuedPipeline, QuotaPipeline
@@ -140,9 +143,11 @@ def changed(**tensors):
     return lambda data: save({k: v for k, v in (load(data) | tensors).items() if v is not None})
 
 
+NOTHING = torch.frombuffer(bytearray(b'{"seeds": null, "labels": null}'), dtype=torch.uint8)
 LATENTS = {
     "of another model": (changed(latent=torch.zeros(1, 5, 4, 4)), "5 channels: this model's have 3"),
     "too large": (changed(latent=torch.zeros(1, 3, 65, 64)), "at most 4,096"),
+    "of two rows": (changed(latent=torch.zeros(2, 3, 4, 4), about=NOTHING), "latent of 2 rows: one is decoded"),
     "of NaN": (changed(latent=torch.full((1, 3, 4, 4), math.nan)), "NaN or infinity"),
     "out of range": (changed(latent=torch.full((1, 3, 4, 4), 9.0)), "finite and in [-1, 1]"),
     "without a frame": (changed(aspect=None), "not a latent file"),
@@ -161,6 +166,22 @@ def test_latent_files(url, good, latent, healthy, kind):
     with pytest.raises(Refused) as caught:
         call(url, "resample", good["resample"] | {"latent": upload(url, forge(latent))})
     check_line(str(caught.value), words)
+
+
+@pytest.mark.parametrize(
+    ("shape", "aspect", "words"),
+    [
+        ((17, 3, 4, 4), 1.0, "mine.safetensors: 17 images of 4 x 4 cells; the page takes up to 16 of 64 x 64"),
+        ((1, 3, 4, 65), 1.0, "1 images of 4 x 65 cells; the page takes up to 16 of 64 x 64"),
+        ((1, 3, 4, 4), 5.0, "its frame is 5 : 1; the page shows 1 : 4 … 4 : 1"),
+    ],
+)
+def test_latent_files_that_the_page_cannot_show(tmp_path, shape, aspect, words):
+    Latent(torch.zeros(shape), aspect).save(file := tmp_path / "mine.safetensors")
+    page = SimpleNamespace(models=None, service=None, generate_controls=())
+    with pytest.raises(gr.Error) as caught:
+        Events(page).load_latent(None, str(file))
+    check_line(caught.value.message, words)
 
 
 # image files: the endpoint and the page read them alike
@@ -330,7 +351,9 @@ def test_weights_in_python_on_the_page_and_by_a_script(tiny_weights, tmp_path, m
         Pipeline.from_pretrained(folder, device="cpu")
     check_line(str(caught.value).replace(str(folder), ""), words)
     check_line(Models(tmp_path / "weights", device="cpu").faults["bad"], words)
-    said = run_script(monkeypatch, "train.evaluate", str(folder), "--data", str(tmp_path))
+    (data := tmp_path / "data").mkdir()
+    GREY.save(data / "grey.png")
+    said = run_script(monkeypatch, "train.evaluate", str(folder), "--data", str(data))
     check_line(said.replace(str(folder), ""), words)
 
 
@@ -358,7 +381,7 @@ COMMANDS = [
     ((*RECIPE, "nothing"), "nothing"),
     (("train.export", "nowhere", "nowhere"), "nowhere"),
     (("train.export", "weights/mnist", "weights"), "error"),
-    (("train.evaluate", "../../x"), "no such folder"),
+    (("train.evaluate", "../../x", "--data", "tests/data"), "no such folder"),
     (("train.benchmark", "/etc"), "config.json: no such file"),
     (("app", "--port=-1"), "1…65535"),
     (("app", "--port", "65536"), "1…65535"),
