@@ -1,10 +1,13 @@
 """What tests of bad input share: errors of one line, from a call or from a server."""
 
+import io
 import json
 import urllib.error
 import urllib.request
+import zlib
 
 import pytest
+from PIL import Image
 
 HANGS = 60  # seconds until a request to a server fails
 
@@ -64,3 +67,21 @@ def upload(url: str, data: bytes, name: str = "latent.safetensors") -> dict:
 def fetch(file: dict) -> bytes:
     with urllib.request.urlopen(file["url"], timeout=HANGS) as answer:
         return answer.read()
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    image.save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
+
+
+def turned(image: Image.Image) -> bytes:
+    (exif := Image.Exif())[0x0112] = 6
+    return file_of(image, exif=exif)
+
+
+def bomb() -> bytes:
+    """A small file that claims to be a grey image of 10^10 pixels."""
+    data = bytearray(file_of(Image.new("L", (9, 9))))
+    data[16:24] = (100_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)

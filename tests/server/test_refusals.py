@@ -12,7 +12,6 @@ import runpy
 import shutil
 import socket
 import sys
-import zlib
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ import gradio as gr
 import pytest
 import torch
 from PIL import Image
-from refusals import Refused, call, check_line, fetch, post, refused, upload
+from refusals import Refused, bomb, call, check_line, fetch, file_of, post, refused, turned, upload
 from safetensors.torch import load, save, save_file
 
 from r2id import Latent, Pipeline
@@ -185,24 +184,6 @@ def test_latent_files_that_the_page_cannot_show(tmp_path, shape, aspect, words):
 
 
 # image files: the endpoint and the page read them alike
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    image.save(file := io.BytesIO(), kind, **options)
-    return file.getvalue()
-
-
-def turned(image: Image.Image) -> bytes:
-    (exif := Image.Exif())[0x0112] = 6
-    return file_of(image, exif=exif)
-
-
-def bomb() -> bytes:
-    """A small file that claims to be a grey image of 10^10 pixels."""
-    data = bytearray(file_of(Image.new("L", (9, 9))))
-    data[16:24] = (100_000).to_bytes(4, "big") * 2
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    return bytes(data)
 
 
 GREY, FRAMES = Image.linear_gradient("L").resize((24, 16)), [Image.new("L", (9, 9), n) for n in (0, 99, 255)]
