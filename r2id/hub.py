@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -46,4 +47,6 @@ def fetch(path_or_id: str | Path, revision: str | None = None) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(**wanted))
     except Exception as error:
-        raise CheckpointError(f"{name}: the download from the Hub failed, try again: {error}") from error
+        unwritable = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        remedy = "set HF_HOME to a folder that can be written" if unwritable else "try again"
+        raise CheckpointError(f"{name}: the download from the Hub failed, {remedy}: {error}") from error

@@ -183,9 +183,7 @@ class Fuzz:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--cases", type=int, default=100_000, help="of all entry points (default: %(default)s)"
-    )
+    parser.add_argument("--cases", type=int, default=100_000, help="of all entry points (default: %(default)s)")
     parser.add_argument("--weights", type=Path, help="a model of few parameters; default: one at random")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="entry points, such as png")
     args = parser.parse_args()

@@ -1,6 +1,7 @@
 """The decoder in the browser's GPU: the same images as the server's, and a page that needs no server. Software GL."""
 
 import base64
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -59,6 +60,14 @@ window.show = async latent => {
   decoder.setLatent(data, h, w, metadata.aspect);
 };
 """
+
+
+def until(page, expression: str, argument=None) -> None:
+    """Waits for an expression to hold; by evaluations, which the page's content security policy lets pass."""
+    deadline = time.monotonic() + 30
+    while not page.evaluate(expression, argument):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(50)
 
 
 def text(content: bytes) -> str:
@@ -256,19 +265,19 @@ def test_an_exported_page_opens_from_disk_without_a_network_and_decodes_zooms_an
     page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.3)
     for _ in range(24):
         page.mouse.wheel(0, -100)
-    page.wait_for_function("document.querySelector('#caption').innerText.includes('4,096 ×')")
+    until(page, "document.querySelector('#caption').innerText.includes('4,096 ×')")
     assert page.evaluate(drawn) != whole
     page.locator("#view").press("0")
-    page.wait_for_function("document.querySelector('#caption').innerText.endsWith(' 1 ×')")
-    page.wait_for_function("whole => document.querySelector('#view canvas').toDataURL() === whole", arg=whole)
+    until(page, "document.querySelector('#caption').innerText.endsWith(' 1 ×')")
+    until(page, "whole => document.querySelector('#view canvas').toDataURL() === whole", whole)
     page.get_by_role("button", name="Compare with enlarged").click()
-    page.wait_for_function("document.querySelector('#caption').innerText.includes('enlarged from 7 × 7 pixels')")
+    until(page, "document.querySelector('#caption').innerText.includes('enlarged from 7 × 7 pixels')")
     page.get_by_role("button", name="7", exact=True).click()
     page.wait_for_selector('[data-ready="7"]')
     page.get_by_role("button", name="seed 5").click()
-    page.wait_for_function("document.querySelector('#caption').innerText.includes('Label 7, seed 5')")
+    until(page, "document.querySelector('#caption').innerText.includes('Label 7, seed 5')")
     page.get_by_label("Aspect ratio").press("ArrowRight")
-    page.wait_for_function("document.querySelector('#caption').innerText.includes('512 × 508 pixels')")
+    until(page, "document.querySelector('#caption').innerText.includes('512 × 508 pixels')")
     assert not page.locator("#fault").is_visible() or "slowly" in page.locator("#fault").inner_text()
     assert len(requests) == 1 and requests[0].startswith("file:"), requests
     context.close()

@@ -347,6 +347,7 @@ def run_script(monkeypatch, module: str, *arguments: str) -> str:
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
         patch.setattr(sys, "argv", [module, *arguments])
         patch.setattr(sys, "stderr", said)
+        patch.delitem(sys.modules, module, raising=False)  # else it would be there twice
         runpy.run_module(module, run_name="__main__")
     assert caught.value.code not in (0, None)
     return caught.value.code if isinstance(caught.value.code, str) else said.getvalue().splitlines()[-1]

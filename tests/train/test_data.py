@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import tarfile
@@ -10,12 +11,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from datasets.exceptions import DatasetGenerationError
 from digits import digit_bytes, digits
 from PIL import Image as PILImage
 from test_font_families import family_in
 from test_fonts import alphabet, save_font
 
 from train.data import images as data
+from train.data import sources
 from train.data.decode import border_colour
 from train.data.images import VALIDATION, load_images
 
@@ -254,13 +257,13 @@ def test_images_that_cannot_be_read_are_left_out_counted_and_named(tmp_path):
         train = load_images(str(tmp_path / "shards"), "train", size=4)
     assert holds(train, 18) == [number for number in range(22) if number not in BROKEN]
     save_files(tmp_path / "flat", [file or b"" for file in SOME_BROKEN])
-    with pytest.warns(UserWarning, match=r"1 of 5 images .*0003.png \(.*\); mend or remove them"):
+    with pytest.warns(UserWarning, match=r"1 of 5 images .*0003.png \(.*\); fix or remove them"):
         assert len(load_images(str(tmp_path / "flat"), "train", size=4, limit=5)) == 4
 
 
 def test_more_than_half_that_cannot_be_read_is_an_error(tmp_path):
     save_files(tmp_path / "broken", [b""] * 6 + list(FILES[:5]))
-    with pytest.raises(ValueError, match=r"6 of 10 images cannot be read, more than half: .*0000.png .*; mend them or"):
+    with pytest.raises(ValueError, match=r"6 of 10 images cannot be read, more than half: .*0000.png .*; fix them or"):
         load_images(str(tmp_path / "broken"), "train", size=4)
 
 
@@ -325,6 +328,21 @@ def test_bad_input_is_named(tmp_path, parquet):
         load_images(str(tmp_path / "empty"), "train")
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_data(monkeypatch, wrapped):
+    def closed(*_, **__):
+        try:
+            raise PermissionError(errno.EACCES, "Permission denied", "/cache")
+        except PermissionError as error:
+            if not wrapped:
+                raise
+            raise DatasetGenerationError("An error occurred") from error
+
+    monkeypatch.setattr(sources, "load_dataset", closed)
+    with pytest.raises(PermissionError, match="/cache"):
+        load_images("owner/name", "train")
+
+
 def test_a_folder_of_fonts_is_glyphs_in_memory_and_on_demand(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "HF_HOME", tmp_path / "cache")
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -334,6 +352,8 @@ def test_a_folder_of_fonts_is_glyphs_in_memory_and_on_demand(tmp_path, monkeypat
     assert found.images.shape == (26, 1, 16, 16) and found.background == (0.0,) and found.names == tuple(letters)
     assert sorted(found.labels.tolist()) == list(range(26)) and "26 images of 1 font" in found.describe()
     assert -1 == found.images.min() < found.images.max() <= 1 and len(found.images.unique(dim=0)) == 26
+    again = load_images(str(folder), "validation", size=16)
+    assert torch.equal(again.images, found.images) and "training fonts are validated on too" in found.describe()
     monkeypatch.setattr(data, "IN_MEMORY", 0)
     asked = load_images(str(folder), "train", size=16)
     assert not isinstance(asked.images, torch.Tensor) and asked.images.shape == found.images.shape

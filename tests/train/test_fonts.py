@@ -15,6 +15,7 @@ from fontTools.ttLib import TTCollection, TTFont
 from test_font_families import family_in
 
 from train.data import fonts
+from train.data.describe import MissingSplit
 from train.data.font_families import split_of
 from train.data.fonts import find_fonts, is_font_folder, load_fonts
 
@@ -328,6 +329,17 @@ def test_only_a_folder_that_holds_fonts_is_a_font_folder(tmp_path):
 def test_refusals(tmp_path, split, glyphs, match):
     with pytest.raises(ValueError, match=match):
         load_fonts(tmp_path, split, glyphs=glyphs)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_an_empty_split_is_one_line_with_the_counts_of_all(tmp_path, split):
+    save_font(tmp_path / "a.ttf", family_in("train"), alphabet(1))
+    (tmp_path / "b.ttf").write_bytes(b"no font")
+    with pytest.raises(MissingSplit) as caught:
+        load_fonts(tmp_path, split, glyphs=LETTERS)
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1 and f"the {split} split is empty" in line
+    assert "train: 6 images of 1 font in 1 family; validation: 0 images" in line and "1 unreadable" in line
 
 
 @pytest.mark.parametrize(("size", "master"), [(0, 64), (48, 64), (128, 64), (16, 0)])

@@ -158,7 +158,10 @@ def test_a_private_repository_is_for_its_owner(hub, client, run, tmp_path):
     assert hub.repositories["owner/own"].private is True
     assert same(client("load", "owner/own", None), run)
     hub.repositories["owner/other"] = hub.repositories.pop("owner/own")  # nothing of it is in the cache
-    for token, text in ((None, "owner/other: not a local folder, nor to be had"), ("wrong", "Invalid credentials")):
+    for token, text in (
+        (None, "owner/other: not a local folder, and could not be downloaded"),
+        ("wrong", "Invalid credentials"),
+    ):
         assert text in refusal(client, "load", "owner/other", None, token=token)
 
 

@@ -1,4 +1,4 @@
-"""Imports of `train` run downwards, as its docstring says: from scripts through rooms to `r2id`, and never in a circle."""
+"""Imports of `train` run downwards, as its docstring says: scripts, then rooms, then `r2id`; never in a circle."""
 
 from __future__ import annotations
 

@@ -73,10 +73,10 @@ def test_a_fault_in_a_worker_is_one_line(train):
 
     class Broken(Slow):
         def __getitem__(self, key):
-            raise ValueError("data: more than half cannot be read; mend them")
+            raise ValueError("data: more than half cannot be read; fix them")
 
     run = small(None)
     ahead = prefetched(run, replace(train, images=Broken()))
     with pytest.raises(ValueError) as caught:
         ahead.images[run.batch(0)]
-    assert explained(caught.value) == "data: more than half cannot be read; mend them"
+    assert explained(caught.value) == "data: more than half cannot be read; fix them"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import tempfile
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -151,7 +153,7 @@ def test_a_class_called_as_a_split_is_one_where_other_classes_lie_beside_it_or_b
 @pytest.mark.parametrize(
     "names, words",
     [
-        (("train/cat/1.png", "train/dog/1.png", "extra/1.png"), "train/ could be splits with extra/ beside"),
+        (("train/cat/1.png", "train/dog/1.png", "extra/1.png"), "train/ could be a split with extra/ beside"),
         (("train/1.png", "test/1.png", "bus/1.png"), "test/ and train/ could be splits with bus/ beside"),
         (("train/1.png", "test/1.png", "9.png"), "9.png is beside test/ and train/; move it into one of them"),
         (("Train/1.png", "training/1.png"), "Train/ and training/ are all names of the train split; join them"),
@@ -192,6 +194,9 @@ def test_wrappers_say_nothing(tmp_path):
     assert sizes(yolo) == {"train": 1, "validation": 1} and read(yolo).names == ()
     tiny = put(tmp_path / "tiny", "train/n01/images/1.png", "train/n02/images/1.png", "val/images/1.png")
     assert read(tiny).names == ("n01", "n02") and set(classes(tiny, "validation").values()) == {None}
+    lone = put(tmp_path / "lone", "train/cat/1.png", "train/dog/1.png", "test/bird/1.png", "val/images/dog/1.png")
+    assert set(classes(lone, "test").values()) == {"bird"} and set(classes(lone, "validation").values()) == {"dog"}
+    assert "test: 1 image of classes that training lacks: bird" in noted(lone)
     named = put(tmp_path / "named", "test/train/a/1.png", "test/train/b/1.png", "test/test/a/1.png")
     assert sizes(named) == {"train": 2, "test": 1}
 
@@ -353,6 +358,13 @@ def test_archives_unpack_to_bounded_sizes(tmp_path, monkeypatch):
     assert classes(as_zip(tmp_path / "a.zip", bomb)) == {"ok.png": None}
     assert "packed more than 100 times" in noted(tmp_path / "a.zip")
     assert "MB unpacked" in refused(as_tar(tmp_path / "a.tar.gz", bomb))
+    fine = as_tar(tmp_path / "b.tar.gz", {"ok.png": image()})
+    with monkeypatch.context() as patch:
+        patch.setattr(archives.shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
+        assert "are too few to unpack it; set TMPDIR to a larger folder" in refused(fine)
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        assert "no temporary folder to unpack it in (No such file or directory); set TMPDIR to one" in refused(fine)
+    assert classes(fine) == {"ok.png": None}
     monkeypatch.setattr(archives, "MAX_MEMBER", 2**10)
     assert classes(as_tar(tmp_path / "a.tar", bomb)) == {"ok.png": None}
 

@@ -63,7 +63,7 @@ def test_rows_without_an_image_and_images_without_a_row_are_counted_and_named(tm
     rows = "gone.png,cat\n../0.png,cat\nx.png,dog\n,dog\n"
     write(tmp_path / "metadata.csv", TEXTS["metadata.csv"].replace("3.png,dog\n", "3.png,\n") + rows)
     said = noted(tmp_path, "label")
-    assert "metadata.csv: 4 rows that name no image here, or several: gone.png, " in said
+    assert "metadata.csv: 4 rows without an image, or with several: gone.png, " in said
     assert "3 images without a row, so without a class: a/x.png, b/x.png, new.png" in said
     found = classes(tmp_path, column="label")
     assert found["0.png"] == "cat" and found["3.png"] is found["new.png"] is found["a/x.png"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -87,5 +88,16 @@ def test_a_failed_download_is_one_line(hub):
     hub.put("owner/name", FILES)
     hub.failing = "/revision/"  # which is asked before the files
     with pytest.raises(CheckpointError, match="owner/name: the download from the Hub failed, try again: ") as error:
+        fetch("owner/name")
+    assert message(error)
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub, monkeypatch):
+    def closed(**_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/cache")
+
+    hub.put("owner/name", FILES)
+    monkeypatch.setattr(r2id_hub.huggingface_hub, "snapshot_download", closed)
+    with pytest.raises(CheckpointError, match="set HF_HOME to a folder that can be written: .*/cache") as error:
         fetch("owner/name")
     assert message(error)

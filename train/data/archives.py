@@ -36,6 +36,10 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
+class NoRoom(ValueError):
+    """No place to unpack an archive in, which is no fault of its own."""
+
+
 class Archive:
     """The regular files of a zip or a tar (compressed or not).
 
@@ -52,6 +56,8 @@ class Archive:
                 self.list_zip()
             else:
                 self.list_tar()
+        except NoRoom:
+            raise
         except Exception as error:  # Libraries raise whatever a broken archive leads them into.
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{path}: cannot be read as an archive ({reason}); fix it, or unpack it") from error
@@ -86,7 +92,11 @@ class Archive:
 
     def unpacked(self, opener) -> str:
         """The tar without its compression, in a temporary folder that goes with this object."""
-        folder = tempfile.mkdtemp(prefix="r2id-")
+        try:
+            folder = tempfile.mkdtemp(prefix="r2id-")
+        except OSError as error:
+            fault = f"no temporary folder to unpack it in ({error.strerror})"
+            raise NoRoom(f"{self.path}: {fault}; set TMPDIR to one") from error
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         packed, room = os.path.getsize(self.path), shutil.disk_usage(folder).free * 9 // 10
         limit, size = min(MAX_UNPACKED, max(SMALL, MAX_RATIO * packed), room), 0
@@ -95,8 +105,10 @@ class Archive:
             while block := source.read(COPIED):
                 size += len(block)
                 if size > limit:
-                    free = f"{room >> 20:,} MB are free in {Path(folder).parent}"
-                    raise ValueError(f"more than {limit >> 20:,} MB unpacked, {free}")
+                    if limit == room:
+                        fault = f"{room >> 20:,} MB in {Path(folder).parent} are too few to unpack it"
+                        raise NoRoom(f"{self.path}: {fault}; set TMPDIR to a larger folder, or unpack it yourself")
+                    raise ValueError(f"more than {limit >> 20:,} MB unpacked")
                 target.write(block)
         return path
 

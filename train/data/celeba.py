@@ -112,7 +112,7 @@ def lines_of(file: Path) -> list[str]:
     if not file.is_file():
         raise ValueError(f"{file}: no such file; give the folder of CelebA's {LANDMARKS} and {IMAGES}/")
     try:
-        return [line for line in file.read_text().splitlines() if line.strip()]
+        return [line for line in file.read_text("utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise ValueError(f"{file}: not a text file; fetch it again") from None
 

@@ -85,9 +85,9 @@ class Decoder:
         named = first(self.skipped)
         if 2 * self.told > self.read:
             fault = f"{self.told:,} of {self.read:,} images cannot be read, more than half"
-            raise ValueError(f"{self.data}: {fault}: {named}; mend them or give other data")
+            raise ValueError(f"{self.data}: {fault}: {named}; fix them or give other data")
         fault = f"{self.told:,} of {self.read:,} images cannot be read and are left out"
-        warnings.warn(f"{self.data}: {fault}: {named}; mend or remove them", stacklevel=2)
+        warnings.warn(f"{self.data}: {fault}: {named}; fix or remove them", stacklevel=2)
 
 
 def first(names: Iterable[str]) -> str:

@@ -10,8 +10,14 @@ CLASSES = 20  # named with their counts
 WIDTH = 40  # characters of a name
 
 
+class MissingSplit(ValueError):
+    """Data without the split that is asked for."""
+
+
 def plural(count: int, thing: str = "image") -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's' if not thing.endswith('s') else 'es'}"
+    if count == 1:
+        return f"1 {thing}"
+    return f"{count:,} {thing[:-1] + 'ie' if thing.endswith('y') else thing}{'es' if thing.endswith('s') else 's'}"
 
 
 def split_line(data: str, sizes: dict[str, int], held_out: int) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from train.data.archives import UNREAD, is_archive, open_archive
+from train.data.describe import plural
 from train.data.files import OTHER, PACKED, File, Files, Listing, clean, list_archive, list_folder, some
 from train.data.tables import Table, is_usual, read_table
 
@@ -203,7 +204,8 @@ def to_splits(placed: Placed, data: str, notes: list[str]) -> dict[str, Placed]:
         if len(named) == 1 and not nested:
             notes.append(f"{named[0]} is a class, since classes without folders in them lie beside it")
             return {"train": placed}
-        readings = f"{listed(named)} could be splits with {listed(others)} beside, or all of them classes"
+        kind = "a split" if len(named) == 1 else "splits"
+        readings = f"{listed(named)} could be {kind} with {listed(others)} beside, or all of them classes"
         remedy = f"move {listed(others)} elsewhere, or all of them below a folder train/ to make them classes"
         raise ValueError(f"{data}: {readings}; {remedy}")
     if loose := [parts[0] for parts, _ in placed if len(parts) == 1]:
@@ -236,10 +238,13 @@ def refuse_hidden_splits(placed: Placed, data: str) -> None:
 
 
 def below_splits(splits: dict[str, Placed]) -> dict[str, Placed]:
-    """Looks through folders that hold all of a split, unless another split has them as one class of several."""
+    """Looks through folders that hold all of a split, unless another split has them as one class of several. Where it
+    has classes, so is a folder of images alone, but for one such as images/."""
 
     def looked_through(placed: Placed, classes: Collection[str] = ()) -> Placed:
         while (top := alone(placed)) is not None and top not in classes:
+            if classes and top.casefold() not in PLAIN and not tops_of(within(placed)):
+                break
             placed = within(placed)
         return placed
 
@@ -305,7 +310,7 @@ def joined(tables: list[Table], listing: Listing, data: str, notes: list[str]) -
         if split := [name for name in table.columns if name.lower() in SPLIT_COLUMNS and name != table.column]:
             notes.append(f"{table.name}: column {split[0]} is not used; folders train/ and test/ make splits")
     if bare := [file.name for place, file in enumerate(listing.images) if place not in labels]:
-        notes.append(f"{len(bare):,} images without a row, so without a class: {some(bare)}")
+        notes.append(f"{plural(len(bare))} without a row, so without a class: {some(bare)}")
     return labels
 
 
@@ -335,7 +340,7 @@ def unlike(known: Collection[str], classes: dict[str, list[str | None]]) -> list
     for split, names in classes.items():
         if len(known) > 1 and (missing := Counter(name for name in names if name and name not in known)):
             count = sum(missing.values())
-            notes.append(f"{split}: {count:,} images of classes that training lacks: {some(sorted(missing))}")
+            notes.append(f"{split}: {plural(count)} of classes that training lacks: {some(sorted(missing))}")
     return notes
 
 

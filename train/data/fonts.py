@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from train.data.describe import MissingSplit, plural
 from train.data.font_families import SPLITS, find_families, has_letters, split_of
 
 CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -83,6 +84,10 @@ class FontSet:
     def __len__(self) -> int:
         return len(self.glyphs)
 
+    def has(self, split: str) -> bool:
+        """Whether any glyph is of a split."""
+        return any(face.scales and split_of(face.family) == split for face in self.faces)
+
     def render(self, index: int, size: int) -> np.ndarray:
         """A glyph drawn from its outline: uint8 (size, size), white on black, read only.
 
@@ -126,10 +131,10 @@ class FontSet:
             if face.scales:
                 families[split].add(face.family)
                 counts[split].update(images=len(face.scales), fonts=1)
-        lines = [f"{self.folder}: {len(self.faces):,} fonts, glyphs {''.join(self.names)}"]
+        lines = [f"{self.folder}: {plural(len(self.faces), 'font')}, glyphs {''.join(self.names)}"]
         for split, count in counts.items():
-            parts = f"{count['images']:,} images of {count['fonts']:,} fonts in {len(families[split]):,} families"
-            lines.append(f"  {split}: {parts}")
+            fonts = f"{plural(count['fonts'], 'font')} in {plural(len(families[split]), 'family')}"
+            lines.append(f"  {split}: {plural(count['images'])} of {fonts}")
         named = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
         lines += [f"  left out: {named}"] if named else []
         lines += [f"  unreadable: {text}" for text in unread[:3]]
@@ -161,7 +166,8 @@ def load_fonts(folder: str | Path, split: str, *, glyphs: str = CAPITALS, cache:
     follows from its name alone, so other fonts that are added do not change it. Left out: fonts that cannot be read or
     repeat another; those of validation and test that have no name or are near to one of training; glyphs that are
     missing, placeholders, (nearly) empty or full; fonts whose glyphs are all alike.
-    cache: a file that keeps the scan until a font changes. Raises ValueError for a folder without usable fonts.
+    cache: a file that keeps the scan until a font changes. Raises ValueError for a folder without usable fonts, and
+    MissingSplit for a split without any.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
@@ -182,7 +188,8 @@ def load_fonts(folder: str | Path, split: str, *, glyphs: str = CAPITALS, cache:
             write_cache(cache, glyphs, stamps, faces)
     fonts = FontSet(root, split, glyphs, faces)
     if not fonts.glyphs:
-        raise ValueError(f"{folder}: the {split} split is empty; add fonts\n{fonts.report()}")
+        counted = "; ".join(line.strip() for line in fonts.report().splitlines()[1 : len(SPLITS) + 3])
+        raise MissingSplit(f"{folder}: the {split} split is empty ({counted}); add fonts of other families")
     return fonts
 
 

@@ -20,7 +20,7 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from train.data.decode import Batch, Decoded, Decoder, Pictures, border, border_colour, channels_of, shared_colour
-from train.data.describe import class_line, split_line
+from train.data.describe import MissingSplit, class_line, split_line
 from train.data.files import Files, Row, some
 from train.data.folders import holds_fonts
 from train.data.fonts import CAPITALS, FontSet, load_fonts
@@ -35,10 +35,6 @@ FEW = 2  # images of a data set that is validated on what it is trained on
 LINES = 10  # of a description, at most
 
 T = TypeVar("T")
-
-
-class MissingSplit(ValueError):
-    """Data without the split that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -243,8 +239,15 @@ def stored_rows(
 def font_images(
     data: str, split: str, glyphs: str, *, size: int, density: int, channels: int | None, limit: int | None
 ) -> ImageSet:
-    """The glyphs of a folder of fonts, in a fixed random order: see `load_fonts`."""
-    fonts = load_fonts(data, split, glyphs=glyphs, cache=font_cache(data))
+    """The glyphs of a folder of fonts, in a fixed random order: see `load_fonts`. Where so few families have none for
+    validation, those for training are validated on."""
+    options = {"glyphs": glyphs, "cache": font_cache(data)}
+    try:
+        fonts = load_fonts(data, split, **options)
+    except MissingSplit:
+        if split != "validation":
+            raise
+        fonts = load_fonts(data, "train", **options)
     order = np.random.default_rng(0).permutation(len(fonts))[:limit]
     images = Glyphs(fonts, order.tolist(), size, channels or 1, density)
     targets = Glyphs(fonts, order.tolist(), density, channels or 1, density) if density > size else None
@@ -252,6 +255,8 @@ def font_images(
         images = images[:]
     background = fonts.background * (channels or 1)
     lines = tuple(fonts.report().splitlines())
+    if not fonts.has("validation"):
+        lines += ("training fonts are validated on too: there are so few families that none is for validation",)
     return ImageSet(images, fonts.labels[order], fonts.names, background, understood=lines, targets=targets)
 
 

@@ -3,6 +3,7 @@ files are not decoded yet."""
 
 from __future__ import annotations
 
+import errno
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,8 @@ from train.data.folders import Folder, in_order, read_folder, split_of
 
 BLOCK = 2_048  # rows of a stream that are read, and mixed, together
 FAULTS = (DatasetsError, OSError, ValueError, tarfile.TarError)  # what bad data raise in `datasets`
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 Label = int | str | None  # as it is stored
 Position = tuple[int, int, int]  # in a stream: epoch, shards done in it, rows done in the next shard
@@ -132,6 +135,9 @@ def load(data: str, *, streaming: bool) -> dict[str, Dataset] | dict[str, Iterab
     try:
         splits = load_dataset(str(folder) if folder.is_dir() else data, streaming=streaming)
     except FAULTS as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
+            raise cause from None  # a fault of the cache, not of the data
         fault, remedy = "not a folder, nor found on the Hub", "check its name and the connection"
         if folder.is_dir():
             fault, remedy = "folder without usable images or shards", "it must hold images, .parquet or .tar"
@@ -255,7 +261,7 @@ def cells_of(shard: IterableDataset, where: str) -> Iterator[dict]:
     try:
         yield from shard
     except FAULTS as error:
-        raise ValueError(f"{where} cannot be read: {reason(error)}; mend it, then the same command goes on") from error
+        raise ValueError(f"{where} cannot be read: {reason(error)}; fix it, then the same command goes on") from error
 
 
 def row(cell: dict | None, label: int, where: str) -> Row:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from train.data.describe import plural
 from train.data.files import File, clean, some
 
 STEMS = ("metadata", "labels", "label", "annotations")
@@ -42,13 +43,13 @@ class Table:
     def lines(self) -> list[str]:
         """What did not fit together."""
         if not self.labels:
-            return [f"{self.name} is not used: none of its {self.rows:,} rows names an image"]
+            return [f"{self.name} is not used: none of its {plural(self.rows, 'row')} names an image"]
         if self.column is None:
             return [f"{self.name} is not used: no column of labels among {', '.join(self.columns)}; see --label-column"]
         lines = []
         if self.without_image:
-            missing = self.without_image
-            lines.append(f"{self.name}: {len(missing):,} rows that name no image here, or several: {some(missing)}")
+            count = plural(len(self.without_image), "row")
+            lines.append(f"{self.name}: {count} without an image, or with several: {some(self.without_image)}")
         return lines
 
 
