@@ -6,6 +6,7 @@ from load import App
 
 FINE = "pixels.*resampled in [0-9]+ ms"
 ENTRIES = "document.querySelectorAll('#history button').length"
+KEPT = "JSON.parse(Object.values(sessionStorage).find(text => text.includes('entries')) || '{}').entries?.length"
 
 
 def generated(user) -> np.ndarray:
@@ -14,7 +15,7 @@ def generated(user) -> np.ndarray:
     user.page.get_by_role("tab", name="History").click()
     user.press("Generate")
     user.shows(f"{FINE}.*seed [1-9]")
-    user.page.wait_for_function(f"{ENTRIES} === 2")
+    user.page.wait_for_function(f"{ENTRIES} === 2 && {KEPT} === 2")
     return user.pixels()
 
 

@@ -53,8 +53,8 @@ class Phase:
 @dataclass(frozen=True)
 class ResamplerPhase(Phase):
     """Decoded points against the image: see `ResamplerLoss`. decoder_only: latents stay what they are. latent_noise: of
-    normal noise on the latents that are decoded, the largest standard deviation, so that a denoiser's small errors do
-    not show."""
+    normal noise on the latents that are decoded, the largest standard deviation in their root mean square, so that a
+    denoiser's small errors do not show."""
 
     decoder_only: bool = False
     latent_noise: float = 0.0

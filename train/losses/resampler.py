@@ -49,7 +49,8 @@ class ResamplerLoss(nn.Module):
         latent_noise: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """buckets: images in [-1, 1] as the encoder sees them. targets: see `targets_of`. decoder_only: the encoder
-        learns nothing. latent_noise: standard deviations of noise on latents are uniform from 0 to this, one an image.
+        learns nothing. latent_noise: standard deviations of noise on latents, in their root mean square, are uniform
+        from 0 to this, one an image.
         → the loss, and parts of it."""
         losses = [
             self.of(bucket, sources, generator, decoder_only, latent_noise)
@@ -81,9 +82,10 @@ class ResamplerLoss(nn.Module):
             latent_BChw = torch.where(even_B111, taught.to(latent_BChw.dtype), latent_BChw)
         if latent_noise:
             on = {"generator": generator, "device": generator.device}
-            sigma_B111 = latent_noise * torch.rand(len(latent_BChw), 1, 1, 1, **on)
-            noise_BChw = (sigma_B111 * torch.randn(latent_BChw.shape, **on)).to(device)
-            latent_BChw = (latent_BChw + noise_BChw).clamp(-1, 1)
+            share_B111 = latent_noise * torch.rand(len(latent_BChw), 1, 1, 1, **on)
+            noise_BChw = (share_B111 * torch.randn(latent_BChw.shape, **on)).to(device)
+            rms = latent_BChw.float().square().mean().sqrt()  # with its gradient: larger latents would gain nothing
+            latent_BChw = (latent_BChw + rms * noise_BChw).clamp(-1, 1)
         context = model.prepare(latent_BChw, aspect)
         values = [self.coordinates(cells[1 - axis], generator) for axis in (0, 1)]
         columns, rows = (model.axis(value_N, context, axis) for axis, value_N in enumerate(values))
