@@ -28,6 +28,7 @@ from r2id.demo.serving.fair_queue import MAX_WAITING
 from r2id.demo.serving.worker import worker
 from r2id.demo.tabs import TABS
 from r2id.hub import HUB_ID
+from r2id.precision import DTYPES
 
 THEME = gr.themes.Default(primary_hue="indigo", spacing_size="sm", font=["system-ui", "sans-serif"])
 
@@ -43,6 +44,8 @@ def main(weights: Path = Path("weights")) -> None:
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     parser.add_argument("--weights", help="a folder of models, one model's folder, or a Hub id (default: weights/)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    decoder_help = "numbers that the pixels of an image are multiplied in (default: auto, the faster one here)"
+    parser.add_argument("--decoder-dtype", default="auto", choices=("auto", *DTYPES), help=decoder_help)
     parser.add_argument("--share", action="store_true", help="also make a public link, through gradio.live")
     args = parser.parse_args()
     folder, hub_id = Path(args.weights or weights), None
@@ -68,9 +71,12 @@ def main(weights: Path = Path("weights")) -> None:
     try:
         torch.empty(0, device="cpu" if args.device == "auto" else args.device)
         devices = dict(device=args.device, resampler_device="cpu" if zero_gpu else None)
+        devices["decoder_dtype"] = args.decoder_dtype
         models = Models(folder, **devices, hub=hub_id or os.environ.get("R2ID_MODEL"))
         if hub_id in models.faults:
             parser.error(f"--weights {hub_id}: {models.faults[hub_id]}")
+        for dtype in sorted({str(pipe.decoder_dtype) for pipe in map(models.get, models.names) if pipe.resampler}):
+            print(f"Pixels are decoded in {dtype.removeprefix('torch.')} (--decoder-dtype {args.decoder_dtype}).")
         page = build(models, TABS, endpoints).queue(max_size=1000)  # events, of all users
         page.launch(**server, **look, run_history=False, enable_monitoring=False, state_session_capacity=500)
     except (AssertionError, OSError, OverflowError, RuntimeError, ValueError) as error:

@@ -36,12 +36,15 @@ class Models:
     """The models in the folder `weights` and those added from the Hub. Thread-safe.
 
     A broken model is listed with its fault. A pipeline that was returned keeps working whatever happens to its files.
-    hub: a Hub id, used if `weights` holds no usable model. device, resampler_device: as `Pipeline` takes them.
+    hub: a Hub id, used if `weights` holds no usable model. device, resampler_device, decoder_dtype: as `Pipeline` takes
+    them.
     """
 
-    def __init__(self, weights: Path, *, device="auto", resampler_device=None, hub: str | None = None):
+    def __init__(
+        self, weights: Path, *, device="auto", resampler_device=None, decoder_dtype="auto", hub: str | None = None
+    ):
         self._weights, self._substitute = Path(weights).resolve(), (hub or "").strip()
-        self._devices = dict(device=device, resampler_device=resampler_device)
+        self._devices = dict(device=device, resampler_device=resampler_device, decoder_dtype=decoder_dtype)
         self._local: dict[str, Installed] = {}  # both are replaced, never mutated: reading takes no lock
         self._hub: dict[str, Installed] = {}
         self._scanning, self._adding = Lock(), Lock()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gradio
 import pytest
+import torch
 
 from r2id.demo import cli, controls
 
@@ -43,6 +44,31 @@ def test_weights_are_a_folder_or_an_id_of_the_hub(started, tmp_path, monkeypatch
     assert started("--weights", "owner/name") == (Path("owner/name"), None)
     monkeypatch.setenv("R2ID_MODEL", "our/model")
     assert started() == (Path("weights"), "our/model")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_decoders_dtype_is_printed_and_can_be_chosen(dtype, tiny_weights, monkeypatch, capsys):
+    built = []
+
+    def build(models, *_):
+        built.append(models.get("tiny"))
+        raise ValueError("served")
+
+    monkeypatch.setattr(cli, "build", build)
+    monkeypatch.setattr(sys, "argv", ["r2id-demo", "--weights", str(tiny_weights), "--decoder-dtype", dtype])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert built[0].decoder_dtype == getattr(torch, dtype)
+    assert capsys.readouterr().out == f"Pixels are decoded in {dtype} (--decoder-dtype {dtype}).\n"
+
+
+def test_another_dtype_ends_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["r2id-demo", "--decoder-dtype", "float16"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1
+    assert error.startswith("r2id-demo: argument --decoder-dtype: invalid choice: 'float16'")
 
 
 def test_an_id_that_cannot_be_downloaded_ends_in_one_line(monkeypatch, capsys):
