@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from r2id.layers import ATTENTIONS, MLP, AdaLN, Attention, Block, Reader, centred
+from r2id import layers
+from r2id.layers import ATTENTIONS, MLP, AdaLN, Attention, Block, Reader, centred, softmax_attention
 
 
 @pytest.fixture(params=[(kind, heads) for kind in ATTENTIONS for heads in (1, 2)])
@@ -67,6 +68,33 @@ def test_the_order_of_the_context_does_not_matter(attention):
     query, context = tokens(2, 3, 8), tokens(2, 4, 8, seed=1)
     turned = attention(query, attention.keys_values(context.flip(1)))
     torch.testing.assert_close(turned, attention(query, attention.keys_values(context)))
+
+
+@pytest.mark.parametrize("queries, keys", [(1, 1), (16, 60), (90, 7)])
+@pytest.mark.parametrize("small", [layers.SMALL, 0])  # scores held in memory, and not
+@pytest.mark.parametrize("mixed", [False, True])  # as under autocast, where norms give float32
+def test_softmax_attention_in_bfloat16_is_scaled_dot_product_attention(queries, keys, small, mixed, monkeypatch):
+    """Of float32, to the rounding; and so are its gradients."""
+    monkeypatch.setattr(layers, "SMALL", small)
+    shapes = (3, 2, queries, 4), (3, 2, keys, 4), (3, 2, keys, 4)
+    given = [2 * tokens(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    exact = [part.clone().requires_grad_() for part in given]
+    given = [part.to(torch.float32 if mixed and place < 2 else torch.bfloat16) for place, part in enumerate(given)]
+    given = [part.requires_grad_() for part in given]
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        found = softmax_attention(*given)
+    expected = F.scaled_dot_product_attention(*exact)
+    assert found.dtype == torch.bfloat16
+    for result in (found.float(), expected):
+        (result * tokens(*result.shape, seed=3)).sum().backward()
+    close_to(found, expected)
+    for one, other in zip(given, exact, strict=True):
+        close_to(one.grad, other.grad)
+
+
+def close_to(rough: torch.Tensor, exact: torch.Tensor) -> None:
+    error = (rough.float() - exact).norm() / exact.norm().clamp(min=1e-3)
+    assert error < 0.02
 
 
 def test_linear_memory_does_not_grow_with_the_context():
