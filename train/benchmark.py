@@ -3,7 +3,8 @@
 Prints tables; with --out also writes them as benchmark.md and benchmark.json, and their curves as benchmark.png. Each
 time stands beside the rate of matrix products of the same minute (see train/engine/machine.py), since a shared machine
 is not equally fast at all times: shares and ratios hold, milliseconds are of the day. Operations are those of products
-and attention, counted, not estimated. `--plan SIZE` measures a recipe instead and says what to change to train at SIZE.
+and attention, counted, not estimated. `--plan SIZE` measures a recipe instead and says what to change to train at SIZE;
+`--step CONFIG` times a training step of a recipe.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from train.profiling.baselines import baselines
 from train.profiling.page import ROOT, page
 from train.profiling.plan import BUDGET, RESAMPLER, plan
 from train.profiling.speed import attentions, diffusing, limits, one_image, plot, resampling, resampling_twice
+from train.profiling.training import training_step
 
 SIZES = (64, 128, 256, 512, 1024, 2048)
 CELLS = (4, 8, 16, 32, 64)
@@ -48,10 +50,20 @@ def measured(pipe: Pipeline, args: argparse.Namespace) -> Iterator[tuple[str, Ta
         yield "page", page(args.weights)
 
 
+def recipes(args: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Table]]:
+    if args.step:
+        yield "step", training_step(args.step, args.data, device)
+        return
+    for table in plan(args.plan, args.config or RESAMPLER, args.budget_memory or BUDGET, device):
+        yield "plan", table
+
+
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for what could not be measured."""
-    if (args.plan is None) == (args.weights is None):
-        raise ValueError("give weights such as weights/mnist, or --plan SIZE, not both")
+    if sum(given is not None for given in (args.weights, args.plan, args.step)) != 1:
+        raise ValueError("give weights such as weights/mnist, --plan SIZE or --step CONFIG, one of them")
+    if args.data and args.step is None:
+        raise ValueError("--data: goes with --step only")
     if args.plan is None and (args.config or args.budget_memory):
         raise ValueError("--config and --budget-memory: go with --plan only")
     if args.page and not Path(args.weights).is_dir():
@@ -69,6 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("weights", nargs="?", help="folder such as weights/mnist, or a Hub id")
     add("--device", default="auto", help="auto, cpu, cuda, mps")
+    add("--decoder-dtype", default="auto", help="auto, float32, bfloat16 (default: %(default)s)")
     add("--sizes", type=int, nargs="+", default=SIZES, help="sides of images, up to 8192 (default: %(default)s)")
     add("--cells", type=int, nargs="+", default=CELLS, help="on a side of latents (default: %(default)s)")
     add("--batches", type=int, nargs="+", default=BATCHES, help="latents diffused at once (default: %(default)s)")
@@ -76,18 +89,19 @@ def main(argv: list[str] | None = None) -> None:
     add("--page", action="store_true", help="also the app's start; weights must be a folder")
     add("--out", type=Path, help="folder for benchmark.md, benchmark.json and benchmark.png")
     add("--plan", type=int, metavar="SIZE", help="what to change to train on images of SIZE × SIZE")
+    add("--step", type=Path, metavar="CONFIG", help="times a training step of a resampler's recipe")
+    add("--data", help="with --step: images or fonts in place of the recipe's")
     add("--config", type=Path, help=f"with --plan: the resampler's recipe (default: {RESAMPLER.relative_to(ROOT)})")
     add("--budget-memory", type=float, metavar="GB", help=f"with --plan: of one device (default: {BUDGET:g})")
     args = parser.parse_args(argv)
     check(args)
     raise_mmap_threshold()
-    if args.plan is not None:
+    if args.weights is None:
         pipe, device = None, torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu")
         device = device if args.device == "auto" else torch.device(args.device)
-        tables = plan(args.plan, args.config or RESAMPLER, args.budget_memory or BUDGET, device)
-        tables = (("plan", table) for table in tables)
+        tables = recipes(args, device)
     else:
-        pipe = Pipeline.from_pretrained(args.weights, device=args.device)
+        pipe = Pipeline.from_pretrained(args.weights, device=args.device, decoder_dtype=args.decoder_dtype)
         device, tables = pipe.device, measured(pipe, args)
     heading = f"{machine()}, device {device}; medians of {REPEATS} runs, of fewer after {ENOUGH:g} s"
     print(heading, flush=True)

@@ -12,6 +12,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from digits import digit_bytes
+from PIL import Image
 
 from r2id import Pipeline
 from r2id.layers import Attention
@@ -30,7 +32,7 @@ from train.engine.machine import (
 )
 from train.profiling import baselines, speed
 from train.profiling import page as app_page
-from train.profiling.page import page
+from train.profiling.page import ROOT, page
 from train.profiling.speed import latent_of, products_of_pixels, resampling_twice
 
 CPU = torch.device("cpu")
@@ -64,7 +66,7 @@ def output(tiny_weights, tmp_path_factory):
         patch.setattr(measure, "SQUARE", 64)
         patch.setattr(measure, "COPIED", 2**16)
         patch.setattr(baselines, "PIXEL_SIDES", (16,))
-        main([str(tiny_weights), *SMALL, "--baselines", "--out", str(out)])
+        main([str(tiny_weights), *SMALL, "--decoder-dtype", "float32", "--baselines", "--out", str(out)])
     return out
 
 
@@ -73,7 +75,7 @@ def test_every_table_has_its_rows(output):
     sides = {title: [next(iter(row.values())) for row in rows] for title, rows in tables.items()}
     assert sides.pop("Limits of the machine")[-1] == "a large copy, read and written"
     assert sides.pop("One image: 4 × 4 cells, 4 guided steps") == ["float32"]
-    assert sides.pop("Resampling one 4 × 4 latent to side × side") == ["8", "16"]
+    assert sides.pop("Resampling one 4 × 4 latent to side × side, pixels in float32") == ["8", "16"]
     assert sides.pop("One latent resampled to 64 × 64, first and second time") == ["2 × 2", "4 × 4"]
     assert sides.pop("Diffusing with guidance, both conditions in one pass") == ["2", "2", "4", "4"]
     assert sides.pop("Cost of a pixel") == ["8", "16"]
@@ -137,7 +139,11 @@ def test_cells_that_the_stride_excludes_are_left_out(tiny):
     "argv, message",
     [
         ([], "give weights such as"),
-        (["weights/mnist", "--plan", "64"], "not both"),
+        (["weights/mnist", "--plan", "64"], "one of them"),
+        (["weights/mnist", "--step", "x.toml"], "one of them"),
+        (["--plan", "64", "--data", "images"], "--data: goes with --step only"),
+        (["--step", "train/configs/cifar10_resampler.toml"], "must be a recipe of the r2ir architecture"),
+        (["--step", "nowhere.toml"], "nowhere.toml: cannot be read"),
         (["weights/mnist", "--sizes", "64", "8193"], "1…8192"),
         (["weights/mnist", "--cells", "0"], "1…4096"),
         (["weights/mnist", "--cells", "65"], "at most 4,096"),
@@ -154,6 +160,26 @@ def test_bad_arguments_end_in_one_line(argv, message):
     with pytest.raises(ValueError, match=message) as error:
         main(argv)
     assert "\n" not in str(error.value)
+
+
+def test_a_training_step_is_measured_by_its_parts(tmp_path, capsys):
+    for number, pixels in enumerate(digit_bytes()[:12]):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "train" / f"{number}.png")
+    config = ROOT / "train/configs/letters_resampler.toml"
+    recipe = config.read_text(encoding="utf-8")
+    for old, new in {"batch = 32": "batch = 4", "width = 160": "width = 16", "heads = 5": "heads = 2"}.items():
+        recipe = recipe.replace(old, new)
+    recipe = recipe.replace("encoder_size = 128", "encoder_size = 32").replace(
+        "decoder_size = 1024", "decoder_size = 64"
+    )
+    (tmp_path / "recipe.toml").write_text(recipe, encoding="utf-8")
+    main(["--step", str(tmp_path / "recipe.toml"), "--data", str(tmp_path), "--device", "cpu"])
+    ((title, rows),) = tables_of(capsys.readouterr().out).items()
+    assert title.endswith("4 images, the encoder sees 32 × 32, targets 64 × 64, 2 × 2 cells")
+    assert [row["part"] for row in rows] == ["load images", "forward", "backward, optimiser", "together"]
+    counted = [float(row["GFLOP counted"]) for row in rows]
+    assert counted[0] == 0 and 1.5 < counted[2] / counted[1] < 2.1  # two products of the gradient for one
 
 
 # measuring

@@ -291,8 +291,8 @@ class Glyphs:
 
     def __getitem__(self, key: Tensor | slice) -> Tensor:
         places = self.order[key] if isinstance(key, slice) else [self.order[place] for place in key.tolist()]
-        images = self.fonts.images(places, self.size, master=self.density)
-        return (images.float() / 127.5 - 1).repeat(1, self.channels, 1, 1)
+        images = self.fonts.images(places, self.size, master=self.density).float().div_(127.5).sub_(1)
+        return images.repeat(1, self.channels, 1, 1) if self.channels > 1 else images
 
 
 @dataclass(frozen=True)

@@ -69,10 +69,14 @@ def resampling(pipe: Pipeline, sizes: tuple[int, ...]) -> Table:
         timed = beside_products(run, shapes, device)
         pace, rate = timed.seconds / side**2, count * side**2 / timed.seconds
         shares = (rate / 1e9, rate / timed.square, rate / timed.own)
-        rows.append((side, 1e3 * timed.seconds, 1e-6 / pace, 1e6 * pace, memory / 1e6, count / 1e6, *shares))
+        counts = count / 1e3, pace * timed.square / 1e3
+        rows.append((side, 1e3 * timed.seconds, 1e-6 / pace, 1e6 * pace, memory / 1e6, *counts, *shares))
     columns = {"side": "{}", "ms": "{:.1f}", "Mpixel/s": "{:.3f}", "µs a pixel": "{:.2f}"}
-    columns |= {"MB above model and output": "{:.0f}", "MFLOP a pixel": "{:.4f}", **SHARES}
-    return Table(f"Resampling one {latent.size[0]} × {latent.size[1]} latent to side × side", columns, rows)
+    columns |= {"MB above model and output": "{:.0f}", "kFLOP a pixel": "{:.2f}"}
+    columns |= {"kFLOP of float32 products in its time": "{:.1f}", **SHARES}
+    dtype = str(pipe.decoder_dtype).removeprefix("torch.")
+    size = f"{latent.size[0]} × {latent.size[1]}"
+    return Table(f"Resampling one {size} latent to side × side, pixels in {dtype}", columns, rows)
 
 
 def resampling_twice(pipe: Pipeline, cells: tuple[int, ...]) -> Table:
