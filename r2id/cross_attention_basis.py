@@ -1,30 +1,30 @@
 """The local path of the resampler with cross-attention: lapped local Fourier coefficients, and the sums of them that
 points read.
 
-A point at an offset o (in cells) from a cell's centre reads its four neighbouring cells with bilinear weights w and a
-separable basis b(o) = {1, sin, cos of 2π·base_frequency·k·o} in each axis. What cells and points exchange are sums of
-w·b times colours or coefficients: content times position, which an additive query cannot express.
+A point reads its four neighbouring cells, with the basis of `local_basis.py` in each axis: b, which holds a bilinear
+weight w. What cells and points exchange are sums of w·b times colours or coefficients: content times position, which an
+additive query cannot express.
 
 Letters beside those of `r2id`: M cells in reading order, I and J the basis in y and x, Q a cell's I·J coefficients
-followed by its token, R rows of all latents.
+followed by its token, S cells and basis of one axis side by side, R rows of pixels of all latents, V some columns.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2id.position import Positions, fourier
+from r2id.local_basis import LocalBasis, dense
+from r2id.position import Positions
 
 COLUMNS = 16  # cells of a row that pixels are decoded from at once
 GAIN_WIDTH = 16
 MIN_WEIGHT = 1e-3  # a cell that (almost) no pixel reaches gets coefficients near zero, not noise
 
-Lapped = tuple[Tensor, Tensor]  # what `LocalBasis.evaluate` returns: index (…, 2) and basis (…, 2, F)
+Lapped = tuple[Tensor, Tensor]  # what `LocalBasis.evaluate` returns: the first of two cells (…) and basis (…, 2, F)
 
 
 @dataclass(frozen=True)
@@ -38,47 +38,14 @@ class AxisFeatures:
     def __getitem__(self, part: slice) -> AxisFeatures:
         if self.lapped is None:
             return AxisFeatures(self.position_ND[part], None, None)
-        index, basis = self.lapped
-        return AxisFeatures(self.position_ND[part], (index[part], basis[part]), self.dense_NMF[part])
+        first, basis = self.lapped
+        return AxisFeatures(self.position_ND[part], (first[part], basis[part]), self.dense_NMF[part])
 
 
-class LocalBasis(nn.Module):
-    """The lapped Fourier basis of one axis."""
-
-    def __init__(self, harmonics: int, base_frequency: float):
-        super().__init__()
-        self.size = 2 * harmonics + 1
-        frequencies = 2 * math.pi * base_frequency * torch.arange(1, harmonics + 1)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-
-    def evaluate(self, values: Tensor, count: int) -> Lapped:
-        """Absolute coordinates (…) along `count` cells → index (…, 2) of the two nearest cells and their basis
-        (…, 2, F): the bilinear weight times {1, sin and cos of frequency·offset}, offset in cells.
-
-        Beyond the frame the nearest point of its edge is read: the sinusoids would repeat there.
-        """
-        cell = values.clamp(-0.5, 0.5) * count + (count - 1) / 2
-        inner = cell.clamp(0, count - 1)
-        first = inner.floor()
-        index = torch.stack((first, (first + 1).clamp(max=count - 1)), dim=-1)
-        weight = torch.stack((1 - (inner - first), inner - first), dim=-1)
-        waves = fourier(cell[..., None] - index, self.frequencies)
-        return index.long(), weight[..., None] * torch.cat((torch.ones_like(waves[..., :1]), waves), dim=-1)
-
-    def evaluate_axis(self, pixels: Positions, axis: int, count: int) -> Lapped:
-        """`evaluate` of the columns (axis 0) or the rows (1) of a grid."""
-        absolute, _ = pixels.axes()[axis]
-        return self.evaluate(absolute.flatten(), count)
-
-    def dense(self, values: Tensor, count: int) -> Tensor:
-        """`evaluate` as (…, count, F), zero for all but the two nearest cells."""
-        return dense(*self.evaluate(values, count), count)
-
-
-def dense(index: Tensor, basis: Tensor, count: int) -> Tensor:
-    """What `evaluate` gives, as (…, count, F)."""
-    zeros = basis.new_zeros(*index.shape[:-1], count, basis.shape[-1])
-    return zeros.scatter_add(-2, index[..., None].expand_as(basis), basis)
+def evaluate_axis(basis: LocalBasis, pixels: Positions, axis: int, count: int) -> Lapped:
+    """The columns (axis 0) or the rows (1) of a grid along `count` cells."""
+    absolute, _ = pixels.axes()[axis]
+    return basis.evaluate(absolute.flatten(), count)
 
 
 def local_coefficients(colour_BNC: Tensor, pixels: Positions, cells: tuple[int, int], basis: LocalBasis) -> Tensor:
@@ -106,7 +73,7 @@ def decode_coefficients(local_BhwCIJ: Tensor, pixels: Positions, basis: LocalBas
         across_BNwJ, down_BNhI = basis.dense(x, width), basis.dense(y, height)
         line_BNwJC = torch.einsum("bnhi,bhwcij->bnwjc", down_BNhI.expand(len(local_BhwCIJ), -1, -1, -1), local_BhwCIJ)
         return torch.einsum("bnwj,bnwjc->bnc", across_BNwJ.expand(len(local_BhwCIJ), -1, -1, -1), line_BNwJC)
-    lines = (dense(*basis.evaluate_axis(pixels, axis, n), n) for axis, n in enumerate((width, height)))
+    lines = (dense(*evaluate_axis(basis, pixels, axis, n), n) for axis, n in enumerate((width, height)))
     return decode_coefficients_grid(local_BhwCIJ, *lines)
 
 
@@ -131,14 +98,20 @@ def read_points(local_BhwQ: Tensor, pixels: Positions, basis: LocalBasis, weight
         return torch.cat((products, lapped[..., :1].expand(*lapped.shape[:-1], tokens)), dim=-1)
 
     row_factor, column_factor = factors(row_basis, True), factors(column_basis, False)
-    cells_SQ = local_BhwQ.flatten(0, 2)  # rows of all latents: an embedding look-up has the fastest gradient
+    row, column = two_cells(row, height), two_cells(column, width)
+    cells_RQ = local_BhwQ.flatten(0, 2)  # those of all latents: an embedding look-up has the fastest gradient
     base_B1 = torch.arange(len(local_BhwQ), device=x.device)[:, None] * (height * width)
     total = 0.0
     for a in (0, 1):
         for b in (0, 1):
-            cell_BNQ = F.embedding(base_B1 + row[..., a] * width + column[..., b], cells_SQ)
+            cell_BNQ = F.embedding(base_B1 + row[a] * width + column[b], cells_RQ)
             total = total + cell_BNQ * (row_factor[..., a, :] * column_factor[..., b, :])
     return F.linear(total[..., : size**2], weight_DF, bias_D) + total[..., size**2 :]
+
+
+def two_cells(first: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The indices of both cells; where there is one, it is also the second."""
+    return first, (first + 1).clamp(max=count - 1)
 
 
 def read_grid(
@@ -149,10 +122,11 @@ def read_grid(
     (row, row_basis), (column, _) = rows.lapped, columns.lapped
     width, size = local_BhwQ.shape[2], row_basis.shape[-1]
     near, far = (row_basis[:, a, None] for a in (0, 1))  # (H, 1, F) each
+    row = two_cells(row, local_BhwQ.shape[1])
     coefficient_BhwIJ = local_BhwQ[..., : size**2].unflatten(-1, (size, size))
     token_BhwD = local_BhwQ[..., size**2 :]
-    line_BHwIJ = sum(coefficient_BhwIJ[:, row[:, a]] * b[..., None] for a, b in enumerate((near, far)))
-    token_BHwD = sum(token_BhwD[:, row[:, a]] * b[..., :1] for a, b in enumerate((near, far)))
+    line_BHwIJ = sum(coefficient_BhwIJ[:, row[a]] * b[..., None] for a, b in enumerate((near, far)))
+    token_BHwD = sum(token_BhwD[:, row[a]] * b[..., :1] for a, b in enumerate((near, far)))
     token_BHwD = token_BHwD + (rows.position_ND + bias_D)[:, None]
     mapped_BHwJD = torch.einsum("bhwij,dij->bhwjd", line_BHwIJ, weight_DF.unflatten(1, (size, size)))
     # The first of the basis is the bilinear weight; those of one point sum to 1, so what all columns share goes there.
@@ -161,8 +135,8 @@ def read_grid(
     parts = -(-width // COLUMNS)
     read_RWD = []
     along = (column, columns.dense_NMF, columns.position_ND)
-    for index, dense_VwJ, x_VD in zip(*(v.chunk(parts) for v in along), strict=True):
-        low, high = index[0, 0].item(), index[-1, 1].item() + 1  # a zoom or a tile reads few of many cells
+    for first, dense_VwJ, x_VD in zip(*(v.chunk(parts) for v in along), strict=True):
+        low, high = first[0].item(), first[-1].item() + 2  # a zoom or a tile reads few of many cells
         mapped_RSD = mapped_RwJD[:, low:high].flatten(1, 2)
         weight_VS, many = dense_VwJ[:, low:high].flatten(1), len(mapped_RSD)
         read_RWD.append(torch.baddbmm(x_VD.expand(many, -1, -1), weight_VS.expand(many, -1, -1), mapped_RSD))

@@ -6,7 +6,8 @@ runs a *local path* (`cross_attention_basis.py`). A decoded value depends on the
 any tile equals that part of the whole. Related: LIIF's local ensemble (Chen et al. 2021), LTE (Lee & Jin 2022), lapped
 transforms.
 
-Letters beside those of `r2id`: M cells in reading order, Q a cell's local coefficients followed by its token.
+Letters beside those of `r2id`: M cells in reading order, I and J the basis in y and x, Q a cell's local coefficients
+followed by its token.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from torch import Tensor, nn
 from r2id.cross_attention_basis import (
     AxisFeatures,
     LinearCodec,
-    LocalBasis,
     decode_coefficients,
     decode_coefficients_grid,
-    dense,
+    evaluate_axis,
     local_coefficients,
     read_grid,
     read_points,
@@ -44,6 +44,7 @@ from r2id.limits import (
     check_model,
     ranged,
 )
+from r2id.local_basis import LocalBasis, dense
 from r2id.position import (
     PositionEmbedding,
     Positions,
@@ -76,7 +77,7 @@ class CrossAttentionR2IRConfig:
     attention: str = "softmax"
     local: bool = True  # lapped local Fourier coefficients beside attention
     harmonics: int = ranged(4, 1, 64)  # of the local basis
-    base_frequency: float = ranged(0.25, 0.0, 16.0)  # of the first harmonic, turns a cell
+    base_frequency: float = ranged(0.25, 0.0, 16.0)  # of the first harmonic, in cycles per cell
     linear_codec: bool = True  # the local path also leads from colours to latent and back, linearly
     octaves: tuple[int, int] = ranged(
         (-2, 5), *OCTAVES
@@ -255,7 +256,7 @@ class CrossAttentionR2IR(nn.Module):
         if not (self.config.local and pixels.framed):
             return AxisFeatures(position_ND, None, None)
         count = context.local_BhwQ.shape[2 - axis]
-        lapped = self.basis.evaluate_axis(pixels, axis, count)
+        lapped = evaluate_axis(self.basis, pixels, axis, count)
         return AxisFeatures(position_ND, lapped, dense(*lapped, count))
 
     def decode(self, context: DecoderContext, pixels: Positions) -> Tensor:

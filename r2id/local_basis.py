@@ -13,17 +13,20 @@ from torch import Tensor
 
 
 class LocalBasis:
+    """`size` functions of an offset in cells. base_frequency: of the first harmonic, in cycles per cell."""
+
     def __init__(self, harmonics: int, base_frequency: float):
-        """base_frequency: of the first harmonic, turns a cell."""
         self.size = 2 * harmonics + 1
         self.frequencies = 2 * math.pi * base_frequency * torch.arange(1, harmonics + 1, dtype=torch.float64)
+        self._cast: dict[tuple, Tensor] = {}  # the same by dtype and device
 
     def evaluate(self, values: Tensor, cells: int, rings: int = 0) -> tuple[Tensor, Tensor]:
         """Absolute coordinates (…) in a frame of `cells` cells and `rings` border cells on each side → the first of the
         two lattice cells beside each, int64 (…), and their basis (…, 2, F) in float32.
 
         Computed in the dtype of the values: give float64, since zooms are finer than float32. Beyond the lattice the
-        nearest point of it is read, without rings that of the frame: unclamped, the sinusoids would repeat there.
+        nearest point of it is read, without rings that of the frame: unclamped, the sinusoids would repeat there. Of a
+        lattice of one cell there is no second one, and its basis is zero.
         """
         lattice = cells + 2 * rings
         place = (values if rings else values.clamp(-0.5, 0.5)) * cells + (cells - 1) / 2 + rings
@@ -38,12 +41,18 @@ class LocalBasis:
 
     def dense(self, values: Tensor, cells: int, rings: int = 0) -> Tensor:
         """`evaluate` as (…, cells, F), border cells included, zero for all but the two."""
-        first, basis = self.evaluate(values, cells, rings)
-        lattice = max(2, cells + 2 * rings)  # of a single cell the second one's weight is zero
-        index = torch.stack((first, first + 1), dim=-1)[..., None].expand_as(basis)
-        zeros = basis.new_zeros(*first.shape, lattice, basis.shape[-1])
-        return zeros.scatter(-2, index, basis)[..., : cells + 2 * rings, :]
+        return dense(*self.evaluate(values, cells, rings), cells + 2 * rings)
 
     def _waves(self, offset: Tensor) -> Tensor:
-        angles = offset[..., None] * self.frequencies.to(offset)
+        key = offset.dtype, offset.device
+        if key not in self._cast:  # the dtype changes before the device: not all hold float64
+            self._cast[key] = self.frequencies.to(offset.dtype).to(offset.device)
+        angles = offset[..., None] * self._cast[key]
         return torch.cat((torch.ones_like(angles[..., :1]), angles.sin(), angles.cos()), dim=-1)
+
+
+def dense(first: Tensor, basis: Tensor, lattice: int) -> Tensor:
+    """What `LocalBasis.evaluate` gives, as (…, lattice, F): zero for all but the two cells."""
+    index = torch.stack((first, first + 1), dim=-1)[..., None].expand_as(basis)
+    zeros = basis.new_zeros(*first.shape, max(2, lattice), basis.shape[-1])
+    return zeros.scatter(-2, index, basis)[..., :lattice, :]

@@ -42,7 +42,7 @@ class R2IRConfig:
     mlp_ratio: int = ranged(4, *RATIOS)
     encoder_harmonics: int = ranged(8, 1, 64)  # of the local basis along one axis
     decoder_harmonics: int = ranged(4, 1, 64)
-    base_frequency: float = ranged(0.5, 0.0, 16.0)  # of the first harmonic, turns a cell
+    base_frequency: float = ranged(0.5, 0.0, 16.0)  # of the first harmonic, in cycles per cell
     features: int = ranged(28, 1, MAX_FEATURES)  # of a pixel, at most 28
     pixel_width: int = ranged(64, *WIDTHS)  # of the MLP that makes a colour of them
     linear_codec: bool = True  # a linear map beside each stack of blocks
