@@ -23,6 +23,7 @@ class LabelCondition(nn.Module):
 
     @property
     def num_classes(self) -> int:
+        """Number of labels, without null."""
         return len(self.table) - 1
 
     def forward(self, weights_BL: Tensor) -> Tensor:

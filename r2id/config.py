@@ -119,6 +119,7 @@ class PipelineConfig:
 
     @property
     def latent_channels(self) -> int:
+        """Channels of a latent: in pixel space those of the image."""
         return self.resampler.latent_channels if self.resampler else self.channels
 
     @classmethod
@@ -129,8 +130,7 @@ class PipelineConfig:
             remedy = f"convert the folder with `python -m train.export --upgrade {Path(path).parent}`"
             raise CheckpointError(f"{path}: format 1, this version reads {FORMAT}; {remedy}")
         writer = values.get("version")
-        other = isinstance(writer, str) and writer != __version__
-        note = f" (written by r2id {writer[:20]}, this is {__version__})" if other else ""
+        note = f" (written by r2id {writer[:20]}, this is {__version__})" if isinstance(writer, str) else ""
         nested = {"denoiser": _config_of(DENOISERS, values.get("architecture"), values.get("denoiser"), path, note)}
         if isinstance(resampler := values.get("resampler"), dict):
             rest = {key: value for key, value in resampler.items() if key != "architecture"}

@@ -69,9 +69,8 @@ class CrossAttentionR2IRConfig:
     pixel_heads: int | None = ranged(None, *HEADS)  # of decoded pixels; None: as many
     encoder_blocks: int = ranged(2, *BLOCKS)  # cells read the pixels
     decoder_blocks: int = ranged(1, *BLOCKS)  # pixels read the cells
-    cell_blocks: int = ranged(
-        1, 0, MAX_BLOCKS
-    )  # self-attention among cells, in the last so many encoder blocks and before decoding
+    # self-attention among cells, in the last so many encoder blocks and before decoding
+    cell_blocks: int = ranged(1, 0, MAX_BLOCKS)
     cell_mlp_ratio: int = ranged(4, *RATIOS)  # of the cells, which are few
     pixel_mlp_ratio: int = ranged(2, *RATIOS)  # of the pixels, which are many
     attention: str = "softmax"
@@ -79,13 +78,10 @@ class CrossAttentionR2IRConfig:
     harmonics: int = ranged(4, 1, 64)  # of the local basis
     base_frequency: float = ranged(0.25, 0.0, 16.0)  # of the first harmonic, in cycles per cell
     linear_codec: bool = True  # the local path also leads from colours to latent and back, linearly
-    octaves: tuple[int, int] = ranged(
-        (-2, 5), *OCTAVES
-    )  # of position features; half a wave of the last is a training pixel
+    octaves: tuple[int, int] = ranged((-2, 5), *OCTAVES)  # of positions; half a wave of the last is a training pixel
     ipe_size: int = ranged(32, 1, MAX_SIDE)  # pixels on the frame's short side that ipe_sigma is measured in
-    ipe_sigma: float = ranged(
-        0.5, 0.0, 16.0
-    )  # sigma of what features average over where jitter is off, in training pixels; 0 is a point
+    # sigma of what features average over where jitter is off, in training pixels; 0 is a point
+    ipe_sigma: float = ranged(0.5, 0.0, 16.0)
     dropout: float = ranged(0.0, 0.0, 0.99)
     output_frame: bool = False  # as published: stretched to another shape, a pixel has the coordinates of that frame
 
@@ -104,6 +100,7 @@ class CrossAttentionR2IRConfig:
 
     @property
     def heads_of_pixel(self) -> int:
+        """Heads with which decoded pixels attend."""
         return self.heads if self.pixel_heads is None else self.pixel_heads
 
 
@@ -118,6 +115,8 @@ class DecoderContext:
 
 
 class CrossAttentionR2IR(nn.Module):
+    """See `resamplers.Resampler`."""
+
     def __init__(self, config: CrossAttentionR2IRConfig):
         super().__init__()
         self.config = config

@@ -3,7 +3,7 @@
 Why it gives the same. A feature is Σ over cells and basis of b_i(y)·b_j(x)·c, and b_i(y) depends on the row alone,
 b_j(x) on the column alone. So the sum over i is taken once for each row and cell, then the sum over j for each pixel.
 Between two neighbouring cell centres the same two cells count for every row (or column); such a *run* is one matrix
-product with 2·F terms, whatever the number of cells. Nothing is approximated.
+product with 2·F terms, whatever the number of cells. Nothing is approximated. R in tensor names: runs.
 """
 
 from __future__ import annotations

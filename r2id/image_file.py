@@ -78,10 +78,12 @@ def peek_image(file, *, name: str | None = None) -> Image.Image:
 
 
 def name_of(file) -> str:
+    """What errors call a file: its name, or "image" for bytes and open files."""
     return Path(file).name if isinstance(file, (str, os.PathLike)) and str(file) else "image"
 
 
 def notes_of(pil: Image.Image) -> tuple[str, ...]:
+    """What `open_image` noted of an image; empty for any other."""
     notes = pil.info.get("notes")
     return notes if isinstance(notes, tuple) else ()  # a PNG may have a text of this name
 

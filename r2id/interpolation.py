@@ -28,6 +28,7 @@ def resize(image_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def cubic(x: Tensor) -> Tensor:
+    """Keys' kernel at distances in cells; 0 from 2 on."""
     x = x.abs()
     near, far = (1.5 * x - 2.5) * x**2 + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

@@ -36,6 +36,7 @@ class Latent:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(h, w) in cells."""
         return tuple(self.tensor.shape[2:])
 
     def save(self, path: str | Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r2id.limits import check_choice, check_heads
 from r2id.schedule import log_snr
 
 NOISE_FREQUENCIES = 16  # sin and cos of log-SNR, periods from 6 to 400
@@ -37,10 +38,8 @@ class Attention(nn.Module):
         context_width: int | None = None,
     ):
         super().__init__()
-        if attention not in ATTENTIONS:
-            raise ValueError(f"attention {attention!r}: must be one of {', '.join(ATTENTIONS)}")
-        if width % heads:
-            raise ValueError(f"width {width}: must be a multiple of the {heads} heads")
+        check_choice(attention, "attention", ATTENTIONS)
+        check_heads(heads, width=width)
         self.head_width, self.attention = width // heads, attention
         self.project_queries = project_queries = heads > 1 or attention == "linear"
         self.query = nn.Linear(width, width) if project_queries else nn.Identity()
@@ -215,8 +214,8 @@ def normed(tokens: Tensor) -> Tensor:
 
 def fold_layernorm(norm: nn.LayerNorm, weight_ND: Tensor, bias_N: Tensor | float = 0.0) -> Tensor:
     """Folds a LayerNorm's scale and bias into the linear map (or the keys) after it: weights (…, N, D) whose product
-    with `normed(x)` is that of the given ones with `norm(x)`, plus the bias. The constant part is spread over each row,
-    whose sum only the 1 in `normed` meets."""
+    with `normed(x)` is that of the given ones with `norm(x)`, plus the bias. The constant is added to a
+    row in equal parts, since the 1 in `normed` meets the row's sum, and the centred tokens do not."""
     scaled_ND = weight_ND * norm.weight
     constant_N = weight_ND @ norm.bias + bias_N
     return scaled_ND + (constant_N - scaled_ND.sum(dim=-1))[..., None] / norm.weight.numel()

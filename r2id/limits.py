@@ -40,6 +40,7 @@ def short_repr(value) -> str:
 
 
 def check_int(value, name: str, low: int, high: int) -> int:
+    """`value`, a whole number of any integer type but bool, as an int. Raises ValueError unless it is low…high."""
     try:
         if not isinstance(value, bool) and low <= (integer := operator.index(value)) <= high:
             return integer
@@ -49,6 +50,7 @@ def check_int(value, name: str, low: int, high: int) -> int:
 
 
 def check_float(value, name: str, low: float, high: float) -> float:
+    """`value`, a real number of any type but bool, as a float. Raises ValueError unless it is low…high."""
     real = isinstance(value, Real) and not isinstance(value, bool)
     if not real or not low <= value <= high:  # NaN is not
         raise ValueError(f"{name} {short_repr(value)}: must be a number, {low:g}…{high:g}")
@@ -56,6 +58,7 @@ def check_float(value, name: str, low: float, high: float) -> float:
 
 
 def check_choice(value, name: str, choices) -> None:
+    """Raises ValueError, with the choices, for what is none of them; they are strings."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} {short_repr(value)}: must be one of {', '.join(choices)}")
 
@@ -72,12 +75,14 @@ def check_model(config) -> None:
 
 
 def check_heads(heads: int, **widths: int) -> None:
+    """Raises ValueError for a width, by its name, that is no multiple of the number of heads."""
     for name, width in widths.items():
         if width % heads:
             raise ValueError(f"{name} {width}: must be a multiple of the {heads} heads")
 
 
 def pair(value, name: str, high: int) -> tuple[int, int]:
+    """A list or tuple (height, width) as ints. Raises ValueError unless both are 1…high."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise ValueError(f"{name} {short_repr(value)}: must be (height, width)")
     sides = zip(("height", "width"), value, strict=True)
@@ -85,10 +90,12 @@ def pair(value, name: str, high: int) -> tuple[int, int]:
 
 
 def check_size(size) -> tuple[int, int]:
+    """(height, width) of an output in pixels, 1…MAX_SIDE each."""
     return pair(size, "size", MAX_SIDE)
 
 
 def check_cells(size, size_multiple: int, most: int = MAX_CELLS) -> tuple[int, int]:
+    """(height, width) of a latent: multiples of `size_multiple`, and at most so many cells together."""
     h, w = pair(size, "latent_size", MAX_CELLS)
     if h * w > most:
         raise ValueError(f"latent_size {h} x {w}: {h * w:,} cells, at most {most:,}")

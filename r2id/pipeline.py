@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from r2id.checkpoint import load_config, load_module, save_config, save_module
 from r2id.condition import mixture, named
 from r2id.config import PipelineConfig
-from r2id.cross_attention_resampler import DecoderContext
 from r2id.denoisers import DENOISERS
 from r2id.denoisers.output import DenoiserOutput
 from r2id.hub import fetch
@@ -70,7 +70,7 @@ class DiffusionStep:
 
 
 class Pipeline:
-    """A denoiser and a resampler (None in pixel space) with the configuration that both were trained under."""
+    """A `Denoiser` and a `Resampler` (None in pixel space) with the configuration that both were trained under."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Pipeline:
         self.resampler = resampler and resampler.eval().requires_grad_(False).to(self.resampler_device)
         self.denoiser = denoiser.eval().requires_grad_(False).to(self.device)
         self.decoder_dtype = choose_decoder_dtype(decoder_dtype, self.resampler_device)
-        self._contexts: list[tuple[weakref.ref, int, float, DecoderContext]] = []
+        self._contexts: list[tuple[weakref.ref, int | None, float, Any]] = []
 
     @classmethod
     def from_pretrained(
@@ -127,6 +127,7 @@ class Pipeline:
 
     @property
     def labels(self) -> list[str]:
+        """Names of the labels, in the order of their indices."""
         return list(self.config.labels)
 
     @property
@@ -332,7 +333,7 @@ class Pipeline:
         tiles = interpolate_tiles(image_BChw, window, width=size[1], background_C=background_C, boxes=boxes)
         return ((box, (tile + 1) / 2) for box, tile in tiles)
 
-    def _context(self, latent: Latent) -> DecoderContext:
+    def _context(self, latent: Latent) -> Any:
         """What decoding shares between tiles, sizes and calls; cached for the last few latents."""
         tensor = latent.tensor
         version = None if tensor.is_inference() else tensor._version  # None: changes would go unseen, never reused

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2id.limits import short_repr
+from r2id.limits import check_choice, short_repr
 
 FITS = ("contain", "cover", "stretch")
 FULL = (0.0, 0.0, 1.0, 1.0)
@@ -47,6 +47,7 @@ class Positions:
         return tuple(p[..., :1, :, 0] for p in both), tuple(p[..., :1, 1] for p in both)
 
     def to(self, device: torch.device | str) -> Positions:
+        """The same on another device."""
         return replace(self, absolute=self.absolute.to(device), relative=self.relative.to(device))
 
     def repeat(self, count: int) -> Positions:
@@ -127,8 +128,7 @@ def window_of(
     the published system has it, where a pixel has both coordinate systems of the *output's* frame. Raises ValueError
     for an unknown fit or a region outside [0, 1] or narrower than 2⁻²⁰.
     """
-    if fit not in FITS:
-        raise ValueError(f"fit {short_repr(fit)}: must be one of {', '.join(FITS)}")
+    check_choice(fit, "fit", FITS)
     left, top, right, bottom = check_region(region)
     width, height = size[1] / (right - left), size[0] / (bottom - top)
     frame_width, frame_height = width, height
@@ -187,7 +187,7 @@ def batched(parts: Sequence[Positions], counts: Sequence[int]) -> Positions:
     if len(parts) == 1:
         return parts[0]
     absolute, relative = (
-        torch.cat([points.expand(count, -1, -1) for points, count in zip(of_parts, counts, strict=True)])
+        torch.cat([part_N2.expand(count, -1, -1) for part_N2, count in zip(of_parts, counts, strict=True)])
         for of_parts in zip(*((part.absolute, part.relative) for part in parts), strict=True)
     )
     return Positions(absolute, relative, parts[0].grid)
@@ -212,8 +212,8 @@ def patch_centres(positions: Positions, size: tuple[int, int], patch: int) -> Po
     narrower than that of its pixels, and so is its ipe_sigma."""
     rows, columns = (side // patch for side in size)
     absolute, relative = (
-        points.unflatten(-2, (rows, patch, columns, patch)).mean(dim=(-4, -2)).flatten(-3, -2)
-        for points in (positions.absolute, positions.relative)
+        system.unflatten(-2, (rows, patch, columns, patch)).mean(dim=(-4, -2)).flatten(-3, -2)
+        for system in (positions.absolute, positions.relative)
     )
     grid = (rows, columns) if positions.grid else None
     ipe_sigma = positions.ipe_sigma and tuple(tuple(s / patch for s in system) for system in positions.ipe_sigma)

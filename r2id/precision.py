@@ -8,6 +8,8 @@ import time
 
 import torch
 
+from r2id.limits import check_choice
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 POINTS, WIDTH, REPEATS = 2**13, 64, 3  # of the products that are timed: a few milliseconds in all
 WORTH = 1.2  # times as fast that it has to be
@@ -22,8 +24,7 @@ def decoder_dtype(choice: str | torch.dtype, device: torch.device) -> torch.dtyp
         return torch.bfloat16 if device.type == "cpu" and bfloat16_speedup() > WORTH else torch.float32
     if choice in DTYPES.values():
         return choice
-    if choice not in DTYPES:
-        raise ValueError(f"decoder_dtype {choice!r}: must be auto, {' or '.join(DTYPES)}")
+    check_choice(choice, "decoder_dtype", ("auto", *DTYPES))
     return DTYPES[choice]
 
 

@@ -71,6 +71,8 @@ class DecoderContext:
 
 
 class R2IR(nn.Module):
+    """See `resamplers.Resampler`. `decode` is the definition, `grid_decoder` what is used."""
+
     def __init__(self, config: R2IRConfig):
         super().__init__()
         self.config = config
@@ -219,10 +221,10 @@ class CellPosition(nn.Module):
 def with_border(token_BhwD: Tensor, border_D: Tensor, rings: int) -> Tensor:
     """The lattice of cells with so many rings of the border token around it."""
     batch, h, w, _ = token_BhwD.shape
-    side_BhrD = border_D.to(token_BhwD.dtype).expand(batch, h, rings, -1)
-    token_BhwD = torch.cat((side_BhrD, token_BhwD, side_BhrD), dim=2)
-    end_BrwD = border_D.to(token_BhwD.dtype).expand(batch, rings, w + 2 * rings, -1)
-    return torch.cat((end_BrwD, token_BhwD, end_BrwD), dim=1)
+    side_BhND = border_D.to(token_BhwD.dtype).expand(batch, h, rings, -1)
+    token_BhwD = torch.cat((side_BhND, token_BhwD, side_BhND), dim=2)
+    end_BNwD = border_D.to(token_BhwD.dtype).expand(batch, rings, w + 2 * rings, -1)
+    return torch.cat((end_BNwD, token_BhwD, end_BNwD), dim=1)
 
 
 def pixel_centres(pixels: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from r2id.denoisers.output import DenoiserOutput
-from r2id.limits import check_interval, short_repr
+from r2id.limits import check_choice, check_interval
 from r2id.schedule import check_prediction_type, noise_from, x0_from
 
 
@@ -54,6 +54,7 @@ class DDIM:
 
     @property
     def stochastic(self) -> bool:
+        """Whether a step adds noise."""
         return self.eta > 0
 
     def step(
@@ -109,8 +110,7 @@ SAMPLERS = ("ddim", "dpm++")
 
 def solver_of(sampler: str, eta: float = 0.0) -> Solver:
     """The solver of the public interface's names. Raises ValueError for another name, and for eta with "dpm++"."""
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler {short_repr(sampler)} is unknown: choose one of {', '.join(SAMPLERS)}")
+    check_choice(sampler, "sampler", SAMPLERS)
     if sampler == "ddim":
         return DDIM(eta)
     if eta != 0:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from r2id.limits import check_float
+from r2id.limits import check_choice, check_float
 
 PREDICTION_TYPES = ("v", "epsilon", "x0")
 LOG_SNR_LIMIT = 20.0
@@ -76,8 +76,7 @@ class Schedule:
     input_scale: float = 1.0
 
     def __post_init__(self):
-        if self.name not in ALPHA_BARS:
-            raise ValueError(f"schedule {self.name!r} is unknown: choose one of {', '.join(ALPHA_BARS)}")
+        check_choice(self.name, "schedule", ALPHA_BARS)
         check_float(self.shift_base, "shift_base", 1e-3, 1e6)  # with the other two, exp(shift) stays finite
         check_float(self.shift_power, "shift_power", 0.0, 16.0)
         check_float(self.input_scale, "input_scale", 1e-3, 1e3)
@@ -137,8 +136,7 @@ def noise_from(x0_BChw: Tensor, noisy_BChw: Tensor, alpha_bar_B: Tensor) -> Tens
 
 def check_prediction_type(prediction_type: str) -> None:
     """Raises ValueError for a name that is not one of PREDICTION_TYPES."""
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type {prediction_type!r} is unknown: choose one of {', '.join(PREDICTION_TYPES)}")
+    check_choice(prediction_type, "prediction_type", PREDICTION_TYPES)
 
 
 def _root(variance_B: Tensor, like_BChw: Tensor) -> Tensor:

@@ -20,10 +20,12 @@ class DenoiserConfig(Protocol):
     """A frozen dataclass; its other fields are the system's own."""
 
     @property
-    def latent_channels(self) -> int: ...
+    def latent_channels(self) -> int:
+        """Channels of the noisy latent (or image)."""
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """Number of labels; 0 without any."""
 
     @property
     def prediction_type(self) -> str:

@@ -2,6 +2,8 @@
 
 The encoder blocks see no condition and run once a step; the decoder blocks attend to the condition's tokens too and run
 once a condition.
+
+S in tensor names: the width of the vector that modulates.
 """
 
 from __future__ import annotations

@@ -26,16 +26,15 @@ from r2id.limits import (
     OCTAVES,
     RATIOS,
     WIDTHS,
-    check_choice,
     check_heads,
     check_int,
     check_model,
     ranged,
 )
 from r2id.position import PositionEmbedding, Positions, flat, patch_centres
-from r2id.schedule import PREDICTION_TYPES, log_snr
+from r2id.schedule import check_prediction_type, log_snr
 
-LOG_SNR_SCALE = 0.25  # log-SNR reaches ±20, the sigmoid of `TimeDependentNorm` turns within ±4
+LOG_SNR_SCALE = 0.25  # log-SNR reaches ±20, the sigmoid of `TimeDependentNorm` changes within ±4
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class DiMRConfig:
         check_heads(self.heads, widths=self.widths[0])
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel}: must be odd, so that a token is in the middle")
-        check_choice(self.prediction_type, "prediction_type", PREDICTION_TYPES)
+        check_prediction_type(self.prediction_type)
 
     @property
     def size_multiple(self) -> int:
@@ -98,6 +97,8 @@ class TimeDependentNorm(nn.Module):
 
 
 class TransformerBlock(nn.Module):
+    """Self-attention and MLP, each after a norm that depends on time."""
+
     def __init__(self, config: DiMRConfig):
         super().__init__()
         width = config.widths[0]
@@ -218,6 +219,8 @@ class ConvNeXt(nn.Module):
 
 
 class DiMR(nn.Module):
+    """See `Denoiser`. Its pyramid holds the predictions of the coarser branches."""
+
     def __init__(self, config: DiMRConfig):
         super().__init__()
         self.config = config

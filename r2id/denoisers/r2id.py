@@ -13,7 +13,7 @@ from torch import Tensor
 from r2id.denoisers.backbone import Backbone
 from r2id.layers import ATTENTIONS, Attention
 from r2id.limits import BLOCKS, HEADS, OCTAVES, RATIOS, WIDTHS, check_choice, check_heads, check_model, ranged
-from r2id.schedule import PREDICTION_TYPES
+from r2id.schedule import check_prediction_type
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class R2IDConfig:
         check_model(self)
         check_heads(self.heads, width=self.width)
         check_choice(self.attention, "attention", ATTENTIONS)
-        check_choice(self.prediction_type, "prediction_type", PREDICTION_TYPES)
+        check_prediction_type(self.prediction_type)
 
 
 class SelfAttention(Attention):
@@ -52,6 +52,8 @@ class SelfAttention(Attention):
 
 
 class R2ID(Backbone):
+    """See `Denoiser`: a `Backbone` in which every cell attends to all cells."""
+
     def __init__(self, config: R2IDConfig):
         options = {"heads": config.heads, "attention": config.attention, "dropout": config.dropout}
         super().__init__(

@@ -26,14 +26,13 @@ from r2id.limits import (
     OCTAVES,
     RATIOS,
     WIDTHS,
-    check_choice,
     check_heads,
     check_int,
     check_model,
     ranged,
 )
 from r2id.position import PositionEmbedding, Positions, flat, patch_centres
-from r2id.schedule import PREDICTION_TYPES, x0_from
+from r2id.schedule import check_prediction_type, x0_from
 
 MIN_DEVIATION = 1e-4  # so that an image of one colour is not divided by 0
 ESTIMATE_LIMIT = 3.0  # noise prediction gives any estimate of x0 near ᾱ = 0; images lie within ±1, latents near ±1
@@ -67,7 +66,7 @@ class RINConfig:
         check_model(self)
         check_int(self.blocks * self.compute_layers, "blocks x compute_layers", 1, MAX_BLOCKS)
         check_heads(self.heads, interface_width=self.interface_width, latent_width=self.latent_width)
-        check_choice(self.prediction_type, "prediction_type", PREDICTION_TYPES)
+        check_prediction_type(self.prediction_type)
 
     @property
     def size_multiple(self) -> int:
@@ -116,10 +115,13 @@ class RecurrentState:
     estimate: Tensor | None = None
 
     def detach(self) -> RecurrentState:
+        """The same without gradients."""
         return RecurrentState(self.latents.detach(), None if self.estimate is None else self.estimate.detach())
 
 
 class RIN(nn.Module):
+    """See `Denoiser`. Its recurrent state is a `RecurrentState`."""
+
     def __init__(self, config: RINConfig):
         super().__init__()
         self.config = config

@@ -2,6 +2,8 @@
 
 A pixel's token is its colour and its position in both coordinate systems. Axial attention (along its row, plus along
 its column) keeps the cost at pixels · (height + width).
+
+G in tensor names: attention heads. L lines of S pixels. A: the results of both directions side by side.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from torch import Tensor, nn
 
 from r2id.denoisers.backbone import Backbone
 from r2id.layers import Attention
-from r2id.limits import BLOCKS, HEADS, OCTAVES, RATIOS, WIDTHS, check_choice, check_heads, check_model, ranged
-from r2id.schedule import PREDICTION_TYPES
+from r2id.limits import BLOCKS, HEADS, OCTAVES, RATIOS, WIDTHS, check_heads, check_model, ranged
+from r2id.schedule import check_prediction_type
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class S2IDConfig:
     def __post_init__(self):
         check_model(self)
         check_heads(self.heads, width=self.width)
-        check_choice(self.prediction_type, "prediction_type", PREDICTION_TYPES)
+        check_prediction_type(self.prediction_type)
 
 
 class AxialAttention(nn.Module):
@@ -55,7 +57,7 @@ class AxialAttention(nn.Module):
         self.out = nn.Linear(2 * width, width)
 
     def forward(self, pixel_BND: Tensor, size: tuple[int, int]) -> Tensor:
-        """Pixels in reading order, N = height · width of `size`. G is heads in the names."""
+        """Pixels in reading order, N = height · width of `size`."""
         six_BHWGE = self.project(pixel_BND).unflatten(-1, (6, self.heads, -1)).unflatten(1, size).unbind(3)
         rows_BHWGE = self.along_lines(*six_BHWGE[:3])
         columns_BWHGE = self.along_lines(*(each_BHWGE.transpose(1, 2) for each_BHWGE in six_BHWGE[3:]))
@@ -66,11 +68,13 @@ class AxialAttention(nn.Module):
     def along_lines(*query_key_value_BLSGE: Tensor) -> Tensor:
         """Each of L lines of S pixels by itself; G heads of width E."""
         batch, lines = query_key_value_BLSGE[0].shape[:2]
-        merged = (each_BLSGE.transpose(2, 3).flatten(0, 1) for each_BLSGE in query_key_value_BLSGE)
-        return F.scaled_dot_product_attention(*merged).unflatten(0, (batch, lines)).transpose(2, 3)
+        lines_by_head = (each_BLSGE.transpose(2, 3).flatten(0, 1) for each_BLSGE in query_key_value_BLSGE)
+        return F.scaled_dot_product_attention(*lines_by_head).unflatten(0, (batch, lines)).transpose(2, 3)
 
 
 class S2ID(Backbone):
+    """See `Denoiser`: a `Backbone` in which every pixel attends to its row and its column."""
+
     def __init__(self, config: S2IDConfig):
         super().__init__(
             config,

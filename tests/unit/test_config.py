@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from r2id import Pipeline
+from r2id import Pipeline, __version__
 
 BAD = [
     "1e999",
@@ -66,6 +66,17 @@ def test_every_number_is_checked(folder, monkeypatch):
                 path,
                 line,
             )
+
+
+@pytest.mark.parametrize("writer", ["9.9.9", __version__])
+@pytest.mark.parametrize("part", [None, "denoiser"])
+def test_an_unknown_key_is_named_with_the_version_that_wrote_it(folder, part, writer):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"version": writer}
+    (config[part] if part else config)["surplus"] = 1
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    said = rf"'surplus'.*\(written by r2id {writer}, this is {__version__}\)$"
+    with pytest.raises(ValueError, match=said):
+        Pipeline.from_pretrained(folder, device="cpu")
 
 
 def test_weights_that_do_not_fit_are_refused_before_the_model_is_built(folder):

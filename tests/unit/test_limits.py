@@ -45,7 +45,7 @@ def test_every_field_refuses_what_is_out_of_its_range_and_says_so(name):
     for field in fields(config_type):
         for value in BAD[hints[field.name]]:
             text = refusal(config_type, **{field.name: value})
-            assert field.name in text and ("must" in text or "choose one of" in text), (field.name, value, text)
+            assert field.name in text and "must" in text, (field.name, value, text)
         if hints[field.name] is int:
             low, high = field.metadata["range"]
             assert f"{low}…{high}" in refusal(config_type, **{field.name: high + 1})

@@ -41,9 +41,9 @@ def test_products_are_timed_once_a_process(monkeypatch):
 
 @pytest.mark.parametrize("choice", ["float16", "", None, 32, torch.float16, torch.float64])
 def test_any_other_dtype_is_refused(choice, tiny):
-    with pytest.raises(ValueError, match="decoder_dtype .*: must be auto, float32 or bfloat16$"):
+    with pytest.raises(ValueError, match="decoder_dtype .*: must be one of auto, float32, bfloat16$"):
         decoder_dtype(choice, CPU)
-    with pytest.raises(ValueError, match="decoder_dtype .*: must be auto, float32 or bfloat16$"):
+    with pytest.raises(ValueError, match="decoder_dtype .*: must be one of auto, float32, bfloat16$"):
         Pipeline(tiny.config, tiny.resampler, tiny.denoiser, device="cpu", decoder_dtype=choice)
 
 
