@@ -10,8 +10,8 @@ import torch
 from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, ResamplerRecipe, read_recipe
 from train.profiling import plan, step_cost
 from train.profiling.plan import CONFIGS, denoiser_of, stages_of
-from train.profiling.plan_settings import SOME_PIXELS, adapted
-from train.profiling.step_cost import GRID, LATTICE, Load, Stage, StageLoads, fitted, images_at_once, rows_of
+from train.profiling.plan_settings import SOME_PIXELS, adapted, images_of_step
+from train.profiling.step_cost import GRID, LATTICE, Load, Stage, StageLoads, fitted, parts_of, rows_of
 
 CPU = torch.device("cpu")
 LOADS = (Load(1, 8**2, 4**2, 2), Load(2, 8**2, 4**2, 2))
@@ -96,13 +96,22 @@ def test_a_denoiser_is_planned_with_the_recipe_beside_the_resamplers(tmp_path):
     assert denoiser_of(tmp_path / "resampler.toml") == denoiser_of(tmp_path / "own.toml") == plan.DENOISER
 
 
-def test_more_budget_takes_more_images(stages):
+def test_less_budget_takes_more_parts(stages):
     loads = StageLoads(Load(1, 1024, 64, 8), (Load(1, 1024, 64, 8),))
     needed = [step_cost.most_memory(stages[0], loads, n) for n in (1, 4, 12)]
     assert needed == sorted(needed)
-    assert [images_at_once(stages[0], loads, 12, budget) for budget in needed] == [1, 4, 12]
+    assert [parts_of(stages[0], loads, 12, 12, budget) for budget in needed] == [12, 3, 1]
+    assert parts_of(stages[0], loads, 4, 12, needed[0]) == 4  # a step of fewer images than the batch
     with pytest.raises(ValueError, match=r"--budget-memory \S+: one image takes the resampler \S+; raise it"):
-        images_at_once(stages[0], loads, 12, 0.5 * stages[0].state)
+        parts_of(stages[0], loads, 12, 12, 0.5 * stages[0].state)
+
+
+def test_a_step_of_the_denoiser_keeps_its_images():
+    recipes = read_recipe(ResamplerRecipe, R2IR), read_recipe(DenoiserRecipe, denoiser_of(R2IR))
+    assert images_of_step(recipes[0]) == recipes[0].optimisation.batch
+    at_8, at_16 = (adapted(*recipes, size)[1] for size in (1024, 2048))
+    assert images_of_step(at_8) == images_of_step(at_16) == at_8.cells_a_step // (64 * at_8.noise_per_image)
+    assert at_8.cells_a_step == recipes[1].cells_a_step == at_16.cells_a_step // 4
 
 
 def test_large_latents_take_fewer_images():
@@ -124,9 +133,8 @@ def test_a_plan_reads_back_as_recipes(kind, size, tmp_path, monkeypatch):
     monkeypatch.setattr(Stage, "count_flops", lambda self, load: 1e9)
     monkeypatch.setattr(Stage, "predicted", lambda self, load: (1e7 * load.batch, 1.1e9))
     settings, costs, errors, arguments = plan.plan(size, config, 0.2, CPU)
-    batch = read_recipe(kind, config).optimisation.batch
-    images = [row["images at once"] for row in costs.plain()["rows"]]
-    assert batch % images[0] == 96 % images[1] == 0 and 1 < images[0] < batch and images[1] < 16  # what fits
+    rows = [(row["images a step"], row["images at once"]) for row in costs.plain()["rows"]]
+    assert all(images % at_once == 0 and 1 < at_once < images for images, at_once in rows)  # what fits
     assert [round(row["error"], 3) for row in errors.plain()["rows"]] == [29.0, 0.1, 29.0, 0.1]
     changed = {row[1]: row[3] for row in settings.rows if row[0] == "resampler"}
     for recipe_type, path, (_, line) in zip(

@@ -25,7 +25,7 @@ from train.losses.cross_attention import WHOLE, CrossAttentionLoss
 from train.losses.denoiser import DenoiserLoss
 from train.losses.latent_space import LatentSpace
 from train.losses.resampler import ResamplerLoss, targets_of
-from train.profiling.plan_settings import AnyResampler, adapted, at, rules_of, sides_of, toml
+from train.profiling.plan_settings import AnyResampler, adapted, at, images_of_step, rules_of, sides_of, toml
 from train.profiling.step_cost import (
     GRID,
     HELD_OUT,
@@ -35,8 +35,8 @@ from train.profiling.step_cost import (
     Stage,
     StageLoads,
     Terms,
-    images_at_once,
     most_memory,
+    parts_of,
 )
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -82,7 +82,8 @@ def stages_of(first: AnyResampler, second: DenoiserRecipe, device: torch.device)
     space = LatentSpace(models[1], **moments, schedule=second.schedule).to(device)
     model = DENOISERS[second.architecture][1](second.model).to(device)
     jitter_grid = second.shape_sampler.cells[1]
-    loss = DenoiserLoss(model, second.schedule, label_dropout=second.label_dropout, jitter_grid=jitter_grid)
+    how = {"label_dropout": second.label_dropout, "noise_per_image": second.noise_per_image}
+    loss = DenoiserLoss(model, second.schedule, jitter_grid=jitter_grid, **how)
 
     def denoised(load: Load) -> Tensor:
         labels = torch.zeros(load.batch, dtype=torch.long, device=device)
@@ -154,20 +155,21 @@ def plan(size: int, config: Path, budget: float, device: torch.device) -> Iterat
             ("MB", "GFLOP"), (1e6, 1e9), seen, stage.predicted(HELD_OUT), strict=True
         ):
             errors.append((stage.name, unit, found / scale, expected / scale, expected / found - 1))
-        batch = new.optimisation.batch
-        images = images_at_once(stage, loads, batch, 1e9 * budget)
-        accumulate = max(batch // images, new.optimisation.accumulate)
-        new = replace(new, optimisation=replace(new.optimisation, accumulate=accumulate))
-        memory = most_memory(stage, loads, batch // accumulate)
-        count = stage.predicted(replace(loads.usual, batch=batch))[1]
-        costs.append((stage.name, stage.parameters, batch, batch // accumulate, memory / 1e9, count / 1e12))
+        images = images_of_step(new)
+        parts = parts_of(stage, loads, images, new.optimisation.batch, 1e9 * budget)
+        parts = max(parts, new.optimisation.accumulate)
+        new = replace(new, optimisation=replace(new.optimisation, accumulate=parts))
+        at_once = math.ceil(images / parts)
+        memory = most_memory(stage, loads, at_once)
+        count = stage.predicted(replace(loads.usual, batch=images))[1]
+        costs.append((stage.name, stage.parameters, images, at_once, memory / 1e9, count / 1e12))
         changed = [(key, at(old, key), at(new, key), why) for key, why in rules_of(new)]
         settings += [(stage.name, key, toml(was), toml(now), why) for key, was, now, why in changed]
         listed = " ".join(f"--set '{key}={toml(now)}'" for key, was, now, _ in changed if was != now)
         arguments.append((f"train.train_{stage.name}", listed))
     columns = ("stage", "setting", f"at {sides_of(before[0])[0]}²", f"at {size}²", "rule")
     yield Table(f"Settings for images of {size} × {size}", dict.fromkeys(columns, "{}"), settings)
-    columns = {"stage": "{}", "parameters": "{:,}", "batch": "{}", "images at once": "{}"}
+    columns = {"stage": "{}", "parameters": "{:,}", "images a step": "{}", "images at once": "{}"}
     columns |= {"memory, GB": "{:.1f}", "TFLOP a step": "{:.2f}"}
     title = f"A step, predicted: memory at the largest shape, within {budget:g} GB; operations at the usual shape"
     yield Table(title, columns, costs)

@@ -49,6 +49,7 @@ RULES = {
     },
     DenoiserRecipe: {
         "shape_sampler.cells": SAMPLED,
+        "cells_a_step": "as many images a step as before",
         "defaults.latent_size": f"16 pixels a cell, with cross-attention 8; at most {MOST_CELLS} cells on a side",
         "model.width": "grows with the root of the cells on a side",
         "model.heads": HEADS,
@@ -106,9 +107,19 @@ def adapted(first: AnyResampler, second: DenoiserRecipe, size: int) -> tuple[Any
             num_classes=LABELS,
         ),
         shape_sampler=second_sampler,
+        cells_a_step=second.cells_a_step and second.cells_a_step * cells**2 // base**2,
         defaults=replace(second.defaults, latent_size=(cells, cells)),
     )
     return first, second
+
+
+def images_of_step(recipe: AnyResampler | DenoiserRecipe) -> int:
+    """How many a step takes, a denoiser's at its default size."""
+    batch = recipe.optimisation.batch
+    if not isinstance(recipe, DenoiserRecipe) or not recipe.cells_a_step:
+        return batch
+    of_image = recipe.noise_per_image * math.prod(recipe.defaults.latent_size)
+    return max(1, min(batch, recipe.cells_a_step // of_image))
 
 
 def of_cross_attention(first: CrossAttentionRecipe, size: int, shared: dict, ratio: float) -> CrossAttentionRecipe:

@@ -189,10 +189,11 @@ def most_memory(stage: Stage, loads: StageLoads, images: int) -> float:
     return stage.state + max(stage.predicted(load)[0] for load in loads.at_most(images))
 
 
-def images_at_once(stage: Stage, loads: StageLoads, batch: int, budget: float) -> int:
-    """The most images, a divisor of the batch, whose step is within the budget in bytes."""
-    for images in (n for n in range(batch, 0, -1) if batch % n == 0):
-        if (needed := most_memory(stage, loads, images)) <= budget:
-            return images
+def parts_of(stage: Stage, loads: StageLoads, images: int, batch: int, budget: float) -> int:
+    """The fewest parts, a divisor of the batch, into which a step of so many images falls so that each is within the
+    budget in bytes."""
+    for parts in (n for n in range(1, batch + 1) if batch % n == 0):
+        if (needed := most_memory(stage, loads, math.ceil(images / parts))) <= budget:
+            return parts
     remedy = "raise it, or plan a smaller SIZE"
     raise ValueError(f"--budget-memory {budget / 1e9:g}: one image takes the {stage.name} {needed / 1e9:.1f}; {remedy}")
