@@ -23,6 +23,8 @@ from train.losses.cross_attention import CrossAttentionLoss
 from train.losses.linear_codec import LinearCodecAlone, fit_linear_codec
 from train.losses.resampler import ResamplerLoss, targets_of
 
+# Settings for images without a known background, beyond whose frames nothing is known; the first for R2IR alone.
+WITHOUT_BACKGROUND = ("model.border_rings=0", "outside_fraction=0.0", "shape_sampler.p_square=1.0")
 CHECKED = 64  # validation images that are reconstructed at every evaluation
 CHUNK = 16  # of them at once, to bound memory
 SIZES = (4, 6, 8, 12, 16)
@@ -40,10 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     PartialState().print(train.describe(), flush=True)
     recipe = replace(recipe, model=replace(recipe.model, channels=train.images.shape[1]))
     if train.background is None and recipe.needs_background:
-        remedy = (
-            "set outside_fraction = 0, model.border_rings = 0, shape_sampler.p_square = 1 (or native_aspect = true)"
-        )
-        raise ValueError(f"{args.data or recipe.data}: no known background, so frames cannot be padded; {remedy}")
+        remedy = "".join(f" --set {setting}" for setting in WITHOUT_BACKGROUND[cross:])
+        raise ValueError(f"{args.data or recipe.data}: no known background, so frames cannot be padded; give{remedy}")
 
     torch.manual_seed(recipe.optimisation.seed)
     model_type = RESAMPLERS[recipe.architecture][1]

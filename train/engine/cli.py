@@ -193,7 +193,7 @@ def script(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        print("\nstopped; what is saved is whole, and the same command goes on from there", file=sys.stderr)
+        print("\nstopped; what is saved is whole, the same command goes on from there or starts again", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if (line := explained(error)) is None:
