@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
 
 def softmax_attention(query_BGNE: Tensor, key_BGME: Tensor, value_BGME: Tensor) -> Tensor:
-    """Scaled dot-product attention. On CPUs torch's own takes up to seven times as long as plain products in bfloat16,
+    """Scaled dot-product attention. On CPUs torch's own takes up to eight times as long as plain products in bfloat16,
     which hold all scores in memory."""
     small = query_BGNE.shape[2] * key_BGME.shape[2] <= SMALL
     if not small or query_BGNE.device.type != "cpu" or value_BGME.dtype != torch.bfloat16:
