@@ -81,7 +81,10 @@ def decoder_endpoint(chosen: Callable, uploaded: Callable, worker: Callable) -> 
     worker(function) → its result, computed where the server computes, are those of the other endpoints."""
     import gradio as gr
 
+    from r2id.demo.request import LIMITS
     from r2id.demo.wiring import gradio_errors
+
+    most = LIMITS["count"][1]
 
     def decoder(latent: gr.FileData | None = None, model: str | None = None) -> gr.FileData:
         """What a program needs to decode by itself: of a latent its tokens, without one the model's decoder. Both are
@@ -94,6 +97,8 @@ def decoder_endpoint(chosen: Callable, uploaded: Callable, worker: Callable) -> 
         with gradio_errors():
             _, pipe = chosen(model)
             read = None if latent is None else Latent.load(uploaded(latent, "latent"))
+            if read is not None and len(read) > most:
+                raise ValueError(f"latent of {len(read)} rows: at most {most}; send the rest, latent[i:j].save(file)")
             return gr.FileData(path=str(worker(partial(decoder_file, pipe, read))))
 
     return decoder

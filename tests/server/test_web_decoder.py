@@ -93,6 +93,9 @@ def test_the_endpoint_gives_the_model_or_the_tokens_as_files_named_by_their_cont
     assert len(list(tmp_path.rglob("*"))) == 1 + 2 * 2, "no half-written file is left"
     with pytest.raises(gr.Error, match="not a safetensors file"):
         endpoint(model.path)
+    Latent(torch.zeros(17, 3, 4, 4), 1.0).save(file)
+    with pytest.raises(gr.Error, match="latent of 17 rows: at most 16"):
+        endpoint(file)
 
 
 @pytest.mark.parametrize(
