@@ -218,6 +218,17 @@ def test_evaluations_leave_sheets_and_metrics(trained):
         assert sheet.width > 640 and sheet.height > 320  # ten digits at five latent sizes
 
 
+def test_evaluations_are_at_the_density_of_the_encoder_and_at_half_of_the_targets(images, tmp_path):
+    dense = ["--set", "decoder_size=64", "--set", "optimisation.phases.0.steps=2"]
+    command = ["--config", write(tmp_path, RESAMPLER), "--data", images, "--out", str(tmp_path / "run")]
+    train_resampler.main([*command, *dense])
+    line = metrics(tmp_path / "run" / "resampler")[-1]
+    pairs = [(line[f"mse {n}x{n}"], line[f"mse {n}x{n} at 32"]) for n in train_resampler.SIZES]
+    assert all(0 < seen < 2 and 0 < finer < 2 and seen != finer for seen, finer in pairs)
+    state = load_state(tmp_path / "run" / "resampler")
+    assert (state.metadata["recipe"]["encoder_size"], state.metadata["recipe"]["decoder_size"]) == (16, 64)
+
+
 def test_a_finished_run_stays_as_it_is(trained, images, tmp_path):
     run = trained.parent / "run"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("state.safetensors")}
@@ -316,7 +327,7 @@ def test_operations_are_those_of_all_steps(trained_on_pixels):
             inputs = torch.zeros(6, 1, side, side), torch.full((6,), 0.5), grid_positions((side, side), 1.0)
             model(*inputs, (tokens,)).prediction.sum().backward()
         counts.append(counter.get_total_flops())
-    # The first of 20 steps is counted for all of them: steps 1 and 21, both in the phase of small pictures.
+    # The first of 20 steps is counted for all of them: steps 1 and 21, both in the phase of small images.
     assert state.metadata["cost"]["operations"] == pytest.approx(30 * counts[0], rel=0.02)
     assert counts[1] > 4 * counts[0]  # attention is counted too
 
@@ -355,8 +366,8 @@ def test_a_phase_of_the_decoder_alone_leaves_latents_as_they_are(trained, images
     train_resampler.main(["--config", write(tmp_path, RESAMPLER + phase), "--data", images, "--out", str(run)])
     export.main([str(run), str(weights)])  # the denoiser needs no training
     before, after = (Pipeline.from_pretrained(path, device="cpu") for path in (trained, weights))
-    pictures = (digits(16)[0][:4] + 1) / 2
-    latent, same = (pipe.encode(pictures, latent_size=(4, 4)) for pipe in (before, after))
+    digit_BCHW = (digits(16)[0][:4] + 1) / 2
+    latent, same = (pipe.encode(digit_BCHW, latent_size=(4, 4)) for pipe in (before, after))
     assert torch.equal(latent.tensor, same.tensor)
     assert (before.resample(latent, size=(16, 16)) - after.resample(latent, size=(16, 16))).abs().max() > 1e-3
 
@@ -426,13 +437,13 @@ def test_a_run_begins_with_the_exported_weights_that_fit_it(trained, images, tmp
     square = ["shape_sampler.cells=[4,4]", "shape_sampler.p_square=1.0", "shape_sampler.p_anisotropic=0.0"]
     still += [part for setting in square for part in ("--set", setting)]
     train_denoiser.main(["--config", write(tmp_path, DENOISER), *start, *still])
-    told = capfd.readouterr().out
-    assert re.search(r"resampler.safetensors: \d+ tensors are taken; anew: pixel_mlp.0", told)
-    assert re.search(r"denoiser.safetensors: \d+ tensors are taken; anew: none", told)
+    printed = capfd.readouterr().out
+    assert re.search(r"resampler.safetensors: \d+ tensors are taken; anew: pixel_mlp.0", printed)
+    assert re.search(r"denoiser.safetensors: \d+ tensors are taken; anew: none", printed)
     export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
     before, after = (Pipeline.from_pretrained(path, device="cpu") for path in (trained, tmp_path / "weights"))
-    pictures = (digits(16)[0][:4] + 1) / 2
-    assert torch.equal(*(pipe.encode(pictures, latent_size=(4, 4)).tensor for pipe in (before, after)))
+    digit_BCHW = (digits(16)[0][:4] + 1) / 2
+    assert torch.equal(*(pipe.encode(digit_BCHW, latent_size=(4, 4)).tensor for pipe in (before, after)))
     assert after.config.resampler.pixel_width == 4
     assert all(
         torch.equal(a, b) for a, b in zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True)
