@@ -45,7 +45,7 @@ def tiny() -> Pipeline:
         denoiser=denoiser,
     )
     model = R2ID(denoiser)
-    for parameter in model.parameters():  # zero-initialised layers would make every picture the same
+    for parameter in model.parameters():  # zero-initialised layers would make every image the same
         torch.nn.init.normal_(parameter, std=0.2)
     return Pipeline(config, R2IR(resampler), model, device="cpu", decoder_dtype="float32")
 

@@ -180,7 +180,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def without_token(self) -> None:
         if "Authorization" in self.headers:
-            raise Refusal(400, "", "a token, told to a stranger")
+            raise Refusal(400, "", "a token, sent to a stranger")
 
     def may_write(self, name: str) -> None:
         token = self.token()

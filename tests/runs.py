@@ -23,7 +23,7 @@ STEPS = 30
 COST = {"images": 1234, "steps": STEPS, "operations": 5e12, "seconds": 90.0}
 
 
-def finished_run(folder: Path, pipe: Pipeline, *, step: int = STEPS, data: str = "owner/pictures") -> Path:
+def finished_run(folder: Path, pipe: Pipeline, *, step: int = STEPS, data: str = "owner/images") -> Path:
     """A run of STEPS steps, exported after `step` of them; its averaged weights are the pipeline's. → its folder."""
     config, pixels = pipe.config, pipe.resampler is None
     shared = {"name": "small", "data": data}
@@ -68,6 +68,6 @@ def finished_run(folder: Path, pipe: Pipeline, *, step: int = STEPS, data: str =
             "resampler_step": None if pixels else step,
         }
         save_state(folder / stage, State({f"ema.{key}": value for key, value in model.state_dict().items()}, metadata))
-    for drawn in (10, 20, STEPS):
-        Image.new("L", (drawn, 1)).save(folder / "denoiser" / f"samples-{drawn:06d}.png")
+    for step_shown in (10, 20, STEPS):
+        Image.new("L", (step_shown, 1)).save(folder / "denoiser" / f"samples-{step_shown:06d}.png")
     return folder

@@ -58,7 +58,7 @@ rate = [1e-3, 1e-3]
 """
 
 
-def told(capfd) -> str:
+def printed(capfd) -> str:
     return "".join(capfd.readouterr())
 
 
@@ -70,17 +70,17 @@ def test_a_run_is_followed_to_its_end(tmp_path, capfd):
         return f"sheet {progress.metrics['mse']:.4f}"
 
     train_with_progress(small(tmp_path, replace(SMALL, evaluate_every=10)), compute, evaluate)
-    text = told(capfd)
+    text = printed(capfd)
     assert evaluated == [10, 12] and re.search(r"10: sheet \d\.\d{4}", text)
     assert re.search(r"12/12 .*loss=\d\.\d{4}, gradient=\d+\.?\d*, images=[\d.]+/s", text)
     train_with_progress(small(tmp_path), compute, evaluate)
-    assert "all 12 steps are done; more steps or another --out go on" in told(capfd)
+    assert "all 12 steps are done; more steps or another --out go on" in printed(capfd)
 
 
 def test_what_changed_is_told_when_a_run_goes_on(tmp_path, capfd):
     train(small(tmp_path), send=signal.SIGTERM, at=4)
     train_with_progress(small(tmp_path, replace(SMALL, accumulate=2)), compute, str)
-    assert "changed since step 5, from here on as it is now: recipe.accumulate: 1 → 2" in told(capfd)
+    assert "changed since step 5, from here on as it is now: recipe.accumulate: 1 → 2" in printed(capfd)
     assert load_state(tmp_path).metadata["recipe"]["accumulate"] == 2
 
 

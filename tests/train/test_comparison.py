@@ -84,7 +84,7 @@ def measured(monkeypatch):
         if (self.name, cell.method, cell.column.side) == ("pixels", "native", 16):
             return {"refused": "too large"}, None
         figures = {"ms": 1.0, "product_gflops": 1.0, "memory_mb": 1.0, "gflop": 1.0}
-        return figures | {"accuracy": 0.5, "parts": 1.0, "spread": [0.2, 0.2]}, Image.new("L", cell.size[::-1])
+        return figures | {"accuracy": 0.5, "parts": 1.0, "extent": [0.2, 0.2]}, Image.new("L", cell.size[::-1])
 
     monkeypatch.setattr(comparison.System, "measure", measure)
     return cells
@@ -242,14 +242,14 @@ def test_crossings_in_time_and_operations_at_one_speed():
 
 
 def test_verdicts():
-    resized = {"parts": 1.1, "spread": [0.2, 0.2], "accuracy": 0.9}
+    resized = {"parts": 1.1, "extent": [0.2, 0.2], "accuracy": 0.9}
     word = lambda **changes: verdict(resized | changes, resized).split(":")[0]  # noqa: E731
-    assert word() == "held" and word(accuracy=0.81, spread=[0.19, 0.2]) == "held"
-    assert word(parts=2.2, spread=[0.4, 0.2]) == "doubled"
-    assert word(spread=[0.28, 0.2]) == word(spread=[0.2, 0.28]) == "squashed"
-    assert word(spread=[0.1, 0.1]) == "scaled"
+    assert word() == "held" and word(accuracy=0.81, extent=[0.19, 0.2]) == "held"
+    assert word(parts=2.2, extent=[0.4, 0.2]) == "doubled"
+    assert word(extent=[0.28, 0.2]) == word(extent=[0.2, 0.28]) == "squashed"
+    assert word(extent=[0.1, 0.1]) == "scaled"
     assert word(accuracy=0.7) == "misread"
-    assert verdict(resized | {"parts": 2.2, "spread": [0.3, 0.2]}, resized) == "doubled: 2.00, 1.50"
+    assert verdict(resized | {"parts": 2.2, "extent": [0.3, 0.2]}, resized) == "doubled: 2.00, 1.50"
 
 
 def test_fingerprint_tells_parts_apart():

@@ -1,4 +1,4 @@
-"""The law by which steps draw their shapes, and what each loss compares with what."""
+"""The shapes that steps draw, and what each loss compares with what."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def resampler_loss(
     )
 
 
-def pictures(size: int = 8, count: int = 4) -> torch.Tensor:
+def some_images(size: int = 8, count: int = 4) -> torch.Tensor:
     return digits(size)[0][:count]
 
 
-# the law
+# shapes
 
 
-def test_every_shape_of_the_law_is_within_its_limits():
+def test_every_shape_that_is_drawn_is_within_its_limits():
     generator, shape_sampler = rng(), ShapeSampler()
     shapes = [shape_sampler.draw(32, generator=generator) for _ in range(4000)]
     for shape in shapes:
@@ -101,7 +101,7 @@ def test_a_law_that_cannot_be_drawn_from_is_refused(values, message):
 
 
 def test_the_padded_picture_stays_whole_on_whole_pixels():
-    images, generator = pictures(32), rng(1)
+    images, generator = some_images(32), rng(1)
     assert pad_to(images, (32, 32), torch.zeros(1)) is images
     for _ in range(50):
         height, width = ShapeSampler(p_square=0.0).draw(32, generator=generator).canvas
@@ -117,7 +117,7 @@ def test_the_padded_picture_stays_whole_on_whole_pixels():
 
 
 def test_subsets_are_whole_pixels_each_at_most_once():
-    canvas = pad_to(pictures(), WIDE.canvas, torch.tensor([-1.0]))
+    canvas = pad_to(some_images(), WIDE.canvas, torch.tensor([-1.0]))
     loss = resampler_loss(jitter="none")
     grid = grid_positions(WIDE.canvas, WIDE.aspect)
     colour_BNC, pixels = loss.pixels(canvas, 20, rng())
@@ -127,16 +127,16 @@ def test_subsets_are_whole_pixels_each_at_most_once():
         index = distance.argmin(dim=1)
         assert distance.min(dim=1).values.max() < 1e-6 and len(index.unique()) == 20
         assert torch.equal(colour_BNC[row, :, 0], canvas[row].flatten()[index])
-    assert not torch.equal(pixels.absolute[0], pixels.absolute[1])  # each picture has its own
+    assert not torch.equal(pixels.absolute[0], pixels.absolute[1])  # each image has its own
     whole, every = loss.pixels(canvas, 0, rng())
-    assert every.grid == WIDE.canvas and every.ipe_sigma is not None  # all pixels, unjittered: footprint features
+    assert every.grid == WIDE.canvas and every.ipe_sigma is not None  # all pixels, unjittered: averaged features
     assert torch.equal(whole, canvas.flatten(2).transpose(1, 2))
     more = resampler_loss().pixels(canvas, 10_000, rng())[0]
-    assert more.shape == (4, 10_000, 1)  # some again, which is what smaller pictures of a batch need
+    assert more.shape == (4, 10_000, 1)  # some again, which is what smaller images of a batch need
 
 
 def test_true_jitter_moves_the_colour_with_the_point():
-    canvas = pad_to(pictures(), WIDE.canvas, torch.tensor([-1.0]))
+    canvas = pad_to(some_images(), WIDE.canvas, torch.tensor([-1.0]))
     grid = grid_positions(WIDE.canvas, WIDE.aspect)
     colour_BNC, pixels = resampler_loss().pixels(canvas, 0, rng())
     assert torch.equal(colour_BNC, read_colours(canvas, pixels.absolute, torch.tensor([-1.0])))
@@ -148,7 +148,7 @@ def test_true_jitter_moves_the_colour_with_the_point():
 
 
 def test_published_jitter_moves_the_point_and_keeps_the_colour():
-    canvas = pad_to(pictures(), WIDE.canvas, torch.tensor([-1.0]))
+    canvas = pad_to(some_images(), WIDE.canvas, torch.tensor([-1.0]))
     loss = resampler_loss(jitter="published")
     colour_BNC, pixels = loss.pixels(canvas, 0, rng())
     assert torch.equal(colour_BNC, canvas.flatten(2).transpose(1, 2))
@@ -180,7 +180,7 @@ def test_points_around_the_frame_carry_the_background(shape):
 
 
 def test_the_resampler_loss_is_the_error_at_its_points_and_the_penalty():
-    images, shape = pictures(), Shape((8, 8), (4, 5))
+    images, shape = some_images(), Shape((8, 8), (4, 5))
     loss = resampler_loss(jitter="none", pre_tanh_l2=0.5)
     total, parts = loss(images, shape, 0, 0, rng())
     grid, cells = grid_positions((8, 8), 1.0, sigma=TINY.ipe_sigma), grid_positions((4, 5), 1.0)
@@ -197,7 +197,7 @@ def test_the_resampler_loss_is_the_error_at_its_points_and_the_penalty():
 
 
 def test_the_resampler_learns_from_its_loss():
-    images, loss = pictures(), resampler_loss(outside_fraction=0.125)
+    images, loss = some_images(), resampler_loss(outside_fraction=0.125)
     optimiser = torch.optim.AdamW(loss.model.parameters(), lr=3e-3)
     errors = []
     for step in range(30):

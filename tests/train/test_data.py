@@ -244,7 +244,7 @@ def test_string_labels_follow_the_training_set(tmp_path):
     assert sorted(test.labels.tolist()) == [-1, 2, 2]  # a dog was not in the training set
 
 
-BROKEN = {3: b"not a picture", 8: FILES[8][:-20], 13: b"", 17: None}  # by number; the last has no file at all
+BROKEN = {3: b"not an image", 8: FILES[8][:-20], 13: b"", 17: None}  # by number; the last has no file at all
 
 SOME_BROKEN = [BROKEN.get(number, file) for number, file in enumerate(FILES)]
 

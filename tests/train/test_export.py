@@ -32,8 +32,8 @@ def export(run: Path, folder: Path, *options: str) -> str:
     return (folder / "README.md").read_text()
 
 
-def size_of(picture: Path) -> tuple[int, int]:
-    with Image.open(picture) as image:
+def size_of(file: Path) -> tuple[int, int]:
+    with Image.open(file) as image:
         return image.size
 
 
@@ -44,7 +44,7 @@ def write_report(folder: Path, **sections) -> None:
 
 def test_the_front_matter_is_the_hubs(run, tmp_path):
     metadata = ModelCard(export(run, tmp_path / "small", "--license", "cc-by-4.0")).data
-    assert (metadata.license, metadata.library_name, metadata.datasets) == ("cc-by-4.0", "r2id", ["owner/pictures"])
+    assert (metadata.license, metadata.library_name, metadata.datasets) == ("cc-by-4.0", "r2id", ["owner/images"])
     assert metadata.pipeline_tag == "unconditional-image-generation"
     assert {"diffusion", "r2id", "resolution-invariant"} <= set(metadata.tags)
     assert ModelCard(export(run, tmp_path / "other")).data.license is None
@@ -63,14 +63,14 @@ def test_the_card_says_what_the_run_says(run, tiny, tmp_path):
         "| labels | 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 |",
         "| sampling | 4 steps of dpm++, guidance 1.5, latent 4 × 4 |",
         f"| training | {2 * COST['images']:,} images in 60 steps, 10 TFLOP forward and backward, 3.0 minutes |",
-        "`owner/pictures`: 64 training images at 8 × 8",
+        "`owner/images`: 64 training images at 8 × 8",
         "1. R2IR: 30 steps of up to 6 images, in 2 phases; AdamW, learning rate 0.002 to 1e-05",
         "2. R2ID: 30 steps of up to 6 images",
         "predicts v, cosine schedule",
         "python -m train.export runs/small weights/small",
     ):
         assert expected in text
-    assert text.count("`owner/pictures`") == 1
+    assert text.count("`owner/images`") == 1
 
 
 def test_the_samples_are_the_runs_last_before_the_export(tiny, run, tmp_path):
@@ -120,16 +120,16 @@ def test_a_shipped_recipe_is_named_instead(run, tmp_path):
     path = next(path for path, recipe in resamplers.items() if isinstance(recipe, ResamplerRecipe))
     recipes = {
         "resampler": replace(resamplers[path], data="owner/other"),
-        "denoiser": replace(read_recipe(DenoiserRecipe, CONFIGS / "mnist_r2id.toml"), data="owner/pictures"),
+        "denoiser": replace(read_recipe(DenoiserRecipe, CONFIGS / "mnist_r2id.toml"), data="owner/images"),
     }
     for stage, recipe in recipes.items():
         state = load_state(run / stage)
         save_state(tmp_path / "run" / stage, State(state.tensors, state.metadata | {"recipe": asdict(recipe)}))
     text = export(tmp_path / "run", tmp_path / "small")
     assert f"python -m train.train_resampler --config train/configs/{path.name} --data owner/other\n" in text
-    assert "--config train/configs/mnist_r2id.toml --data owner/pictures\n" in text
+    assert "--config train/configs/mnist_r2id.toml --data owner/images\n" in text
     assert "toml\n\n" not in text and "at the end of this card" not in text
-    assert ModelCard(text).data.datasets == ["owner/other", "owner/pictures"]
+    assert ModelCard(text).data.datasets == ["owner/other", "owner/images"]
 
 
 def test_where_local_data_are_is_not_told(tiny, tmp_path):

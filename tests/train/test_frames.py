@@ -1,4 +1,4 @@
-"""Pictures of different sizes and aspect ratios in one batch: nothing is resized to a common square, and each counts as
+"""Images of different sizes and aspect ratios in one batch: nothing is resized to a common square, and each counts as
 it would alone."""
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pictures() -> list[torch.Tensor]:
+def some_images() -> list[torch.Tensor]:
     return [torch.rand(1, *size, generator=rng(number)) * 2 - 1 for number, size in enumerate(SIZES)]
 
 
@@ -129,13 +129,13 @@ def own_cache(tmp_path_factory):
         yield
 
 
-def drawn(number: int) -> Image.Image:
+def box_of(number: int) -> Image.Image:
     """A bright box on black, of a size, shape and label of its number."""
     size = ((24, 24), (30, 20), (20, 32), (12, 14), (60, 20), (16, 18))[number % 6]
-    picture = Image.new("L", size)
+    image = Image.new("L", size)
     (width, height), half = size, min(size) // 4
-    picture.paste(100 + 5 * number, (width // 2 - half, height // 2 - half, width // 2 + half, height // 2 + half))
-    return picture
+    image.paste(100 + 5 * number, (width // 2 - half, height // 2 - half, width // 2 + half, height // 2 + half))
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def mixed(tmp_path_factory) -> Path:
     for number in range(30):
         path = folder / ("even", "odd")[number % 2] / f"{number:02}.png"
         path.parent.mkdir(exist_ok=True)
-        drawn(number).save(path)
+        box_of(number).save(path)
     return folder
 
 
@@ -165,7 +165,7 @@ def test_a_folder_of_mixed_images_gives_lists_in_memory_on_demand_and_streamed(m
     assert torch.equal(asked.labels[:27], stored.labels)
 
     save_parquet(
-        tmp_path / "shards", "train", [from_pil(drawn(n), 1, 0.0)[0].mul(255).byte().numpy() for n in range(8)]
+        tmp_path / "shards", "train", [from_pil(box_of(n), 1, 0.0)[0].mul(255).byte().numpy() for n in range(8)]
     )
     with monkeypatch.context() as patch:
         patch.setattr(data, "VALIDATION", 2)
@@ -178,7 +178,7 @@ def test_a_folder_of_mixed_images_gives_lists_in_memory_on_demand_and_streamed(m
         load_images(str(mixed), "train", max_aspect=0.5)
 
 
-# the law and its groups
+# shapes and their buckets
 
 
 def test_pictures_of_any_size_get_the_cells_of_a_padded_frame():
@@ -194,7 +194,7 @@ def test_pictures_of_any_size_get_the_cells_of_a_padded_frame():
 
 
 def test_groups_hold_every_picture_as_it_is():
-    images = pictures()
+    images = some_images()
     buckets = OWN.buckets(images, torch.zeros(1))
     assert len(buckets) == 4 and len({bucket.cells for bucket in buckets}) == 4
     assert sorted(place for bucket in buckets for place in bucket.places) == list(range(len(images)))
@@ -240,7 +240,7 @@ def test_cells_of_frames_of_different_aspects_are_read_as_each_alone():
 
 
 def test_the_loss_of_a_mixed_batch_is_the_mean_of_its_pictures():
-    loss, images = resampler_loss(), pictures()
+    loss, images = resampler_loss(), some_images()
     together, parts = loss(images, OWN, 0, 0, rng())
     alone = []
     for image in images:
@@ -253,7 +253,7 @@ def test_the_loss_of_a_mixed_batch_is_the_mean_of_its_pictures():
 
 
 def test_random_points_are_as_many_of_every_picture_and_of_its_own_colours(monkeypatch):
-    loss, images = resampler_loss("true", outside_fraction=0.125), pictures()
+    loss, images = resampler_loss("true", outside_fraction=0.125), some_images()
     encoded, decoded = [], []
     for name, seen in (("encode", encoded), ("decode", decoded)):
         called = getattr(loss.model, name)
@@ -296,7 +296,7 @@ class Zero(nn.Module):
 
 @pytest.mark.parametrize("jitter", [0.0, 0.5])
 def test_latents_times_and_labels_stay_with_their_picture(jitter):
-    images, labels = pictures(), torch.arange(len(SIZES))
+    images, labels = some_images(), torch.arange(len(SIZES))
     schedule = Schedule(shift_power=0.0)
     space = LatentSpace(resampler_loss().model, mean=(0.1, 0.0, -0.1), std=(0.5, 0.25, 2.0), schedule=schedule)
     loss = DenoiserLoss(Zero(jitter), schedule, label_dropout=0.0, jitter_grid=5)

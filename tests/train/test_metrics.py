@@ -11,6 +11,7 @@ from train.evaluation.metrics import (
     bring_to,
     central_square,
     diversity,
+    extent,
     frame_size,
     frechet,
     ink,
@@ -20,7 +21,6 @@ from train.evaluation.metrics import (
     ms_ssim,
     parts,
     psnr,
-    spread,
     to_multiple,
     within_class_variance,
 )
@@ -121,25 +121,25 @@ def test_ink_is_the_distance_from_the_background():
 
 
 def test_parts_are_regions_that_touch():
-    drawn = torch.zeros(4, 12, 20)
-    drawn[0, 2:6, 2:6] = 1
-    drawn[0, 6:10, 6:10] = 1  # at a corner: one part
-    drawn[1, 1:11, 2:4] = drawn[1, 1:11, 16:18] = 0.5
-    drawn[1, 1:3, 2:18] = 0.5  # two strokes joined above
-    drawn[2, 1:11, 2:4] = drawn[2, 1:11, 16:18] = drawn[2, 5, 8] = 1  # the dot is too small
-    assert parts(drawn).tolist() == [1, 1, 2, 0]
-    assert parts(drawn, pixels=1).tolist() == [1, 1, 3, 0]
-    assert parts(drawn, threshold=0.6).tolist() == [1, 0, 2, 0]
+    ink_BHW = torch.zeros(4, 12, 20)
+    ink_BHW[0, 2:6, 2:6] = 1
+    ink_BHW[0, 6:10, 6:10] = 1  # at a corner: one part
+    ink_BHW[1, 1:11, 2:4] = ink_BHW[1, 1:11, 16:18] = 0.5
+    ink_BHW[1, 1:3, 2:18] = 0.5  # two strokes joined above
+    ink_BHW[2, 1:11, 2:4] = ink_BHW[2, 1:11, 16:18] = ink_BHW[2, 5, 8] = 1  # the dot is too small
+    assert parts(ink_BHW).tolist() == [1, 1, 2, 0]
+    assert parts(ink_BHW, pixels=1).tolist() == [1, 1, 3, 0]
+    assert parts(ink_BHW, threshold=0.6).tolist() == [1, 0, 2, 0]
 
 
-def test_spread_of_a_block_and_of_nothing():
-    drawn = torch.zeros(3, 12, 24)
-    drawn[0] = 0.05  # faint
-    drawn[0, 4:8, 6:18] = 0.7
-    drawn[1, :, :] = 1
-    across, down = spread(drawn)[0].tolist()
+def test_extent_of_a_block_and_of_nothing():
+    ink_BHW = torch.zeros(3, 12, 24)
+    ink_BHW[0] = 0.05  # faint
+    ink_BHW[0, 4:8, 6:18] = 0.7
+    ink_BHW[1, :, :] = 1
+    across, down = extent(ink_BHW)[0].tolist()
     assert across == pytest.approx(math.sqrt((12**2 - 1) / 12) / 12)
     assert down == pytest.approx(math.sqrt((4**2 - 1) / 12) / 12)
-    assert spread(drawn)[1, 0] / spread(drawn)[1, 1] == pytest.approx(2, rel=0.01)
-    assert spread(drawn)[2].tolist() == [0, 0]
-    assert torch.allclose(spread(drawn.mT)[0], torch.tensor([down, across], dtype=torch.float64))
+    assert extent(ink_BHW)[1, 0] / extent(ink_BHW)[1, 1] == pytest.approx(2, rel=0.01)
+    assert extent(ink_BHW)[2].tolist() == [0, 0]
+    assert torch.allclose(extent(ink_BHW.mT)[0], torch.tensor([down, across], dtype=torch.float64))

@@ -25,4 +25,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is glibc's")
 def test_decoding_takes_its_memory_from_the_system_once():
     faults = int(subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True).stdout)
-    assert faults < 20 * 512 * 512 * 4 / resource.getpagesize()  # 600 of the picture's where every tensor is new
+    assert faults < 20 * 512 * 512 * 4 / resource.getpagesize()  # 600 of the image's where every tensor is new

@@ -203,7 +203,7 @@ CASES = {
     "F": (Image.fromarray((SIXTEEN / 65535).astype(np.float32)), SIXTEEN / 65535),
     "12 bits": (raw_tiff(TWELVE, 12), TWELVE / 4095),
     "12 bits in 16": (tiff(TWELVE, maximum=4095), TWELVE / 4095),
-    "16 bits, the highest told": (tiff(TWELVE, maximum=4094), TWELVE / 65535),
+    "16 bits, the highest stated": (tiff(TWELVE, maximum=4094), TWELVE / 65535),
     "signed 16 bits": (raw_tiff((TWELVE * 8).astype(np.int16), 16, signed=True), TWELVE * 8 / 32767),
     "unsigned 32 bits": (raw_tiff(FULL, 32), FULL / (2**32 - 1)),
     "a stated range": (

@@ -37,7 +37,7 @@ def model(request) -> DiMR:
 
 
 def inputs(model: DiMR, batch: int = 2, size: tuple[int, int] = (8, 12)):
-    """Noisy pictures, ᾱ, positions and condition tokens."""
+    """Noisy images, ᾱ, positions and condition tokens."""
     generator = torch.Generator().manual_seed(0)
     noisy_BCHW = torch.randn(batch, 3, *size, generator=generator)
     tokens_BND = model.condition(torch.eye(4)[torch.arange(batch) % 4])
@@ -199,7 +199,7 @@ def test_a_token_lies_at_the_mean_of_its_pixels(aspect):
     assert found.grid is None and found.ipe_sigma is None
 
 
-def test_the_footprint_is_the_spread_of_jittered_tokens():
+def test_ipe_sigma_is_the_deviation_of_jittered_tokens():
     grid = grid_positions((8, 8), 1.0, sigma=0.5)
     generator = torch.Generator().manual_seed(0)
     moved = points(jitter(grid.absolute.expand(500, -1, -1), (1 / 8, 1 / 8), 0.5, generator), 1.0)

@@ -51,7 +51,7 @@ def test_a_batch_item_equals_the_label_alone(tiny):
 def test_the_seed_alone_decides(tiny):
     first, again, other = (tiny.diffuse([3], seed=seed, **LATENT) for seed in (5, 5, 6))
     assert torch.equal(first.tensor, again.tensor) and not torch.allclose(first.tensor, other.tensor)
-    torch.manual_seed(123)  # nothing is drawn from the global generator
+    torch.manual_seed(123)  # nothing is latent from the global generator
     assert torch.equal(tiny.diffuse([3], seed=5, **LATENT).tensor, first.tensor)
 
 
@@ -69,9 +69,9 @@ def test_seeds_wrap_around(tiny):
 
 
 def test_a_drawn_seed_is_reported(tiny):
-    drawn = tiny.diffuse([3, 3], **LATENT)
-    assert drawn.seeds[1] == (drawn.seeds[0] + 1) % 2**32
-    close(tiny.diffuse([3, 3], seed=drawn.seeds[0], **LATENT).tensor, drawn.tensor)
+    latent = tiny.diffuse([3, 3], **LATENT)
+    assert latent.seeds[1] == (latent.seeds[0] + 1) % 2**32
+    close(tiny.diffuse([3, 3], seed=latent.seeds[0], **LATENT).tensor, latent.tensor)
     assert tiny.diffuse([3], **LATENT).seeds != tiny.diffuse([3], **LATENT).seeds
 
 
@@ -198,9 +198,9 @@ def test_the_centre_of_contain_is_the_square_picture(tiny, size, part):
 
 
 def test_fits_agree_on_the_shape_of_the_frame(tiny, latent):
-    pictures = [tiny.resample(latent, size=(9, 12), fit=fit) for fit in ("contain", "cover", "stretch", None)]
-    for picture in pictures[1:]:
-        close(picture, pictures[0])
+    images = [tiny.resample(latent, size=(9, 12), fit=fit) for fit in ("contain", "cover", "stretch", None)]
+    for image in images[1:]:
+        close(image, images[0])
     assert not torch.allclose(*(tiny.resample(latent, size=(9, 9), fit=fit) for fit in ("contain", "cover")), atol=1e-3)
 
 
@@ -364,19 +364,19 @@ def test_a_changed_latent_is_not_stale(tiny, inference):
 # encode
 
 
-def test_encode_takes_tensors_and_pictures(tiny, image):
+def test_encode_takes_tensors_and_pil_images(tiny, image):
     expected = tiny.encode((image * 255).round() / 255, latent_size=(3, 4))
     assert expected.tensor.shape == (2, 3, 3, 4) and expected.aspect == 10 / 8
     assert expected.tensor.abs().max() < 1 and expected.seeds is None and expected.labels is None
-    pictures = [to_pil(i) for i in image]
-    close(tiny.encode(pictures, latent_size=(3, 4)).tensor, expected.tensor)
-    for i, picture in enumerate(pictures):
-        for one in (picture, picture.convert("RGB"), picture.convert("RGBA"), to_pil(image[i]).convert("CMYK")):
+    pils = [to_pil(i) for i in image]
+    close(tiny.encode(pils, latent_size=(3, 4)).tensor, expected.tensor)
+    for i, pil in enumerate(pils):
+        for one in (pil, pil.convert("RGB"), pil.convert("RGBA"), to_pil(image[i]).convert("CMYK")):
             close(tiny.encode(one, latent_size=(3, 4)).tensor, expected.tensor[i : i + 1])
         close(tiny.encode((image[i] * 255).round() / 255, latent_size=(3, 4)).tensor, expected.tensor[i : i + 1])
 
 
-def test_a_transparent_picture_is_background(tiny):
+def test_a_transparent_image_is_background(tiny):
     clear, black = Image.new("LA", (8, 8), (255, 0)), torch.zeros(1, 8, 8)
     close(tiny.encode(clear).tensor, tiny.encode(black).tensor)
     assert tiny.encode(black).size == tiny.config.defaults.latent_size

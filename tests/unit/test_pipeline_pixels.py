@@ -1,4 +1,4 @@
-"""The pipeline without a resampler: the latent is the picture, and `resample` interpolates it."""
+"""The pipeline without a resampler: the latent is the image, and `resample` interpolates it."""
 
 import json
 from dataclasses import replace
@@ -109,13 +109,13 @@ def test_where_training_moved_the_positions_features_average_over_it(tiny_pixels
     denoiser = S2IDConfig(latent_channels=3, width=16, noise_width=8, jitter=jitter)
     config = replace(tiny_pixels.config, architecture="s2id", denoiser=denoiser)
     jittered = Pipeline(config, None, S2ID(denoiser), device="cpu")
-    spreads = {}
+    sigmas = {}
     for size in ((8, 8), (16, 16), (8, 16)):
         jittered.diffuse([3], latent_size=size, seed=0)
-        spreads[size] = seen[-1].ipe_sigma
+        sigmas[size] = seen[-1].ipe_sigma
         assert seen[-1].grid == size
     if jitter == 0:
-        assert set(spreads.values()) == {None}
+        assert set(sigmas.values()) == {None}
     else:  # in pixels of the training size, whatever the size asked for
-        assert spreads[8, 8] == spreads[16, 16] == ipe_sigma_of(1.0, (1 / 8, 1 / 8), jitter)
-        assert spreads[8, 16] == ipe_sigma_of(2.0, (1 / 16, 1 / 8), jitter)
+        assert sigmas[8, 8] == sigmas[16, 16] == ipe_sigma_of(1.0, (1 / 8, 1 / 8), jitter)
+        assert sigmas[8, 16] == ipe_sigma_of(2.0, (1 / 16, 1 / 8), jitter)

@@ -31,7 +31,7 @@ SIZES = ((8, 8), (5, 12), (64, 3), (1, 1))
 
 
 def whole(size, **options) -> torch.Tensor:
-    """Absolute positions (H, W, 2) of the whole picture."""
+    """Absolute positions (H, W, 2) of the whole image."""
     return window_of(size, **options).positions(range(size[0]), range(size[1])).absolute.unflatten(0, size)
 
 
@@ -92,11 +92,11 @@ def test_stretch_and_published_pull_the_frame_to_the_output(size):
 
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("aspect", ASPECTS)
-def test_a_region_is_the_crop_of_the_larger_picture(fit, aspect):
+def test_a_region_is_the_crop_of_the_larger_image(fit, aspect):
     options = {"aspect": aspect, "fit": fit}
     part = window_of((16, 8), **options, region=(0.25, 0.375, 0.5, 0.625)).positions(range(16), range(8))
-    picture = window_of((64, 32), **options).positions(range(24, 40), range(8, 16))
-    assert torch.equal(part.absolute, picture.absolute) and torch.equal(part.relative, picture.relative)
+    larger = window_of((64, 32), **options).positions(range(24, 40), range(8, 16))
+    assert torch.equal(part.absolute, larger.absolute) and torch.equal(part.relative, larger.relative)
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -156,11 +156,11 @@ def test_training_pixels_are_square_and_on_the_short_side():
 def test_jitter_is_one_draw_for_both_systems_and_scales_with_sigma():
     absolute = torch.zeros(20_000, 2)
     pitch = (0.1, 0.05)
-    drawn = {s: jitter(absolute, pitch, s, torch.Generator().manual_seed(0)) for s in (0.0, 0.5, 0.25)}
-    assert torch.equal(drawn[0.0], absolute)
-    torch.testing.assert_close(drawn[0.25] * 2, drawn[0.5])
-    torch.testing.assert_close(drawn[0.5].std(0), torch.tensor(pitch) * 0.5, rtol=0.03, atol=0)
-    positions = points(drawn[0.5], 0.5)
+    jittered = {s: jitter(absolute, pitch, s, torch.Generator().manual_seed(0)) for s in (0.0, 0.5, 0.25)}
+    assert torch.equal(jittered[0.0], absolute)
+    torch.testing.assert_close(jittered[0.25] * 2, jittered[0.5])
+    torch.testing.assert_close(jittered[0.5].std(0), torch.tensor(pitch) * 0.5, rtol=0.03, atol=0)
+    positions = points(jittered[0.5], 0.5)
     assert torch.equal(positions.relative, positions.absolute * torch.tensor(relative_scale(0.5)))
 
 
@@ -183,7 +183,7 @@ def test_attenuation_is_the_mean_under_gaussian_jitter():
     assert torch.equal(fourier(values, frequencies, 0.0), fourier(values, frequencies))
 
 
-def test_the_footprint_is_sigma_pixels_in_both_systems():
+def test_ipe_sigma_is_sigma_pixels_in_both_systems():
     absolute, relative = ipe_sigma_of(0.5, (0.2, 0.1), 0.5)
     assert absolute == (0.1, 0.05) and relative == (0.05, 0.05)
     assert ipe_sigma_of(0.5, (0.2, 0.1), 0.0) is None

@@ -51,7 +51,7 @@ def model(request) -> RIN:
 
 
 def inputs(model: RIN, batch: int = 2, size: tuple[int, int] = (4, 6)):
-    """Noisy pictures, ᾱ, pixels' positions and condition tokens."""
+    """Noisy images, ᾱ, pixels' positions and condition tokens."""
     noisy_BCHW = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
     tokens_BND = model.condition(torch.eye(4)[torch.arange(batch) % 4])
     return noisy_BCHW, torch.linspace(0.2, 0.7, batch), grid_positions(size, size[1] / size[0]), tokens_BND
@@ -114,7 +114,7 @@ def test_any_size_and_any_number_of_conditions(model, size):
         again = model(noisy, alpha_bar, positions, conditions, output.recurrent_state)
         for step in (output, again):
             assert step.prediction.shape == (len(conditions), *noisy.shape) and step.prediction.isfinite().all()
-            assert step.recurrent_state.latents.shape == (len(conditions), 2, 5, 12)  # whatever the size of the picture
+            assert step.recurrent_state.latents.shape == (len(conditions), 2, 5, 12)  # whatever the size of the image
         assert differ(output.prediction, again.prediction)
 
 
@@ -261,7 +261,7 @@ def test_a_patch_lies_in_the_middle_of_its_pixels():
     close(loose.relative, expected.relative.expand(2, -1, -1))
 
 
-def test_the_footprint_is_the_mean_over_the_jitter():
+def test_integrated_encoding_is_the_mean_over_the_jitter():
     model = build(TINY)
     sigma, size = 0.5, (4, 4)
     pixels, rng = grid_positions(size, 1.0, sigma=sigma), torch.Generator().manual_seed(0)

@@ -39,7 +39,7 @@ def model(request) -> S2ID:
 
 
 def inputs(model: S2ID, batch: int = 2, size: tuple[int, int] = (3, 4)):
-    """Noisy pictures, ᾱ, positions and condition tokens."""
+    """Noisy images, ᾱ, positions and condition tokens."""
     noisy_BCHW = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
     tokens_BND = model.condition(torch.eye(4)[torch.arange(batch) % 4])
     return noisy_BCHW, torch.linspace(0.2, 0.7, batch), grid_positions(size, size[1] / size[0]), tokens_BND
@@ -50,7 +50,7 @@ def close(a: torch.Tensor, b: torch.Tensor):
 
 
 def reach(change, size: tuple[int, int], place: tuple[int, int]) -> torch.Tensor:
-    """Which pixels (H, W) of `change(pictures (1, 3, H, W))` move with the pixel at `place`."""
+    """Which pixels (H, W) of `change(images (1, 3, H, W))` move with the pixel at `place`."""
     picture_1CHW = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     moved_1CHW = picture_1CHW.clone()
     moved_1CHW[:, :, place[0], place[1]] += 1
@@ -104,7 +104,7 @@ def test_axial_attention_sees_the_row_and_the_column_and_nothing_else():
         return pixel_1MC.transpose(1, 2).unflatten(2, size)
 
     assert torch.equal(reach(once, size, place), cross)
-    assert reach(lambda picture: once(once(picture)), size, place).all()
+    assert reach(lambda image: once(once(image)), size, place).all()
 
 
 def test_axial_attention_is_the_sum_of_plain_attention_along_rows_and_along_columns():
@@ -141,7 +141,7 @@ def test_rows_and_columns_share_no_weights():
 def test_two_blocks_reach_every_pixel():
     model = scattered(replace(TINY, encoder_blocks=1))
     _, alpha_bar, positions, tokens = inputs(model, batch=1, size=(4, 5))
-    assert reach(lambda picture: model(picture, alpha_bar, positions, [tokens]).prediction[0], (4, 5), (1, 3)).all()
+    assert reach(lambda image: model(image, alpha_bar, positions, [tokens]).prediction[0], (4, 5), (1, 3)).all()
 
 
 def test_colour_and_coordinates_are_concatenated_through_one_projection(model):

@@ -79,14 +79,14 @@ def test_ddim_agrees_with_diffusers_step_for_step(prediction, betas, clipped, et
     )
     scheduler.set_timesteps(10)
     noises = normal(10, *SHAPE, seed=1)
-    denoiser, drawn = Denoiser(), iter(noises)
+    denoiser, remaining = Denoiser(), iter(noises)
     ours = run(
         denoiser,
         prediction_type=OURS[prediction],
         sampler="ddim",
         eta=eta,
         clip=(lambda x0: x0.clamp(-1, 1)) if clipped else None,
-        row_noise=lambda: next(drawn),
+        row_noise=lambda: next(remaining),
         **published_path(scheduler),
     )
     x = normal(*SHAPE)

@@ -22,7 +22,7 @@ def test_they_are_small():
     assert sum(f.stat().st_size for f in (ROOT / "weights" / "mnist").glob("*.safetensors")) <= 2**24
 
 
-def test_more_cells_make_a_better_picture_and_sizes_agree(mnist):
+def test_more_cells_make_a_better_image_and_sizes_agree(mnist):
     images = (digits()[0] + 1) / 2
     errors = {}
     for cells in (4, 8, 10):
@@ -46,7 +46,7 @@ def test_digits_are_read_as_their_label_whatever_the_size(mnist, cells):
 
 
 @pytest.mark.parametrize("system", ["s2id", "rin", "dimr"])
-def test_the_other_systems_are_small_and_draw_digits_too(system):
+def test_the_other_systems_are_small_and_generate_digits_too(system):
     folder, labels = ROOT / "weights" / f"mnist-{system}", torch.arange(10)
     assert (folder / "denoiser.safetensors").stat().st_size <= 2**23
     pipe = Pipeline.from_pretrained(folder, device="cpu")
@@ -60,9 +60,9 @@ def test_an_output_of_another_shape_shows_the_digit_whole(mnist):
     latent = mnist.diffuse([3], seed=0)
     square = mnist.resample(latent, size=(36, 36))
     for size in ((64, 36), (36, 64)):
-        picture = mnist.resample(latent, size=size)
+        image = mnist.resample(latent, size=size)
         top, left = (size[0] - 36) // 2, (size[1] - 36) // 2
-        assert torch.equal(picture[:, :, top : top + 36, left : left + 36], square)
-        margins = picture.clone()
+        assert torch.equal(image[:, :, top : top + 36, left : left + 36], square)
+        margins = image.clone()
         margins[:, :, top : top + 36, left : left + 36] = 0
         assert margins.max() < 0.1  # the background goes on

@@ -42,7 +42,7 @@ class Decoder:
     def __init__(self, data: str, channels: int, size: int, max_aspect: float | None = None):
         """max_aspect: None for `square` images of this size, else the limit of `own_frame`."""
         self.data, self.channels, self.size, self.max_aspect = data, channels, size, max_aspect
-        self.read, self.skipped, self.told = 0, [], 0
+        self.read, self.skipped, self.reported = 0, [], 0
         self.notes, self.noted = {}, 0  # the keys, in order and once each
 
     @property
@@ -76,17 +76,17 @@ class Decoder:
 
     def report(self) -> None:
         """Warns of all that could not be read so far, and of what was noted. Raises ValueError for more than half."""
-        self.told = len(self.skipped)
+        self.reported = len(self.skipped)
         if len(self.notes) > self.noted:
             self.noted = len(self.notes)
             warnings.warn(f"{self.data}: {self.noted:,} notes on images: {first(self.notes)}", stacklevel=2)
         if not self.skipped:
             return
         named = first(self.skipped)
-        if 2 * self.told > self.read:
-            fault = f"{self.told:,} of {self.read:,} images cannot be read, more than half"
+        if 2 * self.reported > self.read:
+            fault = f"{self.reported:,} of {self.read:,} images cannot be read, more than half"
             raise ValueError(f"{self.data}: {fault}: {named}; fix them or give other data")
-        fault = f"{self.told:,} of {self.read:,} images cannot be read and are left out"
+        fault = f"{self.reported:,} of {self.read:,} images cannot be read and are left out"
         warnings.warn(f"{self.data}: {fault}: {named}; fix or remove them", stacklevel=2)
 
 
@@ -114,16 +114,18 @@ def own_frame(pixels_CHW: Tensor, size: int, max_aspect: float) -> Tensor:
 
 
 def centre(pixels_CHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of (C, H, W), `size` = (height, width) pixels of it."""
     top, left = ((side - kept) // 2 for side, kept in zip(pixels_CHW.shape[1:], size, strict=True))
     return pixels_CHW[:, top : top + size[0], left : left + size[1]]
 
 
 def resized(pixels_CHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) in [0, 1] at another size, antialiased."""
     return F.interpolate(pixels_CHW[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageList:
     """Images (C, H, W) of any sizes, indexed by places (a tensor or a slice): → a list."""
 
     images: list[Tensor]
@@ -155,7 +157,7 @@ class Batch:
             images = self.decoder(rows, self.pool.map)
             for number, place in enumerate(places):
                 while images[number] is None:
-                    if len(self.decoder.skipped) >= 2 * self.decoder.told:
+                    if len(self.decoder.skipped) >= 2 * self.decoder.reported:
                         self.decoder.report()
                     self.instead[place] = self.rows.after(self.instead.get(place, place))
                     rows[number : number + 1] = self.rows.read([self.instead[place]])
@@ -202,6 +204,7 @@ def border(images_NCHW: Tensor) -> Tensor:
 
 
 def shared_colour(pixels_CN: Tensor) -> tuple[float, ...] | None:
+    """Colours (C, N) → the one that at least 95% of them are near to, as `border_colour` has it; else None."""
     colour_C = (pixels_CN.median(dim=1).values * 255).round() / 255
     near = ((pixels_CN - colour_C[:, None]).abs() < 0.02).all(dim=0).float().mean()
     return tuple(colour_C.tolist()) if near >= 0.95 else None

@@ -19,7 +19,7 @@ from datasets import Image
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
-from train.data.decode import Batch, Decoded, Decoder, Pictures, border, border_colour, channels_of, shared_colour
+from train.data.decode import Batch, Decoded, Decoder, ImageList, border, border_colour, channels_of, shared_colour
 from train.data.describe import MissingSplit, class_line, split_line
 from train.data.files import Files, Row, some
 from train.data.folders import holds_fonts
@@ -51,7 +51,7 @@ class ImageSet:
     targets: the same images where they are denser, indexed alike; None where they are not.
     """
 
-    images: Tensor | Pictures | Decoded | Glyphs | Reduced
+    images: Tensor | ImageList | Decoded | Glyphs | Reduced
     labels: Tensor | Decoded
     names: tuple[str, ...]
     background: tuple[float, ...] | None
@@ -334,7 +334,7 @@ def in_memory(decoder: Decoder, chunks: Iterable[list[Row]], count: int, names: 
     background = border_colour(images)
     for image_CHW in images:
         image_CHW.mul_(2).sub_(1)
-    return ImageSet(images if squares else Pictures(images), torch.tensor(labels), names, background)
+    return ImageSet(images if squares else ImageList(images), torch.tensor(labels), names, background)
 
 
 def on_demand(

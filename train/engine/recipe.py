@@ -258,7 +258,7 @@ class DenoiserRecipe:
     training_size: int | None = None  # of the images, with `pixels` only: else it is the resampler's
     label_dropout: float = 0.12
     deviation: str = "channel"  # that latents are divided by: each channel's own, or "shared" by all
-    warm_start: float = 0.0  # share of the steps that begin from the carry of a pass without gradient
+    warm_start: float = 0.0  # share of the steps that begin from the recurrent state of a pass without gradient
     noise_per_image: int = 1  # of time and noise for each image of a step, which is encoded once for all of them
     # Of all draws. Large latents take fewer images a step than `batch`, so that they cost no more. None: a batch at the
     # default size.

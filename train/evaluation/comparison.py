@@ -27,7 +27,7 @@ from train.engine.machine import machine
 from train.evaluation.classifier import SIZE, Classifier, accuracy, to_classifier_size
 from train.evaluation.comparison_tables import Results, write_report
 from train.evaluation.methods import Cell, Column, cost_apart, diffuse, giga_operations, methods_of, show
-from train.evaluation.metrics import bring_to, central_square, frechet, ink, judge_features, parts, spread
+from train.evaluation.metrics import bring_to, central_square, extent, frechet, ink, judge_features, parts
 from train.evaluation.tables import check_match, name, progress
 
 BATCH_CELLS = 2**16  # diffused together: bounds the memory of large sizes
@@ -115,20 +115,20 @@ class System:
             yield Latent(kept[index].tensor[: cell.column.count - start], cell.aspect)
 
     def judged(self, cell: Cell, judging: Judging, *, distance: bool) -> dict[str, Any]:
-        """What the judge reads in the cell's images, and how many parts of what spread are drawn in them."""
-        background_C, squares, counts, spreads = torch.tensor(self.pipe.config.background), [], [], []
+        """What the judge reads in the cell's images, and how many parts of what extent they show."""
+        background_C, squares, counts, extents = torch.tensor(self.pipe.config.background), [], [], []
         for latent in self.latents(cell):
             images_BCHW = show(self.pipe, cell, latent)
             squares.append(to_classifier_size(central_square(images_BCHW) * 2 - 1))
             ink_BHW = ink(bring_to(images_BCHW, SIZE), background_C)
             counts.append(parts(ink_BHW))
-            spreads.append(spread(ink_BHW).clamp(min=1e-3).log())
+            extents.append(extent(ink_BHW).clamp(min=1e-3).log())
         seen, labels_N = torch.cat(squares), torch.arange(cell.column.count) % len(self.pipe.labels)
         figures = {"accuracy": accuracy(judging.judge, seen, labels_N)}
         if distance:
             figures["frechet"] = judging.distance(seen, min(cell.size))
         figures["parts"] = torch.cat(counts).double().mean().item()
-        return figures | {"spread": torch.cat(spreads).mean(dim=0).exp().tolist()}  # geometric means, across and down
+        return figures | {"extent": torch.cat(extents).mean(dim=0).exp().tolist()}  # geometric means, across and down
 
     def measure(
         self, cell: Cell, judging: Judging, protocol: ComparisonProtocol

@@ -75,10 +75,10 @@ def crossing(ours: dict[int, float], theirs: dict[int, float]) -> float | None:
 
 
 def verdict(native: dict[str, Any], resized: dict[str, Any]) -> str:
-    """What became of the things drawn when the size changed, against images resized: a word and how far off they are
+    """What became of the things shown when the size changed, against images resized: a word and how far off they are
     in parts and in width / height."""
     more = native["parts"] / max(resized["parts"], 1e-9)
-    across, down = (ours / theirs for ours, theirs in zip(native["spread"], resized["spread"], strict=True))
+    across, down = (ours / theirs for ours, theirs in zip(native["extent"], resized["extent"], strict=True))
     word = "held" if native["accuracy"] > resized["accuracy"] - READ else "misread"
     if more > PARTS:
         word = "doubled"
@@ -137,7 +137,7 @@ def shapes(results: Results) -> Table:
             rows.append(
                 (system, method, *(verdict(*pair) if all("parts" in c for c in pair) else "—" for pair in pairs))
             )
-    title = "What is drawn, against images resized from the training size: parts, width / height. "
+    title = "What images show, against images resized from the training size: parts, width / height. "
     title += f"Doubled: parts off by more than {PARTS - 1:.0%}; squashed: width / height, by {SHAPE - 1:.0%}; "
     title += f"scaled: size, by {SCALE - 1:.0%}; misread: {READ:.0%} fewer read right"
     return Table(title, dict.fromkeys(("weights", "method", *(column.title for column in results.columns)), "{}"), rows)

@@ -144,7 +144,7 @@ def parts(ink_BHW: Tensor, *, threshold: float = 0.3, pixels: int = 8) -> Tensor
     return torch.tensor(counts)
 
 
-def spread(ink_BHW: Tensor, *, faint: float = 0.1) -> Tensor:
+def extent(ink_BHW: Tensor, *, faint: float = 0.1) -> Tensor:
     """Standard deviation of where the ink is, across and down, (B, 2), in short sides; 0 where there is none. Faint ink
     does not count: a little of it over wide margins would outweigh what is drawn."""
     height, width = ink_BHW.shape[1:]

@@ -2,6 +2,8 @@
 
 Beside the PSNR of decoded letters stand bicubic enlargements of what holds as many numbers as the latent, and of the
 true image that was encoded. Contours and edges are measured in pixels of that image.
+
+S in tensor names: samples across an edge.
 """
 
 from __future__ import annotations
@@ -55,10 +57,10 @@ def against_outline(
     much better the decoded is than each. sizes: the largest is a multiple of the others and of encoder_size."""
     errors = {size: dict.fromkeys(("decoded", "as_many_numbers", "encoded_image"), 0.0) for size in sizes}
     for part, image_BCHW, latent in encoded(codec, outlines, indices, latent_size, encoder_size, max(sizes), batch):
-        finest_BCHW = drawn(outlines, part, max(sizes), max(sizes))
+        finest_BCHW = rasterised(outlines, part, max(sizes), max(sizes))
         few_BCHW = bring_to(finest_BCHW, numbers_side(latent, image_BCHW.shape[1]))
         for size, sums in errors.items():
-            truth_BCHW = drawn(outlines, part, size, max(sizes))
+            truth_BCHW = rasterised(outlines, part, size, max(sizes))
             sums["decoded"] += square(codec.resample(latent, size=(size, size)), truth_BCHW)
             sums["as_many_numbers"] += square(bring_to(few_BCHW, size), truth_BCHW)
             sums["encoded_image"] += square(bring_to(image_BCHW, size), truth_BCHW)
@@ -95,7 +97,9 @@ def edges_against_outline(
     master = 2 * finer * encoder_size
     for part, _, latent in encoded(codec, outlines, indices, latent_size, encoder_size, master, batch):
         decoded_BCHW = codec.resample(latent, size=(finer * encoder_size,) * 2)
-        for image_HW, truth_HW in zip(decoded_BCHW[:, 0], drawn(outlines, part, master, master)[:, 0], strict=True):
+        for image_HW, truth_HW in zip(
+            decoded_BCHW[:, 0], rasterised(outlines, part, master, master)[:, 0], strict=True
+        ):
             lines, found = contours(truth_HW, encoder_size), contours(image_HW, encoder_size)
             distances.append(contour_distances(found, lines))
             widths.append(edge_widths(image_HW, truth_HW, lines, encoder_size))
@@ -116,11 +120,11 @@ def encoded(
     """Indices of a batch, its images of encoder_size pixels, and their latents."""
     for start in range(0, len(indices), batch):
         part = indices[start : start + batch]
-        image_BCHW = drawn(outlines, part, encoder_size, master)
+        image_BCHW = rasterised(outlines, part, encoder_size, master)
         yield part, image_BCHW, codec.encode(image_BCHW, latent_size=latent_size)
 
 
-def drawn(outlines: Outlines, indices: Sequence[int], size: int, master: int) -> Tensor:
+def rasterised(outlines: Outlines, indices: Sequence[int], size: int, master: int) -> Tensor:
     return outlines.images(indices, size, master=master).float() / 255
 
 

@@ -73,7 +73,7 @@ class CrossAttentionLoss(nn.Module):
         consistency: float = 0.0,
         decoder_only: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures in [-1, 1] → loss, parts of it. pixels_in and pixels_out: how many random pixels, 0 for all.
+        """Images in [-1, 1] → loss, parts of it. pixels_in and pixels_out: how many random pixels, 0 for all.
 
         consistency: weight of the mean square between a pixel's centre and the mean over the pixel, which is what
         outputs of different sizes disagree by. decoder_only: the encoder learns nothing.
