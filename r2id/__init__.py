@@ -10,6 +10,22 @@ its first lines:
     h w cells of a latent   L labels
 
 Sizes are (height, width), points (x, y).
+
+A file imports from its own row and from rows further down:
+
+    demo                                              the page
+    pipeline                                          the public interface: labels → latent → images
+    config                                            what `config.json` holds
+    resamplers                                        their interface and their registry
+    resampler, fast_decode                            R2IR, and its decoder of a grid
+    cross_attention_resampler, cross_attention_basis  R2IR as published, and what it reads
+    sampler                                           solvers, guidance, the loop over steps
+    denoisers                                         one published system a file, and their registry
+    condition, layers, local_basis, interpolation     what models are made of
+    latent, dataclass_io, hub                         data on disk, and the Hub
+    checkpoint, image, image_file, colour             files: weights, images
+    position, schedule, precision, allocator          coordinates, noise, how this machine computes
+    limits                                            checks of arguments
 """
 
 __version__ = "0.2.0"  # before the imports: `config.json` names it

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+from imports import imports_of, modules_of
 
 import train
 
@@ -13,30 +14,7 @@ ROOT = Path(train.__file__).parent
 ROOMS = re.findall(r"^    (\w+)  ", train.__doc__, flags=re.MULTILINE)  # from the top down
 
 
-def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
-
-
-MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py")) if path.name != "__init__.py"}
-
-
-def imports_of(path: Path, names: set[str]) -> set[str]:
-    """The modules among `names` that a file imports, wherever in the file, but for those that only a checker sees."""
-    tree, found = ast.parse(path.read_text(encoding="utf-8")), set()
-    checked = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in checked:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found & names
+MODULES = {name: path for name, path in modules_of(train).items() if path.name != "__init__.py"}
 
 
 def room_of(module: str) -> str | None:

