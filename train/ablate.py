@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from r2id.allocator import raise_mmap_threshold
 from train.engine.cli import data_arguments, script
 from train.evaluation.ablation import SMALL, Data, denoisers, place, resamplers
 
@@ -29,7 +28,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.set and not args.only:
         raise ValueError("--set: goes with --only, the two recipes have settings of their own")
-    raise_mmap_threshold()
     run, small = args.run or place(args.out, "resampler", "as shipped"), {k: v + args.set for k, v in SMALL.items()}
     data = Data(args.data, args.label_column)
     tables = {

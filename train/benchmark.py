@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from r2id.allocator import raise_mmap_threshold
 from r2id.limits import BATCH, check_cells, check_int, check_size
 from r2id.pipeline import Pipeline
 from train.engine.cli import script
@@ -95,7 +94,6 @@ def main(argv: list[str] | None = None) -> None:
     add("--budget-memory", type=float, metavar="GB", help=f"with --plan: of one device (default: {BUDGET:g})")
     args = parser.parse_args(argv)
     check(args)
-    raise_mmap_threshold()
     if args.weights is None:
         pipe, device = None, torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu")
         device = device if args.device == "auto" else torch.device(args.device)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from r2id.allocator import raise_mmap_threshold
 from r2id.config import PipelineConfig
 from r2id.pipeline import Pipeline
 from train.data.images import ImageSet, load_images
@@ -50,7 +49,6 @@ def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
     if len(args.weights) > 1:
         raise ValueError(f"{len(args.weights)} weights: one report is of one; add --compare to put them side by side")
     (weights,) = args.weights
-    raise_mmap_threshold()
     pipe = Pipeline.from_pretrained(weights, device=args.device)
     load = partial(load_for, pipe.config, args.data, label_column=args.label_column)
     real = load(split, limit=args.count)

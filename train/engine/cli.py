@@ -15,6 +15,7 @@ import torch
 from torch import Generator, nn
 from tqdm import tqdm
 
+from r2id.allocator import raise_mmap_threshold
 from r2id.checkpoint import load_tensors
 from train.data.buckets import NativeAspect, Shape, ShapeSampler
 from train.data.images import ImageSet
@@ -190,6 +191,7 @@ def script(main: Callable[[], None]) -> None:
     """Runs an entry point: what its user can fix ends it with one line and exit status 1, Ctrl-C with 130."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # where an output lacks a character, that must not end a run
+    raise_mmap_threshold()
     try:
         main()
     except KeyboardInterrupt:
