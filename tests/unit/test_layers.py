@@ -47,7 +47,7 @@ def test_a_query_of_one_head_costs_no_linear_map():
     )
 
 
-def test_memory_serves_any_queries_and_is_not_changed(attention):
+def test_keys_and_values_serve_any_queries_and_are_not_changed(attention):
     keys_values = attention.keys_values(tokens(2, 4, 8, seed=1))
     before = [part.clone() for part in keys_values]
     query = tokens(2, 6, 8)
@@ -97,7 +97,7 @@ def close_to(rough: torch.Tensor, exact: torch.Tensor) -> None:
     assert error < 0.02
 
 
-def test_linear_memory_does_not_grow_with_the_context():
+def test_sums_of_linear_attention_do_not_grow_with_the_context():
     attention = Attention(8, heads=2, attention="linear")
     few, many = (attention.keys_values(tokens(1, n, 8)) for n in (2, 50))
     assert [part.shape for part in few] == [part.shape for part in many]

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from r2id.limits import check_choice
 from train.data.describe import MissingSplit, plural
 from train.data.font_families import SPLITS, find_families, has_letters, split_of
 
@@ -169,8 +170,7 @@ def load_fonts(folder: str | Path, split: str, *, glyphs: str = CAPITALS, cache:
     cache: a file that keeps the scan until a font changes. Raises ValueError for a folder without usable fonts, and
     MissingSplit for a split without any.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
+    check_choice(split, "split", SPLITS)
     if not glyphs or len(set(glyphs)) < len(glyphs):
         raise ValueError(f"glyphs {glyphs!r}: must be one or more characters, each once")
     root = Path(folder).expanduser()
@@ -322,7 +322,7 @@ def same_image(image: Image.Image | None, other: Image.Image | None) -> bool:
         return image is other
     if abs(image.width - other.width) > 1 or abs(image.height - other.height) > 1:
         return False
-    a, b = (np.asarray(centred(ink, SCAN), np.float32) / 255 for ink in (image, other))
+    a, b = (np.asarray(centred(each, SCAN), np.float32) / 255 for each in (image, other))
     return float(np.abs(a - b).sum()) <= 0.02 * float(a.sum() + b.sum())
 
 

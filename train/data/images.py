@@ -19,12 +19,13 @@ from datasets import Image
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
+from r2id.limits import check_choice
 from train.data.decode import Batch, Decoded, Decoder, ImageList, border, border_colour, channels_of, shared_colour
 from train.data.describe import MissingSplit, class_line, split_line
 from train.data.files import Files, Row, some
 from train.data.folders import holds_fonts
 from train.data.fonts import CAPITALS, FontSet, load_fonts
-from train.data.sources import Stored, Stream, cells_of, layout, open_stored, open_streamed, rows_of
+from train.data.sources import Stored, Stream, cells_of, layout_of, open_stored, open_streamed, rows_of
 
 SPLITS = ("train", "validation", "test")
 VALIDATION = 5_000  # rows held out at the end of the training set; a tenth of a set of fewer than 50,000
@@ -167,7 +168,7 @@ def stream_images(
     splits = open_streamed(data)
     own = "validation" in splits
     rows = splits[stored_name(data, split, splits)]
-    plan = layout(rows.features, data, label_column)
+    plan = layout_of(rows.features, data, label_column)
     rows, train = (part.cast_column(plan.image, Image(decode=False)) for part in (rows, splits.get("train", rows)))
     head = list(cells_of(train.take(SAMPLE), data))
     values = [plan.value(cells[plan.label]) if plan.label else None for cells in head]
@@ -195,8 +196,8 @@ def stream_images(
 
 
 def check(split: str, size: int, channels: int | None, limit: int | None, max_aspect: float | None) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
+    """Raises ValueError for an argument of `load_images` that is out of range."""
+    check_choice(split, "split", SPLITS)
     if channels not in (None, 1, 3):
         raise ValueError(f"channels {channels}: must be 1 (grey), 3 (colour) or None (as the images are)")
     if size < 1 or (limit is not None and limit < 1):

@@ -54,7 +54,7 @@ class Layout:
         return {values[name]: number for number, name in enumerate(names)}, names
 
 
-def layout(features: Features | None, data: str, label_column: str | None = None) -> Layout:
+def layout_of(features: Features | None, data: str, label_column: str | None = None) -> Layout:
     """The first column of images; of labels the one that is asked for, else the first of class labels, else `label`,
     `cls` or the key `label` in `json`."""
     features = features or Features()
@@ -88,7 +88,7 @@ class Shards:
 
     def __init__(self, splits: dict[str, Dataset], data: str, label_column: str | None):
         self.splits, self.data = splits, data
-        self.layouts = {name: layout(split.features, data, label_column) for name, split in splits.items()}
+        self.layouts = {name: layout_of(split.features, data, label_column) for name, split in splits.items()}
 
     @property
     def sizes(self) -> dict[str, int]:

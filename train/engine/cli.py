@@ -76,21 +76,21 @@ def run_of(
     )
 
 
-def start_from(run: Run, weights: str, stage: str) -> None:
+def start_from(training: Run, weights: str, stage: str) -> None:
     """Gives a new run, model and averages, the tensors of exported weights that have its names and shapes, and prints
     which others begin anew. Raises ValueError where there are none of the stage, or none that fit."""
     path = Path(weights) / f"{stage}.safetensors"
     if not path.is_file():
         raise ValueError(f"--from {weights}: no {path.name} there; give a folder such as weights/mnist")
-    own = run.model.state_dict()
+    own = training.model.state_dict()
     found = {name: t for name, t in load_tensors(path).items() if name in own and t.shape == own[name].shape}
     if not found:
         raise ValueError(f"--from {weights}: no tensor of {path.name} has a name and shape of this recipe's model")
-    run.model.load_state_dict(own | found)
+    training.model.load_state_dict(own | found)
     for name in found:
-        run.ema[name].copy_(found[name])
+        training.ema[name].copy_(found[name])
     anew = sorted(own.keys() - found.keys())
-    run.accelerator.print(f"{path}: {len(found)} tensors are taken; anew: {listed(anew) or 'none'}")
+    training.accelerator.print(f"{path}: {len(found)} tensors are taken; anew: {listed(anew) or 'none'}")
 
 
 def draw(
@@ -119,15 +119,15 @@ def run(training: Run, compute: Compute, evaluate: Callable[[Progress], str], *,
         train_with_progress(training, compute, evaluate)
 
 
-def train_with_progress(run: Run, compute: Compute, evaluate: Callable[[Progress], str]) -> None:
+def train_with_progress(training: Run, compute: Compute, evaluate: Callable[[Progress], str]) -> None:
     """Trains to the end. evaluate, in the main process: draws and logs what the caller wants, → a line to print."""
-    main = run.accelerator.is_main_process
-    with tqdm(total=run.optimisation.steps, initial=run.step, unit="step", dynamic_ncols=True, disable=not main) as bar:
-        if run.changed and main:
-            bar.write(f"changed since step {run.step}, from here on as it is now: {listed(run.changed)}")
-        if run.step >= run.optimisation.steps and main:
-            bar.write(f"{run.folder}: all {run.optimisation.steps} steps are done; more steps or another --out go on")
-        for progress in run.train(compute):
+    main, steps = training.accelerator.is_main_process, training.optimisation.steps
+    with tqdm(total=steps, initial=training.step, unit="step", dynamic_ncols=True, disable=not main) as bar:
+        if training.changed and main:
+            bar.write(f"changed since step {training.step}, from here on as it is now: {listed(training.changed)}")
+        if training.step >= steps and main:
+            bar.write(f"{training.folder}: all {steps} steps are done; more steps or another --out go on")
+        for progress in training.train(compute):
             bar.update()
             if shown := progress.metrics:
                 loss, gradient, speed = shown["loss"], shown["gradient"], shown["images/s"]
@@ -136,27 +136,27 @@ def train_with_progress(run: Run, compute: Compute, evaluate: Callable[[Progress
                 bar.write(f"{progress.step}: {evaluate(progress)}")
             if progress.stopped and main:
                 bar.write(f"stopped at step {progress.step}, state saved; the same command goes on")
-    run.accelerator.end_training()
+    training.accelerator.end_training()
 
 
-def dry_run(run: Run, compute: Compute) -> Iterator[str]:
+def dry_run(training: Run, compute: Compute) -> Iterator[str]:
     """Lines: the size of the model, and of every phase the operations, memory and time, from a few steps of it. The
     weights are not those of the run afterwards."""
-    device, parts, phases = run.accelerator.device, run.parts, run.optimisation.phases
-    count = sum(parameter.numel() for parameter in run.model.parameters())
-    yield f"{machine()}, device {device}, precision {run.precision}"
-    yield f"{count:,} parameters; {run.optimisation.batch} images a step in {parts} parts"
-    run.update(compute)  # libraries set themselves up
+    device, parts, phases = training.accelerator.device, training.parts, training.optimisation.phases
+    count = sum(parameter.numel() for parameter in training.model.parameters())
+    yield f"{machine()}, device {device}, precision {training.precision}"
+    yield f"{count:,} parameters; {training.optimisation.batch} images a step in {parts} parts"
+    training.update(compute)  # libraries set themselves up
     seconds, counted, start = 0.0, 0.0, 0
     for number, phase in enumerate(phases):
         measured = min(MEASURED, phase.steps)
         steps = [start + i * phase.steps // measured for i in range(measured)]
         reset_peak(device)
-        times = [timed(run, compute, step) for step in steps]
+        durations = [timed(training, compute, step) for step in steps]
         peak = peak_memory(device)
-        flops = [flops_of(run, compute, step) for step in steps]
+        flops = [flops_of(training, compute, step) for step in steps]
         # Steps differ by their shapes, and a shared machine by the minute: so the median time of an operation.
-        taken = mean(flops) * median(time / count for time, count in zip(times, flops, strict=True))
+        taken = mean(flops) * median(one / count for one, count in zip(durations, flops, strict=True))
         seconds += taken * phase.steps
         counted += mean(flops) * phase.steps
         start += phase.steps
@@ -165,21 +165,21 @@ def dry_run(run: Run, compute: Compute) -> Iterator[str]:
     yield f"in all: {start:,} steps, {counted / 1e12:,.1f} TFLOP, {clock(seconds)} without evaluations"
 
 
-def timed(run: Run, compute: Compute, step: int) -> float:
+def timed(training: Run, compute: Compute, step: int) -> float:
     """Seconds of a step."""
-    run.step, began = step, time.perf_counter()
-    run.update(compute)
-    if run.accelerator.device.type == "cuda":
-        torch.cuda.synchronize(run.accelerator.device)
+    training.step, began = step, time.perf_counter()
+    training.update(compute)
+    if training.accelerator.device.type == "cuda":
+        torch.cuda.synchronize(training.accelerator.device)
     return time.perf_counter() - began
 
 
-def flops_of(run: Run, compute: Compute, step: int) -> int:
+def flops_of(training: Run, compute: Compute, step: int) -> int:
     """Floating-point operations of a step, of all processes."""
-    run.step = step
+    training.step = step
     with count_flops() as counter:
-        run.update(compute)
-    return counter.get_total_flops() * run.accelerator.num_processes
+        training.update(compute)
+    return counter.get_total_flops() * training.accelerator.num_processes
 
 
 def clock(seconds: float) -> str:

@@ -51,13 +51,10 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class ResamplerPhase(Phase):
-    """Decoded points against the image: see `ResamplerLoss`. decoder_only: latents stay what they are. latent_noise: of
-    normal noise on the latents that are decoded, the largest standard deviation in their root mean square, so that a
-    denoiser's small errors do not show."""
+class AutoEncoderPhase(Phase):
+    """What phases of both resamplers have. decoder_only: latents stay what they are."""
 
     decoder_only: bool = False
-    latent_noise: float = 0.0
 
     @property
     def from_average(self) -> bool:
@@ -69,21 +66,20 @@ class ResamplerPhase(Phase):
 
 
 @dataclass(frozen=True)
-class CrossAttentionPhase(Phase):
-    """Pixels are random ones of each image, 0 for all. consistency and decoder_only: see `CrossAttentionLoss`."""
+class ResamplerPhase(AutoEncoderPhase):
+    """Decoded points against the image: see `ResamplerLoss`. latent_noise: of normal noise on the latents that are
+    decoded, the largest standard deviation in their root mean square, so that a denoiser's small errors do not show."""
+
+    latent_noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class CrossAttentionPhase(AutoEncoderPhase):
+    """Pixels are random ones of each image, 0 for all. consistency: see `CrossAttentionLoss`."""
 
     pixels_in: int = 0
     pixels_out: int = 0
     consistency: float = 0.0
-    decoder_only: bool = False
-
-    @property
-    def from_average(self) -> bool:
-        return self.decoder_only
-
-    @property
-    def partial(self) -> bool:
-        return self.decoder_only
 
 
 @dataclass(frozen=True)
@@ -130,6 +126,7 @@ class Optimisation:
 
     @property
     def steps(self) -> int:
+        """Of all phases."""
         return sum(phase.steps for phase in self.phases)
 
     def at(self, step: int) -> tuple[Phase, float]:
@@ -146,16 +143,22 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class ResamplerOptimisation(Optimisation):
+    """With phases of an `R2IR`."""
+
     phases: tuple[ResamplerPhase, ...]
 
 
 @dataclass(frozen=True)
 class CrossAttentionOptimisation(Optimisation):
+    """With phases of a `CrossAttentionR2IR`."""
+
     phases: tuple[CrossAttentionPhase, ...]
 
 
 @dataclass(frozen=True)
 class DenoiserOptimisation(Optimisation):
+    """With phases of a denoiser."""
+
     phases: tuple[DenoiserPhase, ...]
 
 

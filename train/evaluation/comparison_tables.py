@@ -37,8 +37,8 @@ class Results:
 
     def place(self, system: str, method: str, column: Column) -> tuple[str, str, str]:
         """A cell's key. At the training size the resized image is the native one."""
-        trained = column.aspect == 1 and column.side == self.training_size
-        return system, "native" if trained and method == "resized" else method, column.title
+        as_trained = column.aspect == 1 and column.side == self.training_size
+        return system, "native" if as_trained and method == "resized" else method, column.title
 
     def cell(self, system: str, method: str, column: Column) -> dict[str, Any]:
         """A cell's figures, "time" among them: its ms, had matrix products always run at their median rate."""
@@ -97,7 +97,7 @@ def tables(results: Results) -> Iterator[Table]:
     yield shapes(results)
     numbered = {column.title: f"{column.title}, n {column.count:,}" for column in results.columns}
     yield figures(results, "Read as their label by the judge", "accuracy", "{:.1%}", numbered, real="real images")
-    if enough := {title: shown for title, shown in numbered.items() if "frechet" in results.real[title]}:
+    if enough := {title: text for title, text in numbered.items() if "frechet" in results.real[title]}:
         title = "Fréchet distance in the judge's features, where there are enough images"
         yield figures(results, title, "frechet", "{:.2f}", enough, real="training images (the floor)")
     titles = {column.title: column.title for column in results.columns}

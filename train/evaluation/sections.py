@@ -257,9 +257,9 @@ def sheets(e: Evaluation) -> Iterator[Sheet]:
     pipe, side = e.pipe, SHEET_SIDE
     labels = list(range(min(SHEET_LABELS, len(pipe.labels))))
     one = pipe.diffuse(labels[len(labels) // 3], latent_size=e.base, seed=0)
-    shapes = [(s, s) for s in SHEET_SIZES]
-    shapes += [tuple(max(1, round(side * min(1, v))) for v in (h / w, w / h)) for w, h in e.protocol.ratios]
-    images = [pipe.resample(one, size=shape)[0] for shape in progress(shapes, "sheets")]
+    sizes = [(s, s) for s in SHEET_SIZES]
+    sizes += [tuple(max(1, round(side * min(1, v))) for v in (h / w, w / h)) for w, h in e.protocol.ratios]
+    images = [pipe.resample(one, size=size)[0] for size in progress(sizes, "sheets")]
     square = len(SHEET_SIZES)  # shown equally large, with hard pixels
     images[:square] = [F.interpolate(p[None], size=side, mode="nearest-exact")[0] for p in images[:square]]
     yield Sheet("one_latent", "One latent at many sizes and aspect ratios", contact_sheet(images, len(SHEET_SIZES)))
