@@ -20,7 +20,7 @@ from train.evaluation import ablation
 @pytest.mark.parametrize(
     ("table", "kind", "config", "how"),
     [
-        (ablation.RESAMPLER, CrossAttentionRecipe, "mnist_resampler.toml", {"pixels_out": 256}),
+        (ablation.RESAMPLER, CrossAttentionRecipe, "mnist_cross_attention_resampler.toml", {"pixels_out": 256}),
         (ablation.DENOISER, DenoiserRecipe, "mnist_r2id.toml", {}),
     ],
     ids=["resampler", "denoiser"],
@@ -68,7 +68,7 @@ def test_every_training_takes_the_column_of_the_labels(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ablation, "subprocess", SimpleNamespace(Popen=noted))
     for data in (ablation.Data("images", "breed"), ablation.Data("images")):
-        ablation.train("resampler", "mnist_resampler.toml", tmp_path, data, [])
+        ablation.train("resampler", "mnist_cross_attention_resampler.toml", tmp_path, data, [])
     given = [command[command.index("--data") :][:4] for command in commands]
     assert given[0] == ["--data", "images", "--label-column", "breed"] and "--label-column" not in commands[1]
 

@@ -24,7 +24,7 @@ from train.evaluation.tables import Table, name, progress
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "train" / "configs"
-RESAMPLER = {  # what is changed → settings of mnist_resampler.toml
+RESAMPLER = {  # what is changed → settings of mnist_cross_attention_resampler.toml
     "as shipped": [],
     "as shipped, another seed": ["optimisation.seed=1"],
     "linear attention": ['model.attention="linear"'],
@@ -153,7 +153,7 @@ def resamplers(root: Path, data: Data, steps: int, lines: list[str]) -> Iterator
     for what, changed in RESAMPLER.items():
         folder = place(root, "resampler", what)
         start = phase(steps, pixels_in=0, pixels_out=256, consistency=0.0)
-        train("resampler", "mnist_resampler.toml", folder, data, start + lines + changed)
+        train("resampler", "mnist_cross_attention_resampler.toml", folder, data, start + lines + changed)
         pipe = untrained(folder)
         errors = []
         for cells in CELLS:
