@@ -59,7 +59,7 @@ from r2id.position import (
 
 @dataclass(frozen=True)
 class CrossAttentionR2IRConfig:
-    """Sizes of a `CrossAttentionR2IR`. The shipped values are in `train/configs/mnist_cross_attention_resampler.toml`."""
+    """Sizes of a `CrossAttentionR2IR`; those shipped are in `train/configs/mnist_cross_attention_resampler.toml`."""
 
     channels: int = ranged(1, 1, 64)  # of the image
     latent_channels: int = ranged(16, 1, 4096)
