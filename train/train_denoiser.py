@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
             jitter_grid=jitter_grid,
             warm_start=recipe.warm_start,
             noise_per_image=recipe.noise_per_image,
+            times=recipe.times,
         )
     }
     if recipe.rollout.phases:

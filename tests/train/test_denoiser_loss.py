@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +62,14 @@ def test_a_perfect_denoiser_has_no_loss(prediction_type):
     assert error < 1e-6 and parts["mse"] < 1e-6
     loss.model.x0 = torch.zeros_like(loss.model.x0)
     assert loss([latents()], labels, rng())[0] > 0.05
+
+
+def test_logit_normal_times_are_half_of_them_within_a_standard_deviation():
+    loss = loss_of(times="logit-normal", noise_per_image=4, x0=latents().x0_BChw.repeat(4, 1, 1, 1))
+    loss([latents()], torch.arange(8), rng())
+    t = 2 / math.pi * torch.acos(loss.model.seen.alpha_bar.double().sqrt())  # of the cosine schedule without shift
+    within = (torch.logit(t).abs() < 0.6745).double().mean()  # half of a standard normal's
+    assert within == pytest.approx(0.5, abs=0.07) and 0 < t.min() < 0.15 and 0.85 < t.max() < 1
 
 
 def test_times_are_stratified_and_shifted_by_the_cells():

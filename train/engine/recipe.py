@@ -28,6 +28,7 @@ from train.data.fonts import CAPITALS
 DEVIATIONS = ("channel", "shared")
 PRECISIONS = ("float32", "bfloat16", "auto")
 CACHED = ("float16", "bfloat16")
+TIMES = ("uniform", "logit-normal")
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,7 @@ class DenoiserRecipe:
     label_dropout: float = 0.12
     deviation: str = "channel"  # that latents are divided by: each channel's own, or "shared" by all
     warm_start: float = 0.0  # share of the steps that begin from the recurrent state of a pass without gradient
+    times: str = "uniform"  # how often each noise level is trained: see `DenoiserLoss`
     noise_per_image: int = 1  # of time and noise for each image of a step, which is encoded once for all of them
     # Of all draws. Large latents take fewer images a step than `batch`, so that they cost no more. None: a batch at the
     # default size.
@@ -279,6 +281,7 @@ class DenoiserRecipe:
     def __post_init__(self):
         check_choice(self.architecture, "architecture", DENOISERS)
         check_choice(self.deviation, "deviation", DEVIATIONS)
+        check_choice(self.times, "times", TIMES)
         if isinstance(self.model, dict):
             object.__setattr__(self, "model", from_dict(DENOISERS[self.architecture][0], self.model, "model"))
         if self.pixels != (self.training_size is not None):

@@ -26,13 +26,17 @@ class DenoiserLoss(nn.Module):
         jitter_grid: int,
         warm_start: float = 0.0,
         noise_per_image: int = 1,
+        times: str = "uniform",
     ):
         """jitter_grid: cells on the short side of the training grid whose pitch the model's jitter is measured in.
         warm_start: share of the steps that begin from the recurrent state of a pass without gradient.
-        noise_per_image: times and noises for each latent of a step."""
+        noise_per_image: times and noises for each latent of a step.
+        times: "uniform" in (0, 1), or "logit-normal": the logistic function of a standard normal, which is mostly in
+        the middle, where shapes are decided (Esser et al. 2024, section 3.1)."""
         super().__init__()
         self.model, self.schedule, self.label_dropout = model, schedule, label_dropout
         self.jitter_grid, self.warm_start, self.noise_per_image = jitter_grid, warm_start, noise_per_image
+        self.times = times
 
     def forward(
         self,
@@ -51,6 +55,8 @@ class DenoiserLoss(nn.Module):
         within = torch.rand(count, generator=generator, device=generator.device)
         within = within.to("cpu" if within.device.type == "mps" else within.device, torch.float64)  # which MPS lacks
         t_RB = ((torch.arange(count, device=within.device) + within) / count).view(self.noise_per_image, -1)
+        if self.times == "logit-normal":
+            t_RB = torch.sigmoid(torch.special.ndtri(t_RB))
         total, mse = 0.0, 0.0
         for latents in batches:
             places = list(latents.places)
