@@ -18,6 +18,7 @@ from test_loop import SMALL, compute, small, train
 
 from train import train_denoiser, train_resampler
 from train.engine.cli import clock, dry_run, script, train_with_progress
+from train.engine.progress import progress_bar
 from train.engine.recipe import Phase
 from train.engine.state import load_state
 
@@ -75,6 +76,18 @@ def test_a_run_is_followed_to_its_end(tmp_path, capfd):
     assert re.search(r"12/12 .*loss=\d\.\d{4}, gradient=\d+\.?\d*, images=[\d.]+/s", text)
     train_with_progress(small(tmp_path), compute, evaluate)
     assert "all 12 steps are done; more steps or another --out go on" in printed(capfd)
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_a_log_holds_as_much_of_a_long_bar_as_of_a_short_one(leave, capfd):
+    def lines(count: int) -> int:
+        with progress_bar(total=count, leave=leave) as bar:
+            for step in range(count):
+                bar.set_postfix({"loss": step}, refresh=False)
+                bar.update()
+        return capfd.readouterr().err.count("\n")
+
+    assert lines(5_000) == lines(10) == (3 if leave else 0)
 
 
 def test_what_changed_is_told_when_a_run_goes_on(tmp_path, capfd):

@@ -13,7 +13,6 @@ from statistics import mean, median
 
 import torch
 from torch import Generator, nn
-from tqdm import tqdm
 
 from r2id.allocator import raise_mmap_threshold
 from r2id.checkpoint import load_tensors
@@ -22,6 +21,7 @@ from train.data.images import ImageSet
 from train.engine.flops import count_flops
 from train.engine.loop import TRACKERS, Compute, Progress, Run, generator, listed
 from train.engine.machine import machine, peak_memory, reset_peak
+from train.engine.progress import progress_bar
 from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe
 
 MEASURED = 3  # steps of each phase, spread over it
@@ -122,16 +122,18 @@ def run(training: Run, compute: Compute, evaluate: Callable[[Progress], str], *,
 def train_with_progress(training: Run, compute: Compute, evaluate: Callable[[Progress], str]) -> None:
     """Trains to the end. evaluate, in the main process: draws and logs what the caller wants, → a line to print."""
     main, steps = training.accelerator.is_main_process, training.optimisation.steps
-    with tqdm(total=steps, initial=training.step, unit="step", dynamic_ncols=True, disable=not main) as bar:
+    with progress_bar(total=steps, initial=training.step, unit="step", leave=True, disable=not main) as bar:
         if training.changed and main:
             bar.write(f"changed since step {training.step}, from here on as it is now: {listed(training.changed)}")
         if training.step >= steps and main:
             bar.write(f"{training.folder}: all {steps} steps are done; more steps or another --out go on")
         for progress in training.train(compute):
-            bar.update()
             if shown := progress.metrics:
                 loss, gradient, speed = shown["loss"], shown["gradient"], shown["images/s"]
-                bar.set_postfix({"loss": f"{loss:.4f}", "gradient": f"{gradient:.3g}", "images": f"{speed}/s"})
+                bar.set_postfix(
+                    {"loss": f"{loss:.4f}", "gradient": f"{gradient:.3g}", "images": f"{speed}/s"}, refresh=False
+                )
+            bar.update()
             if progress.evaluation and main:
                 bar.write(f"{progress.step}: {evaluate(progress)}")
             if progress.stopped and main:

@@ -16,11 +16,12 @@ from r2id.denoisers import DENOISERS
 from train.data.images import load_images
 from train.engine.assemble import build_pipeline
 from train.engine.flops import count_flops
+from train.engine.progress import progress_bar
 from train.engine.recipe import DenoiserRecipe, read_recipe
 from train.engine.state import load_state
 from train.evaluation.classifier import accuracy, judge_of, load_classifier, to_classifier_size
 from train.evaluation.metrics import bring_to, frechet, judge_features, mean_square, psnr
-from train.evaluation.tables import Table, name, progress
+from train.evaluation.tables import Table, name
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "train" / "configs"
@@ -157,7 +158,7 @@ def resamplers(root: Path, data: Data, steps: int, lines: list[str]) -> Iterator
         pipe = untrained(folder)
         errors = []
         for cells in CELLS:
-            parts = progress(held.split(50), what)
+            parts = progress_bar(held.split(50), what)
             decoded = ((pipe.resample(pipe.encode(p, latent_size=cells), size=(32, 32)), p) for p in parts)
             errors.append(4 * mean_square(decoded))
         rows.append((what, *errors, agreement(pipe, held[:COMPARED]), cost(pipe) / 1e6))
@@ -198,7 +199,7 @@ def denoisers(root: Path, data: Data, steps: int, count: int, run: Path, lines: 
         for cells in CELLS:
             parts = [
                 pipe.resample(pipe.diffuse(part.tolist(), latent_size=cells, seed=50 * i), size=(32, 32))
-                for i, part in enumerate(progress(labels_N.split(50), what))
+                for i, part in enumerate(progress_bar(labels_N.split(50), what))
             ]
             drawn_NCHW = to_classifier_size(torch.cat(parts) * 2 - 1)
             distance = frechet(judge_features(judge, drawn_NCHW), real_NF)

@@ -24,11 +24,12 @@ from r2id.limits import BATCH
 from r2id.pipeline import Latent, Pipeline
 from train.data.images import ImageSet
 from train.engine.machine import machine
+from train.engine.progress import progress_bar
 from train.evaluation.classifier import SIZE, Classifier, accuracy, to_classifier_size
 from train.evaluation.comparison_tables import Results, write_report
 from train.evaluation.methods import Cell, Column, cost_apart, diffuse, giga_operations, methods_of, show
 from train.evaluation.metrics import bring_to, central_square, extent, frechet, ink, judge_features, parts
-from train.evaluation.tables import check_match, name, progress
+from train.evaluation.tables import check_match, name
 
 BATCH_CELLS = 2**16  # diffused together: bounds the memory of large sizes
 
@@ -62,7 +63,7 @@ class Judging:
 
     def seen(self, images_NCHW: Tensor, side: int) -> Tensor:
         """Real images brought to a size, as the judge takes them."""
-        batches = progress(images_NCHW.split(BATCH), f"real images at {side}")
+        batches = progress_bar(images_NCHW.split(BATCH), f"real images at {side}")
         return torch.cat([to_classifier_size(bring_to(part, side)) for part in batches])
 
     def distance(self, images_NCHW: Tensor, side: int) -> float:
@@ -108,7 +109,7 @@ class System:
         rows = min(BATCH, max(1, BATCH_CELLS // (cell.latent[0] * cell.latent[1])))
         kept = self.kept.setdefault((cell.latent, cell.aspect), [])
         starts = range(0, cell.column.count, rows)
-        for index, start in enumerate(progress(starts, f"{self.name} {cell.method} {cell.column.title}")):
+        for index, start in enumerate(progress_bar(starts, f"{self.name} {cell.method} {cell.column.title}")):
             if index == len(kept):
                 labels = [i % len(self.pipe.labels) for i in range(start, start + rows)]
                 kept.append(diffuse(self.pipe, cell, labels, seed=start))
@@ -223,14 +224,14 @@ def measure(
     """Fills the results, from the cache where it has them."""
     seen = (*judging.judge.state_dict().values(), judging.real.images, judging.real.labels)
     judged = fingerprint(*(tensor.cpu().numpy().tobytes() for tensor in seen))
-    for column in progress(results.columns, "sizes", "size"):
+    for column in progress_bar(results.columns, "sizes", "size"):
         distance = column.count >= protocol.frechet
         key = f"real {column.title} {fingerprint(judged, repr((column, distance)))}"
         if key not in cache.cells:
             cache.keep(key, judging.real_figures(column, distance=distance))
         results.real[column.title] = cache.cells[key]
         cells = [(system, cell) for system in systems for cell in methods_of(system.pipe.config, column)]
-        for system, cell in progress(cells, column.title, "cell"):
+        for system, cell in progress_bar(cells, column.title, "cell"):
             metadata = repr((cell, distance, protocol.shown, system.pipe.device, machine()))
             key = f"{system.name} {cell.method} {column.title} {fingerprint(system.fingerprint, judged, metadata)}"
             if "ms" not in cache.cells.get(key, {}):

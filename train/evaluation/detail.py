@@ -17,6 +17,7 @@ from r2id.limits import BATCH
 from r2id.pipeline import Latent
 from r2id.position import FULL
 from train.data.images import ImageSet
+from train.engine.progress import progress_bar
 from train.evaluation.classifier import accuracy
 from train.evaluation.judges import mobilenet_features, read_letters
 from train.evaluation.metrics import bring_to, judge_features
@@ -24,7 +25,7 @@ from train.evaluation.nearest import nearest, novelty
 from train.evaluation.outline import against_outline, edges_against_outline, numbers_side
 from train.evaluation.patches import PATCH, patch_frechet
 from train.evaluation.protocol import Evaluation
-from train.evaluation.tables import GAP, Note, Sheet, Table, name, progress, titled_sheet
+from train.evaluation.tables import GAP, Note, Sheet, Table, name, titled_sheet
 
 CLOSEST = 12  # generated images on the sheet of closest training images
 SIZES = (16, 32, 64, 128, 256, 512, 1024)  # of one image, side by side
@@ -45,7 +46,7 @@ def outline(e: Evaluation) -> Iterator[Table | Note]:
     fonts, letters, size = e.glyphs.fonts, e.glyphs.order[: e.protocol.outline], name((e.size, e.size))
     options = {"encoder_size": e.size, "sizes": e.protocol.outline_sizes}
     rows, edges = [], []
-    for cells in progress(e.protocol.outline_cells, "outline", "latent"):
+    for cells in progress_bar(e.protocol.outline_cells, "outline", "latent"):
         for row in against_outline(e.pipe, fonts, letters, latent_size=cells, **options):
             rows.append((name(cells), *row.values()))
         found = edges_against_outline(e.pipe, fonts, letters, latent_size=cells, encoder_size=e.size)
@@ -104,14 +105,14 @@ def places(side: int, *, count: int, seed: int) -> list[tuple[int, int]]:
 def decoded_patches(e: Evaluation, latents: list[Latent], side: int, *, seed: int) -> Iterator[Tensor]:
     """A patch of each latent's image of side × side pixels; no more of it is decoded."""
     corners = places(side, count=len(latents), seed=seed)
-    for latent, (left, top) in zip(progress(latents, f"patches at {side}"), corners, strict=True):
+    for latent, (left, top) in zip(progress_bar(latents, f"patches at {side}"), corners, strict=True):
         region = (left / side, top / side, (left + PATCH) / side, (top + PATCH) / side)
         yield e.pipe.resample(latent, size=(PATCH, PATCH), region=region)
 
 
 def true_patches(images: ImageSet, side: int, *, count: int, seed: int) -> Iterator[Tensor]:
     """A patch of each of the first images, brought to side × side pixels: drawn at that size where they are glyphs."""
-    for place, (left, top) in enumerate(progress(places(side, count=count, seed=seed), f"real patches at {side}")):
+    for place, (left, top) in enumerate(progress_bar(places(side, count=count, seed=seed), f"real patches at {side}")):
         image_BCHW = true_image(images, place, side)
         yield image_BCHW[:, :, top : top + PATCH, left : left + PATCH]
 
@@ -159,7 +160,7 @@ def reader(e: Evaluation) -> Iterator[Table | Note]:
 def closest(e: Evaluation) -> Iterator[Table | Sheet]:
     train, rows = e.load("train"), []
     parts = torch.arange(len(train)).split(BATCH)
-    seen = (e.seen((train.images[part] + 1) / 2) for part in progress(parts, "training images"))
+    seen = (e.seen((train.images[part] + 1) / 2) for part in progress_bar(parts, "training images"))
     training_ND = torch.cat([judge_features(e.judge, images_BCHW) for images_BCHW in seen])
     real_ND = judge_features(e.judge, e.seen((e.real.images + 1) / 2))
     for cells in e.protocol.generated_cells:
@@ -186,7 +187,7 @@ def closest(e: Evaluation) -> Iterator[Table | Sheet]:
 def detail_sheets(e: Evaluation) -> Iterator[Sheet]:
     label = len(e.pipe.labels) // 3 if e.pipe.labels else None
     one = e.pipe.diffuse(label, latent_size=e.base, seed=0)
-    images = [to_pil(e.pipe.resample(one, size=(side, side))[0]) for side in progress(SIZES, "sizes")]
+    images = [to_pil(e.pipe.resample(one, size=(side, side))[0]) for side in progress_bar(SIZES, "sizes")]
     yield Sheet("sizes", f"One latent of {name(e.base)} at {', '.join(map(str, SIZES))} pixels", in_a_row(images))
     if e.pipe.resampler:
         yield Sheet("zoom", f"An edge of a real image, from a latent of {name(e.base)} and from others", zoomed(e))

@@ -8,20 +8,19 @@ the usual ones: P points of a face, T steps and V characters of a reader.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from train.data.celeba import pose_of
 from train.engine.packages import file_of, module
+from train.engine.progress import progress_bar
 from train.evaluation.mobilenet import MobileNetV2, as_imagenet
 
 BATCH = 32
@@ -41,12 +40,6 @@ LANDMARKS = "models/shape_predictor_5_face_landmarks.dat"
 # Left, top, right, bottom in fractions of the image: the mean of what dlib's detector finds in images of `celeba`, in
 # 96 of 100. A box of its own for each would move embeddings by 0.05, where 0.86 is the distance of two people.
 FACE_BOX = (0.093, 0.092, 0.872, 0.872)
-
-Item = TypeVar("Item")
-
-
-def progress(items: Sequence[Item], title: str) -> Iterable[Item]:
-    return tqdm(items, desc=title, disable=None, leave=False)
 
 
 def as_bytes(image_CHW: Tensor) -> np.ndarray:
@@ -84,7 +77,7 @@ def read_letters(images_BCHW: Tensor, names: Sequence[str]) -> list[str | None]:
         if len(name) != 1 or not places[-1]:
             raise ValueError(f"name {name!r}: the reader reads single characters; use another judge for these labels")
     found = []
-    for part_BCHW in progress(images_BCHW.split(BATCH), "reading"):
+    for part_BCHW in progress_bar(images_BCHW.split(BATCH), "reading"):
         reduced_BCHW = F.interpolate(part_BCHW.cpu().float().mean(dim=1, keepdim=True), size=(LINE, LINE), mode="area")
         line_BCHW = F.pad(reduced_BCHW * 2 - 1, (0, ACROSS - LINE, 0, 0)).expand(-1, 3, -1, -1)
         seen_BV = read(line_BCHW.contiguous().numpy()).max(axis=1)
@@ -109,7 +102,7 @@ def mobilenet() -> MobileNetV2:
 def mobilenet_features(images_BCHW: Tensor) -> Tensor:
     """Features of MobileNetV2 of ImageNet, (B, 1280), of the images resized to 224 × 224."""
     network = mobilenet()
-    parts = progress(images_BCHW.split(BATCH), "features")
+    parts = progress_bar(images_BCHW.split(BATCH), "features")
     return torch.cat([network.pooled(as_imagenet(part_BCHW.cpu())) for part_BCHW in parts])
 
 
@@ -144,7 +137,7 @@ def face_mesh(images_BCHW: Tensor) -> Mesh:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with solution.FaceMesh(static_image_mode=True, max_num_faces=1) as mesh:
-            for row, image_CHW in enumerate(progress(images_BCHW, "faces")):
+            for row, image_CHW in enumerate(progress_bar(images_BCHW, "faces")):
                 if faces := mesh.process(as_bytes(image_CHW)).multi_face_landmarks:
                     points_BP2[row] = torch.tensor([[p.x * scale[0], p.y * scale[1]] for p in faces[0].landmark])
     eyes = (points_BP2[:, corners].mean(dim=1) for corners in (LEFT_EYE, RIGHT_EYE))
@@ -180,7 +173,7 @@ def face_embeddings(images_BCHW: Tensor) -> Tensor:
     height, width = images_BCHW.shape[2:]
     box = [round(part * side) for part, side in zip(FACE_BOX, (width, height) * 2, strict=True)]
     rows = []
-    for image_CHW in progress(images_BCHW, "embeddings"):
+    for image_CHW in progress_bar(images_BCHW, "embeddings"):
         pixels = as_bytes(image_CHW)
         rows.append(np.array(embed.compute_face_descriptor(pixels, find(pixels, rectangle(*box)), 0, 0.25)))
     return torch.from_numpy(np.stack(rows)).float() if rows else torch.empty(0, 128)

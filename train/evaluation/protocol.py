@@ -16,9 +16,10 @@ from r2id.config import PipelineConfig
 from r2id.limits import BATCH
 from r2id.pipeline import Latent, Pipeline
 from train.data.images import Glyphs, ImageSet
+from train.engine.progress import progress_bar
 from train.evaluation.classifier import Classifier, to_classifier_size
 from train.evaluation.metrics import bring_to, mean_square, to_multiple
-from train.evaluation.tables import check_match, name, progress
+from train.evaluation.tables import check_match, name
 
 FEW = 10  # times fewer images where an output has more than LARGE pixels a side
 LARGE = 256
@@ -109,12 +110,12 @@ class Evaluation:
             batches = self.labels_N.split(BATCH)
             self.latents[key] = [
                 self.pipe.diffuse(labels.tolist(), latent_size=cells, aspect=aspect, seed=index * BATCH, **options)
-                for index, labels in enumerate(progress(batches, f"diffuse {name(cells)}"))
+                for index, labels in enumerate(progress_bar(batches, f"diffuse {name(cells)}"))
             ]
         return self.latents[key]
 
     def encoded(self, images_NCHW: Tensor, cells: tuple[int, int]) -> Iterator[Latent]:
-        for part in progress(images_NCHW.split(BATCH), f"encode {name(cells)}"):
+        for part in progress_bar(images_NCHW.split(BATCH), f"encode {name(cells)}"):
             yield self.pipe.encode((part + 1) / 2, latent_size=cells)
 
     def seen(self, images_BCHW: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ class Evaluation:
         return to_classifier_size(images_BCHW * 2 - 1, self.judge.side)
 
     def resampled(self, latents: Iterable[Latent], size: tuple[int, int]) -> Iterator[Tensor]:
-        return (self.pipe.resample(latent, size=size) for latent in progress(latents, f"resample {name(size)}"))
+        return (self.pipe.resample(latent, size=size) for latent in progress_bar(latents, f"resample {name(size)}"))
 
     def at_training_size(self, cells: tuple[int, int], **options) -> Tensor:
         """Generated images (N, C, size, size) in [0, 1]; options: as in `generated`. Those without are kept."""

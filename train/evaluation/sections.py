@@ -18,6 +18,7 @@ from r2id.interpolation import resize
 from r2id.limits import BATCH
 from r2id.pipeline import Latent
 from r2id.schedule import noisy, target
+from train.engine.progress import progress_bar
 from train.evaluation.classifier import accuracy
 from train.evaluation.metrics import (
     bring_to,
@@ -33,7 +34,7 @@ from train.evaluation.metrics import (
     psnr,
 )
 from train.evaluation.protocol import FEW, LARGE, Evaluation
-from train.evaluation.tables import Sheet, Table, name, progress
+from train.evaluation.tables import Sheet, Table, name
 
 LEVELS = 20  # of noise, in the loss against t
 SHEET_LABELS, SHEET_SEEDS, SHEET_SIDE = 10, 6, 128  # columns, rows, pixels
@@ -68,7 +69,7 @@ def consistency(e: Evaluation) -> Iterator[Table]:
     decoded = torch.cat([e.pipe.resample(latent, size=(e.size, e.size)) for latent in latents])
     for side in (factor * e.size for factor in e.protocol.enlargements):
         part = e.fewer([latent[i] for latent in latents for i in range(len(latent.tensor))], side)
-        larger = (e.pipe.resample(latent, size=(side, side)) for latent in progress(part, f"resample {side}"))
+        larger = (e.pipe.resample(latent, size=(side, side)) for latent in progress_bar(part, f"resample {side}"))
         reduced = torch.cat([bring_to(image, e.size) for image in larger])
         whole = (real[: len(part)] + 1) / 2
         enlarged = torch.cat([bring_to(bring_to(image[None], side), e.size) for image in whole])
@@ -98,7 +99,7 @@ def read_as_label(e: Evaluation) -> Iterator[Table]:
     real = []
     for side in outputs:
         shown = e.real.images if side <= LARGE else e.real.images[: -(-len(e.real) // FEW)]
-        parts = progress(shown.split(BATCH), f"real images at {side}")
+        parts = progress_bar(shown.split(BATCH), f"real images at {side}")
         brought = torch.cat([e.seen((bring_to(part, side) + 1) / 2) for part in parts])
         real.append(accuracy(e.judge, brought, e.real.labels[: len(shown)]))
     rows.append((f"{len(e.real):,} real images", *real))
@@ -121,7 +122,7 @@ def aspects(e: Evaluation) -> Iterator[Table]:
         if wide != 1:
             methods += [("diffused", cells, e.generated(cells, wide), methods[0][3]) for cells in e.frames(ratio)]
         for method, cells, latents, size in methods:
-            what = progress(latents, f"resample {name(size)}")
+            what = progress_bar(latents, f"resample {name(size)}")
             images = torch.cat([e.pipe.resample(latent, size=size, fit="contain") for latent in what])
             read = accuracy(e.judge, e.seen(central_square(images)), e.labels_N)
             margins = margin_square(images, e.background_C)
@@ -218,7 +219,7 @@ def loss(e: Evaluation) -> Iterator[Table]:
     x0_NChw = ((x0_NChw - mean_C11) / std_C11).to(device)
     weights_NL = one_hot(e.real.labels[:count], len(pipe.labels)).to(device)
     positions, rows = pipe.positions(e.base, 1.0).to(device), []
-    for t in progress((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS, "loss", "level"):
+    for t in progress_bar((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS, "loss", "level"):
         alpha_bar_B, squares_K = pipe.config.schedule.alpha_bar(t[None], cells=e.base), torch.zeros(2)
         for x0_BChw, weights_BL in zip(x0_NChw.split(BATCH), weights_NL.split(BATCH), strict=True):
             noise_BChw = torch.randn(x0_BChw.shape, generator=rng).to(device)
@@ -259,13 +260,13 @@ def sheets(e: Evaluation) -> Iterator[Sheet]:
     one = pipe.diffuse(labels[len(labels) // 3], latent_size=e.base, seed=0)
     sizes = [(s, s) for s in SHEET_SIZES]
     sizes += [tuple(max(1, round(side * min(1, v))) for v in (h / w, w / h)) for w, h in e.protocol.ratios]
-    images = [pipe.resample(one, size=size)[0] for size in progress(sizes, "sheets")]
+    images = [pipe.resample(one, size=size)[0] for size in progress_bar(sizes, "sheets")]
     square = len(SHEET_SIZES)  # shown equally large, with hard pixels
     images[:square] = [F.interpolate(p[None], size=side, mode="nearest-exact")[0] for p in images[:square]]
     yield Sheet("one_latent", "One latent at many sizes and aspect ratios", contact_sheet(images, len(SHEET_SIZES)))
 
     def rows_of(title: str, sheet: str, latents: list[Latent], size: tuple[int, int], fit: str | None = None) -> Sheet:
-        images = [p for latent in progress(latents, sheet) for p in pipe.resample(latent, size=size, fit=fit)]
+        images = [p for latent in progress_bar(latents, sheet) for p in pipe.resample(latent, size=size, fit=fit)]
         return Sheet(sheet, title, contact_sheet(images, len(labels)))
 
     many = pipe.diffuse(labels * SHEET_SEEDS, latent_size=e.base, seed=0)

@@ -1,12 +1,11 @@
-"""What reports share: tables, sheets of images, progress bars, the check that data, model and judge match."""
+"""What reports share: tables, sheets of images, the check that data, model and judge match."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from r2id.config import PipelineConfig
 from r2id.image import contact_sheet
@@ -65,10 +64,6 @@ class Note:
 
 def name(size: Sequence[int]) -> str:
     return f"{size[0]}×{size[1]}"
-
-
-def progress(items: Iterable, what: str, unit: str = "batch") -> tqdm:
-    return tqdm(items, desc=what, unit=unit, leave=False, dynamic_ncols=True)
 
 
 def check_match(config: PipelineConfig, names: tuple[str, ...], judge: Classifier) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from train.data.buckets import NativeAspect, Shape, ShapeSampler
 from train.data.images import ImageSet
 from train.engine.cli import draw
 from train.engine.loop import generator
+from train.engine.progress import progress_bar
 from train.engine.recipe import CacheConfig
 from train.losses.latent_space import CleanLatents, LatentSpace
 
@@ -165,7 +165,7 @@ class CachedLatents:
         mode = "r+" if labels.exists() and len(np.load(labels, mmap_mode="r")) == self.count else "w+"
         label_N = np.lib.format.open_memmap(labels, mode, np.int64, (self.count,))
         starts = [(m, start) for m in range(self.rows // self.count) for start in range(0, self.count, CHUNK)]
-        with tqdm(total=self.rows, initial=done, desc=f"encode {progress.stem}", unit="image") as bar:
+        with progress_bar(title=f"encode {progress.stem}", total=self.rows, initial=done, unit="image") as bar:
             for mirrored, start in starts:
                 end = min(start + CHUNK, self.count)
                 first, last = mirrored * self.count + start, mirrored * self.count + end

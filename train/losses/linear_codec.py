@@ -1,4 +1,4 @@
-"""Fits R2IR's direct path alone before all else is trained: a linear codec, which takes a minute and spares hours."""
+"""Fits R2IR's linear codec alone before all else is trained, which takes a minute and spares hours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from r2id.cross_attention_basis import decode_coefficients, local_coefficients
 from r2id.cross_attention_resampler import CrossAttentionR2IR
@@ -15,6 +14,7 @@ from train.data.buckets import ShapeSampler
 from train.data.images import ImageSet
 from train.engine.cli import draw
 from train.engine.loop import Run
+from train.engine.progress import progress_bar
 from train.losses.cross_attention import CrossAttentionLoss
 
 RATE = 2e-2
@@ -22,7 +22,7 @@ POINTS = 256  # of each image, that are compared
 
 
 class LinearCodecAlone(nn.Module):
-    """The direct path of an R2IR as a resampler of its own."""
+    """The linear codec of an R2IR as a resampler of its own."""
 
     def __init__(self, model: CrossAttentionR2IR):
         super().__init__()
@@ -42,12 +42,12 @@ class LinearCodecAlone(nn.Module):
 def fit_linear_codec(
     run: Run, loss: CrossAttentionLoss, train: ImageSet, shape_sampler: ShapeSampler, *, size: int | None, steps: int
 ) -> float:
-    """Trains the direct path that is `loss.model` in place, the same in every process. size: see `ShapeSampler.draw`.
+    """Trains the linear codec that is `loss.model` in place, the same in every process. size: see `ShapeSampler.draw`.
     → mean square error of the last step."""
     seed, device = run.optimisation.seed, run.accelerator.device
     loss = loss.to(device)
     optimiser = torch.optim.Adam(loss.model.parameters(), betas=(0.9, 0.95))
-    bar = tqdm(range(steps), "direct path", dynamic_ncols=True, disable=not run.accelerator.is_main_process)
+    bar = progress_bar(range(steps), "linear codec", unit="step", disable=not run.accelerator.is_main_process)
     for step in bar:
         optimiser.param_groups[0]["lr"] = RATE * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         shape, rng = draw(shape_sampler, seed, step, size=size, device=device)
