@@ -44,7 +44,7 @@ class Solver(Protocol):
 @dataclass(frozen=True)
 class DDIM:
     """DDIM (Song et al. 2020, eqs. 12 and 16). eta: 0 is deterministic, 1 is DDPM; published values above 1 work, since
-    1 − ᾱ − σ² is held at 0. The noise in x is derived from x0 as given, so clipping x0 moves both."""
+    1 − ᾱ − σ² is clamped at 0. The noise in x is derived from x0 as given, so clipping x0 moves both."""
 
     eta: float = 0.0
 

@@ -49,7 +49,7 @@ def alpha_bar_linear(t_B: Tensor) -> Tensor:
 
 
 def log_snr(alpha_bar: Tensor) -> Tensor:
-    """ᾱ in [0, 1] → log(ᾱ / (1 − ᾱ)), held within ±20 so that both ends are finite."""
+    """ᾱ in [0, 1] → log(ᾱ / (1 − ᾱ)), clamped to ±20 so that both ends are finite."""
     return torch.logit(alpha_bar).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
 
 
@@ -116,7 +116,7 @@ def target(prediction_type: str, x0_BChw: Tensor, noise_BChw: Tensor, alpha_bar_
 def x0_from(prediction_type: str, prediction_BChw: Tensor, noisy_BChw: Tensor, alpha_bar_B: Tensor) -> Tensor:
     """Prediction of a model of this prediction type and its input (B, C, h, w) → its estimate of x0, finite at every ᾱ.
 
-    Only epsilon divides by √ᾱ: there ᾱ is held at 1e-5 or more in the divisor, so at ᾱ = 0 the estimate is a guess that
+    Only epsilon divides by √ᾱ: there ᾱ is at least 1e-5 in the divisor, so at ᾱ = 0 the estimate is a guess that
     the sampler's clipping must bound.
     """
     check_prediction_type(prediction_type)
@@ -129,7 +129,7 @@ def x0_from(prediction_type: str, prediction_BChw: Tensor, noisy_BChw: Tensor, a
 
 
 def noise_from(x0_BChw: Tensor, noisy_BChw: Tensor, alpha_bar_B: Tensor) -> Tensor:
-    """The noise that makes noisy out of x0; 1 − ᾱ is held at 1e-8 or more in the divisor, so it is finite at ᾱ = 1."""
+    """The noise that makes noisy out of x0; 1 − ᾱ is at least 1e-8 in the divisor, so it is finite at ᾱ = 1."""
     signal_BChw = _root(alpha_bar_B, noisy_BChw) * x0_BChw
     return (noisy_BChw - signal_BChw) / _root((1 - alpha_bar_B).clamp(min=MIN_NOISE), noisy_BChw)
 

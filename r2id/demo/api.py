@@ -104,14 +104,14 @@ def endpoints(service: GenerationService) -> None:
             region: left, top, right, bottom in fractions of the whole image; that part is decoded at full detail
         """
         with gradio_errors(), service.queue.turn((http.session_hash, "images")):
-            (name, pipe), drawn = chosen(model), Latent.load(uploaded(latent, "latent"))
-            if len(drawn) > 1:
-                raise ValueError(f"latent of {len(drawn)} rows: one is decoded; send each row, latent[i].save(file)")
+            (name, pipe), loaded = chosen(model), Latent.load(uploaded(latent, "latent"))
+            if len(loaded) > 1:
+                raise ValueError(f"latent of {len(loaded)} rows: one is decoded; send each row, latent[i].save(file)")
             how = dict(size=(height, width), fit=fit, region=FULL if region is None else region)
             large = math.prod(check_size((height, width))) > SMALL_PIXELS
             with decoding if large else nullcontext():
-                image_CHW = pipe.resample(drawn, **how)[0]
-                return saved(image_CHW, dict(model=name, labels=drawn.labels, seeds=drawn.seeds, **how))
+                image_CHW = pipe.resample(loaded, **how)[0]
+                return saved(image_CHW, dict(model=name, labels=loaded.labels, seeds=loaded.seeds, **how))
 
     def encode(
         http: gr.Request,

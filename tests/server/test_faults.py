@@ -61,7 +61,7 @@ def fault_of(frames) -> str:
     return last["fault"]
 
 
-def drawn(service, session: Session) -> torch.Tensor:
+def generated(service, session: Session) -> torch.Tensor:
     session.submit(REQUEST)
     assert len(list(service.generate(session))) == 4 and len(service.queue) == 0
     return session.latent.tensor
@@ -79,14 +79,14 @@ def test_a_user_who_is_gone_at_any_step_holds_nothing(service, tiny):
             next(frames)
         frames.close()
         assert len(service.queue) == 0
-        torch.testing.assert_close(drawn(service, session), expected)
+        torch.testing.assert_close(generated(service, session), expected)
 
 
 @pytest.mark.parametrize("fault", ["raises", "out of memory", "NaN"])
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_fault_at_any_step_is_told_and_the_next_one_works(service, events, monkeypatch, capsys, fault, step):
     session, calls = Session(), []
-    before = drawn(service, session)
+    before = generated(service, session)
     denoiser = service.models.get("tiny").denoiser
     whole = type(denoiser).forward
 
@@ -107,13 +107,13 @@ def test_a_fault_at_any_step_is_told_and_the_next_one_works(service, events, mon
         text = fault_of(events.generate(session))
     words = {"raises": "(RuntimeError)", "out of memory": "(out of memory): ask for less", "NaN": f"step {step} of 4"}
     assert words[fault] in text and len(service.queue) == 0
-    assert torch.equal(drawn(service, session), before) and service.show(session, ViewRequest(side=32))
+    assert torch.equal(generated(service, session), before) and service.show(session, ViewRequest(side=32))
     assert ("a\nfault" in capsys.readouterr().err) == (fault == "raises")
 
 
 def test_an_image_that_fails_is_told_below_the_one_that_stays(service, events, monkeypatch):
     session = Session()
-    drawn(service, session)
+    generated(service, session)
     shown = events.show(session, *view_control_values(ViewRequest(side=32)))[1]
     with monkeypatch.context() as patch:
         patch.setattr(worker_module.QueuedPipeline, "resample_tiles", lambda *_, **__: torch.empty(2**50))
@@ -228,7 +228,7 @@ def test_without_the_hub_the_models_that_are_there_work(weights, service, tmp_pa
     silent.close()
     if kind != "offline":
         hub.stop()
-    assert service.models.names == ["tiny", "twin"] and drawn(service, Session()).isfinite().all()
+    assert service.models.names == ["tiny", "twin"] and generated(service, Session()).isfinite().all()
 
 
 # the process

@@ -56,7 +56,7 @@ def one_line(act, *words: str) -> None:
     assert all(word in message for word in words), message
 
 
-def drawn(pipe: Pipeline) -> torch.Tensor:
+def generated(pipe: Pipeline) -> torch.Tensor:
     return pipe.resample(pipe.diffuse(["3"], steps=1, seed=0), size=(8, 8))
 
 
@@ -73,7 +73,7 @@ def test_folders_are_listed_by_name_after_the_first(weights, tiny):
     (weights / "empty").mkdir()
     there = installed(weights)
     assert there.names == [FIRST, "another", "tiny"] and there.faults == {}
-    assert torch.equal(drawn(there.get("tiny")), drawn(tiny))
+    assert torch.equal(generated(there.get("tiny")), generated(tiny))
 
 
 def test_a_model_may_be_given_itself(weights):
@@ -201,16 +201,16 @@ def test_what_did_not_change_is_loaded_once(weights, loads):
 
 def test_a_broken_folder_can_be_mended_and_a_good_one_broken(weights, tiny_weights):
     there = installed(weights)
-    held, before = there.get("tiny"), drawn(there.get("tiny"))
+    held, before = there.get("tiny"), generated(there.get("tiny"))
     spoil(weights / "tiny", "truncated")
-    assert torch.equal(drawn(held), before)
+    assert torch.equal(generated(held), before)
     there.scan()
     assert there.names == [] and "truncated" in there.faults["tiny"]
-    assert torch.equal(drawn(held), before)
+    assert torch.equal(generated(held), before)
     shutil.copy(tiny_weights / "denoiser.safetensors", weights / "tiny")
     touched(weights / "tiny" / "denoiser.safetensors")
     there.scan()
-    assert there.faults == {} and torch.equal(drawn(there.get("tiny")), before)
+    assert there.faults == {} and torch.equal(generated(there.get("tiny")), before)
 
 
 def test_a_lookup_does_not_wait_for_loading_and_many_scans_load_once(weights, monkeypatch, tiny):
@@ -237,7 +237,7 @@ def test_a_model_of_the_hub_is_listed_by_its_id(weights, hub, tiny, tiny_weights
     hub.put("owner/name", {path.name: path.read_bytes() for path in tiny_weights.iterdir()} | card)
     there = installed(weights)
     assert there.add(" owner/name ") == "owner/name" and hub.asked == ["owner/name"]
-    assert there.names == ["tiny", "owner/name"] and torch.equal(drawn(there.get("owner/name")), drawn(tiny))
+    assert there.names == ["tiny", "owner/name"] and torch.equal(generated(there.get("owner/name")), generated(tiny))
     assert there.card("owner/name") == "# From the Hub"
     shutil.rmtree(tmp_path / "cache")
     there.scan()

@@ -114,7 +114,7 @@ def test_labels_are_what_diffuse_takes(made, label, tiny):
 
 
 @pytest.mark.parametrize("size_multiple", [1, 2, 3, 4, 7, 8])
-def test_the_latent_has_whole_strides_and_at_most_the_cells_asked_for(size_multiple):
+def test_the_latent_has_multiples_and_at_most_the_cells_asked_for(size_multiple):
     for cells in range(1, 65):
         for shape in ("1:1", "16:9", "9:16", "4:1", "0.6"):
             request = GenerateRequest("m", cells=cells, shape=shape)

@@ -118,7 +118,7 @@ def test_bad_files_are_named(tmp_path):
     assert load_classifier(tmp_path / "colour.safetensors").channels == 3
 
 
-def test_pictures_are_mirrored_only_where_they_may_be():
+def test_images_are_mirrored_only_where_they_may_be():
     half = torch.full((64, 3, 32, 32), -1.0)
     half[..., 16:] = 1
     rng = torch.Generator().manual_seed(0)

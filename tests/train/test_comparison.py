@@ -179,7 +179,7 @@ def test_ways_of_a_size(tiny, grey_pixels):
     ]
 
 
-def test_resized_is_the_training_picture_on_the_background(tiny, grey_pixels):
+def test_resized_is_the_training_image_on_the_background(tiny, grey_pixels):
     for pipe in (tiny, grey_pixels):
         cell = Cell(Column("2:1", 2.0, 16, 4), "resized", (16, 32), pipe.config.defaults.latent_size, 1.0)
         latent = diffuse(pipe, cell, [3, 5], seed=0)

@@ -68,12 +68,12 @@ def test_every_shape_that_is_drawn_is_within_its_limits():
         assert 1 / 2.3 < shape.cells[1] / shape.cells[0] / shape.aspect < 2.3
 
 
-def test_a_law_of_one_size_draws_only_that():
+def test_a_sampler_of_one_size_draws_only_that():
     generator, shape_sampler = rng(), ShapeSampler(cells=(4, 4), p_square=1.0, p_anisotropic=0.0)
     assert {shape_sampler.draw(32, generator=generator) for _ in range(300)} == {Shape((32, 32), (4, 4))}
 
 
-def test_cells_are_multiples_of_the_stride():
+def test_cells_are_multiples_of_size_multiple():
     generator = rng()
     shapes = [ShapeSampler(cells=(8, 24)).draw(32, generator=generator, size_multiple=8).cells for _ in range(1000)]
     assert {side for cells in shapes for side in cells} == {8, 16, 24}
@@ -95,12 +95,12 @@ def test_shapes_come_from_the_generator_alone():
         ({"max_aspect": 0.5}, "max_aspect 0.5: must be 1"),
     ],
 )
-def test_a_law_that_cannot_be_drawn_from_is_refused(values, message):
+def test_a_shape_sampler_without_a_shape_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         ShapeSampler(**values)
 
 
-def test_the_padded_picture_stays_whole_on_whole_pixels():
+def test_the_padded_image_stays_whole_on_whole_pixels():
     images, generator = some_images(32), rng(1)
     assert pad_to(images, (32, 32), torch.zeros(1)) is images
     for _ in range(50):

@@ -61,7 +61,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("sizes, many", [((20,), 2), ((64, 56), 12), ((64, 1), 7)])
-def test_large_outputs_are_judged_on_the_first_tenth_of_the_pictures(sizes, many):
+def test_large_outputs_are_judged_on_the_first_tenth_of_the_images(sizes, many):
     latents = [Latent(torch.randn(size, 3, 2, 2), 1.0, tuple(range(size)), None) for size in sizes]
     rows = Evaluation.fewer(None, latents, LARGE + 1)
     assert sum(map(len, rows)) == many and rows[0].seeds == (0,)

@@ -181,7 +181,7 @@ def test_a_folder_of_mixed_images_gives_lists_in_memory_on_demand_and_streamed(m
 # shapes and their buckets
 
 
-def test_pictures_of_any_size_get_the_cells_of_a_padded_frame():
+def test_images_of_any_size_get_the_cells_of_a_padded_frame():
     for seed, size_multiple in itertools.product(range(200), (1, 4)):
         shape_sampler = ShapeSampler(cells=(4, 16))
         shape, own = (shape_sampler.draw(size, generator=rng(seed), size_multiple=size_multiple) for size in (32, None))
@@ -193,7 +193,7 @@ def test_pictures_of_any_size_get_the_cells_of_a_padded_frame():
         assert own.area == own.cells(1.0)[0] * own.cells(1.0)[1]
 
 
-def test_groups_hold_every_picture_as_it_is():
+def test_buckets_hold_every_image_as_it_is():
     images = some_images()
     buckets = OWN.buckets(images, torch.zeros(1))
     assert len(buckets) == 4 and len({bucket.cells for bucket in buckets}) == 4
@@ -239,7 +239,7 @@ def test_cells_of_frames_of_different_aspects_are_read_as_each_alone():
 # the losses
 
 
-def test_the_loss_of_a_mixed_batch_is_the_mean_of_its_pictures():
+def test_the_loss_of_a_mixed_batch_is_the_mean_of_its_images():
     loss, images = resampler_loss(), some_images()
     together, parts = loss(images, OWN, 0, 0, rng())
     alone = []
@@ -252,7 +252,7 @@ def test_the_loss_of_a_mixed_batch_is_the_mean_of_its_pictures():
     assert loss(turned, OWN, 0, 0, rng())[0].item() == pytest.approx(together.item(), rel=1e-5)
 
 
-def test_random_points_are_as_many_of_every_picture_and_of_its_own_colours(monkeypatch):
+def test_random_points_are_as_many_of_every_image_and_of_its_own_colours(monkeypatch):
     loss, images = resampler_loss("true", outside_fraction=0.125), some_images()
     encoded, decoded = [], []
     for name, seen in (("encode", encoded), ("decode", decoded)):
@@ -295,7 +295,7 @@ class Zero(nn.Module):
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.5])
-def test_latents_times_and_labels_stay_with_their_picture(jitter):
+def test_latents_times_and_labels_stay_with_their_image(jitter):
     images, labels = some_images(), torch.arange(len(SIZES))
     schedule = Schedule(shift_power=0.0)
     space = LatentSpace(resampler_loss().model, mean=(0.1, 0.0, -0.1), std=(0.5, 0.25, 2.0), schedule=schedule)
@@ -321,7 +321,7 @@ def test_latents_times_and_labels_stay_with_their_picture(jitter):
 
 
 @pytest.mark.parametrize("architecture", ["r2ir", "r2ir-cross-attention"])
-def test_mixed_pictures_train_both_stages_and_are_exported(architecture, mixed, tmp_path):
+def test_mixed_images_train_both_stages_and_are_exported(architecture, mixed, tmp_path):
     resampler = RESAMPLER if architecture == "r2ir" else CROSS_ATTENTION
     for name, text in (("resampler", resampler), ("denoiser", DENOISER)):
         (tmp_path / f"{name}.toml").write_text(text)

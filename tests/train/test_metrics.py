@@ -109,7 +109,7 @@ def test_real_images_at_other_sizes():
     assert bring_to(torch.rand(2, 3, 64, 36), 9).shape == (2, 3, 16, 9)  # frames keep their shape
 
 
-def test_sides_are_whole_strides():
+def test_sides_are_multiples_of_size_multiple():
     assert [to_multiple(side, 4) for side in (0.5, 5.9, 6.1, 32)] == [4, 4, 8, 32]
     assert to_multiple(10.4, 1) == 10
 

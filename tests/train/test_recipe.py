@@ -14,7 +14,13 @@ from r2id.config import Defaults
 from r2id.denoisers import DENOISERS
 from r2id.resamplers import RESAMPLERS
 from train.data.buckets import ShapeSampler
-from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe, read_resampler_recipe
+from train.engine.recipe import (
+    CrossAttentionRecipe,
+    DenoiserRecipe,
+    ResamplerRecipe,
+    read_recipe,
+    read_resampler_recipe,
+)
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 EPOCH = 55_000  # training images
@@ -104,7 +110,7 @@ def test_what_is_not_written_has_the_dataclasses_defaults(tmp_path):
     assert read_recipe(DenoiserRecipe, path).defaults == Defaults(steps=7, sampler="ddim", latent_size=(5, 6))
 
 
-def test_a_recipe_in_pixel_space_trains_the_square_picture_unless_its_law_says_otherwise(tmp_path):
+def test_a_recipe_in_pixel_space_trains_the_square_image_unless_its_shape_sampler_says_otherwise(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text(PIXELS)
     recipe = read_recipe(DenoiserRecipe, path)
@@ -164,6 +170,27 @@ def test_a_wrong_recipe_is_named_in_one_line(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_recipe(DenoiserRecipe, path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lattice": 48}, r"phases\[0\].lattice 48: perceptual needs a multiple of 32, at most decoder_size, 32"),
+        ({"lattice": 64}, r"phases\[0\].lattice 64: perceptual needs a multiple of 32, at most decoder_size, 32"),
+        ({"lattice": 32, "p_square": 0.5}, r"phases\[0\].perceptual: needs square frames; set shape_sampler.p_square"),
+        ({"lattice": 32, "native": "true"}, r"phases\[0\].perceptual: needs square frames"),
+    ],
+)
+def test_a_perceptual_phase_compares_windows_of_square_frames(tmp_path, settings, message):
+    path = tmp_path / "recipe.toml"
+    text = "native_aspect = {native}\n{MINIMAL}perceptual = 0.1\nlattice = {lattice}\n"
+    text += "[shape_sampler]\np_square = {p_square}\n"
+    values = {"MINIMAL": MINIMAL, "native": "false", "p_square": 1.0}
+    path.write_text(text.format(**values, lattice=32))
+    assert read_recipe(ResamplerRecipe, path).optimisation.phases[0].perceptual == 0.1
+    path.write_text(text.format(**values | settings))
+    with pytest.raises(ValueError, match=message):
+        read_recipe(ResamplerRecipe, path)
 
 
 def test_settings_take_the_place_of_what_is_written(tmp_path):

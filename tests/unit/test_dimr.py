@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import denoising
 import pytest
 import torch
+from denoising import close, random_model
 from torch import Tensor, nn
 
 from r2id.denoisers.dimr import DiMR, DiMRConfig, LongSkips, TimeDependentNorm
@@ -21,31 +24,12 @@ VARIANTS = {
     "one": replace(TINY, patches=(2,), widths=(16,), blocks=(2,)),
 }
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
-
-
-def random_model(config: DiMRConfig) -> DiMR:
-    torch.manual_seed(0)
-    model = DiMR(config).eval().requires_grad_(False)
-    for parameter in model.parameters():  # past the zero initialisation
-        nn.init.normal_(parameter, std=0.3)
-    return model
+inputs = partial(denoising.inputs, size=(8, 12))
 
 
 @pytest.fixture(params=VARIANTS)
 def model(request) -> DiMR:
     return random_model(VARIANTS[request.param])
-
-
-def inputs(model: DiMR, batch: int = 2, size: tuple[int, int] = (8, 12)):
-    """Noisy images, ᾱ, positions and condition tokens."""
-    generator = torch.Generator().manual_seed(0)
-    noisy_BCHW = torch.randn(batch, 3, *size, generator=generator)
-    tokens_BND = model.condition(torch.eye(4)[torch.arange(batch) % 4])
-    return noisy_BCHW, torch.linspace(0.2, 0.7, batch), grid_positions(size, size[1] / size[0]), tokens_BND
-
-
-def close(a: Tensor, b: Tensor):
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
@@ -71,7 +55,7 @@ def test_a_pyramid_of_every_coarser_scale(variant, scales, size):
 
 
 @pytest.mark.parametrize("size", [(8, 10), (6, 8), (3, 3)])
-def test_a_size_that_is_no_multiple_of_the_stride_is_refused_in_a_line(size):
+def test_a_size_that_is_no_multiple_is_refused_in_a_line(size):
     model = random_model(TINY)
     noisy, alpha_bar, positions, tokens = inputs(model, size=size)
     with pytest.raises(ValueError, match=r"^size \(\d+, \d+\): height and width must be multiples of 4.*$") as error:

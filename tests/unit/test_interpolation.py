@@ -24,7 +24,7 @@ def shown(image: torch.Tensor, size: tuple[int, int], *, aspect: float, fit: str
 
 
 @pytest.mark.parametrize("size", [(8, 12), (32, 48), (31, 17), (5, 3), (1, 1), (2, 60)])
-def test_a_stretched_picture_is_what_torch_makes(size):
+def test_a_stretched_image_is_what_torch_makes(size):
     image = images(8, 12)
     expected = F.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
     torch.testing.assert_close(shown(image, size, aspect=1.7, fit="stretch"), expected, atol=1e-5, rtol=0)
@@ -32,7 +32,7 @@ def test_a_stretched_picture_is_what_torch_makes(size):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (40, 40), (3, 3)])
-def test_contain_puts_the_square_picture_between_margins_of_background(size):
+def test_contain_puts_the_square_image_between_margins_of_background(size):
     image, (height, width) = images(8, 8), size
     square = shown(image, size, aspect=1.0, fit="stretch")
     wide = shown(image, (height, width + 6), aspect=1.0, fit="contain")
@@ -57,7 +57,7 @@ def test_cover_cuts_and_beyond_is_never_seen():
 
 
 @pytest.mark.parametrize("fit", ["contain", "cover", "stretch"])
-def test_a_picture_of_one_colour_stays_it(fit):
+def test_a_image_of_one_colour_stays_it(fit):
     image = BACKGROUND.view(-1, 1, 1).expand(2, 3, 5, 7)
     for size in ((5, 7), (3, 20), (40, 9)):
         expected = BACKGROUND.view(-1, 1, 1).expand(2, 3, *size)

@@ -190,7 +190,7 @@ def test_a_region_is_the_crop(tiny, latent, size, fit):
 @pytest.mark.parametrize(
     "size, part", [((16, 10), (slice(3, 13), slice(None))), ((8, 24), (slice(None), slice(8, 16)))]
 )
-def test_the_centre_of_contain_is_the_square_picture(tiny, size, part):
+def test_the_centre_of_contain_is_the_square_image(tiny, size, part):
     latent = tiny.diffuse([3], latent_size=(4, 4), steps=2, seed=0)
     side = min(size)
     square = tiny.resample(latent, size=(side, side), fit="contain")
@@ -206,7 +206,7 @@ def test_fits_agree_on_the_shape_of_the_frame(tiny, latent):
 
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("region", [(0, 0, 1, 1), (0.25, 0.25, 0.75, 0.75)])
-def test_a_coarse_picture_is_the_mean_of_a_dense_one(tiny, fit, region):
+def test_a_coarse_image_is_the_mean_of_a_dense_one(tiny, fit, region):
     latent = tiny.diffuse([3], latent_size=(4, 4), steps=2, seed=0)
     options = {"fit": fit, "region": region}
     dense = tiny.resample(latent, size=(8, 8), **options)

@@ -23,7 +23,7 @@ def latent(tiny_pixels) -> Latent:
     return tiny_pixels.diffuse([3, None], seed=1, latent_size=(6, 9))
 
 
-def test_the_latent_is_the_picture(tiny_pixels, latent):
+def test_the_latent_is_the_image(tiny_pixels, latent):
     assert latent.tensor.shape == (2, 3, 6, 9) and latent.tensor.abs().max() <= 1
     close(tiny_pixels.resample(latent, size=(6, 9)), (latent.tensor + 1) / 2)
 

@@ -58,7 +58,7 @@ def test_the_field_of_view_does_not_depend_on_the_size():
 @pytest.mark.parametrize(
     "size, part", [((64, 40), (slice(12, 52), slice(None))), ((40, 64), (slice(None), slice(12, 52)))]
 )
-def test_the_centre_of_contain_is_the_square_picture(size, part):
+def test_the_centre_of_contain_is_the_square_image(size, part):
     options = {"aspect": 1.0, "fit": "contain"}
     assert torch.equal(whole(size, **options)[part], whole((40, 40), **options))
 

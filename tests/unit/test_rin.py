@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import denoising
 import pytest
 import torch
+from denoising import close, random_model
 from torch import nn
 
 from r2id.denoisers.rin import RIN, RecurrentState, RINConfig, patch_centres
@@ -34,30 +37,15 @@ VARIANTS = {
     "dual": replace(TINY, dual_norm=True),
     "all": replace(TINY, interface_attention=True, pixel_conditioning=True, dual_norm=True, prediction_type="epsilon"),
 }
-
-
-def build(config: RINConfig) -> RIN:
-    """Weights at random, past the zero initialisation."""
-    torch.manual_seed(0)
-    model = RIN(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+inputs = partial(denoising.inputs, size=(4, 6))
 
 
 @pytest.fixture(params=VARIANTS)
 def model(request) -> RIN:
-    return build(VARIANTS[request.param])
+    return random_model(VARIANTS[request.param])
 
 
-def inputs(model: RIN, batch: int = 2, size: tuple[int, int] = (4, 6)):
-    """Noisy images, ᾱ, pixels' positions and condition tokens."""
-    noisy_BCHW = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
-    tokens_BND = model.condition(torch.eye(4)[torch.arange(batch) % 4])
-    return noisy_BCHW, torch.linspace(0.2, 0.7, batch), grid_positions(size, size[1] / size[0]), tokens_BND
-
-
-def some_carry(model: RIN, count: int, batch: int = 2, size: tuple[int, int] = (4, 6)) -> RecurrentState:
+def some_state(model: RIN, count: int, batch: int = 2, size: tuple[int, int] = (4, 6)) -> RecurrentState:
     rng = torch.Generator().manual_seed(1)
     estimate = torch.randn(count, batch, 3, *size, generator=rng) if model.config.pixel_conditioning else None
     return RecurrentState(torch.randn(count, batch, 5, 12, generator=rng), estimate)
@@ -65,10 +53,6 @@ def some_carry(model: RIN, count: int, batch: int = 2, size: tuple[int, int] = (
 
 def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def close(a: torch.Tensor, b: torch.Tensor):
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -93,10 +77,10 @@ def test_a_warm_start_is_a_cold_one_until_its_norm_moves():
     assert differ(model(noisy, alpha_bar, positions, [tokens], cold.recurrent_state).prediction, cold.prediction)
 
 
-def test_the_latents_start_where_the_carry_says():
-    model = build(TINY)
+def test_the_latents_start_where_the_state_says():
+    model = random_model(TINY)
     noisy, alpha_bar, positions, tokens = inputs(model)
-    recurrent_state, seen = some_carry(model, 1), []
+    recurrent_state, seen = some_state(model, 1), []
     model.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     model(noisy, alpha_bar, positions, [tokens], recurrent_state)
     model(noisy, alpha_bar, positions, [tokens])
@@ -120,7 +104,7 @@ def test_any_size_and_any_number_of_conditions(model, size):
 
 @pytest.mark.parametrize("size", [(5, 4), (4, 7)])
 def test_a_size_between_patches_is_refused(size):
-    model = build(TINY)
+    model = random_model(TINY)
     noisy, alpha_bar, positions, tokens = inputs(model, size=size)
     with pytest.raises(ValueError, match=f"^size {size[0]} x {size[1]}: .*multiples of the patch, 2$"):
         model(noisy, alpha_bar, positions, [tokens])
@@ -129,7 +113,7 @@ def test_a_size_between_patches_is_refused(size):
 @pytest.mark.parametrize("warm", [False, True])
 def test_conditions_together_equal_conditions_apart(model, warm):
     noisy, alpha_bar, positions, tokens = inputs(model)
-    recurrent_state = some_carry(model, 2)
+    recurrent_state = some_state(model, 2)
     together = model(noisy, alpha_bar, positions, [tokens, None], recurrent_state if warm else None)
     for k, condition in enumerate((tokens, None)):
         own = RecurrentState(
@@ -153,7 +137,7 @@ def test_a_row_alone_equals_the_row_in_the_batch(model):
 
 
 def test_the_parts_run_in_order():
-    model, calls = build(replace(TINY, interface_attention=True)), []
+    model, calls = random_model(replace(TINY, interface_attention=True)), []
     for index, block in enumerate(model.blocks):
         for name in ("read", "compute", "interface_attention", "write"):
             part = getattr(block, name)
@@ -173,8 +157,8 @@ def test_the_interface_learns_of_the_latents_only_from_what_is_written(model):
     close(*deaf)
 
 
-def test_the_latents_learn_of_the_picture_only_from_what_is_read():
-    model = build(TINY)
+def test_the_latents_learn_of_the_image_only_from_what_is_read():
+    model = random_model(TINY)
     noisy, alpha_bar, positions, tokens = inputs(model)
     seen, other = (model(x, alpha_bar, positions, [tokens]).recurrent_state.latents for x in (noisy, noisy.flip(0)))
     assert differ(seen, other)
@@ -185,18 +169,18 @@ def test_the_latents_learn_of_the_picture_only_from_what_is_read():
 
 def test_a_normalised_input_has_no_scale():
     for config, same in ((TINY, True), (VARIANTS["unscaled"], False)):
-        model = build(config)
+        model = random_model(config)
         noisy, alpha_bar, positions, tokens = inputs(model)
         scale = torch.tensor([0.3, 5.0]).view(2, 1, 1, 1)
         once, scaled = (model(x, alpha_bar, positions, [tokens]).prediction for x in (noisy, noisy * scale))
         assert differ(once, scaled) != same
-    model = build(TINY)
+    model = random_model(TINY)
     assert model(torch.ones_like(noisy), alpha_bar, positions, [tokens]).prediction.isfinite().all()
 
 
 def influence(config: RINConfig) -> torch.Tensor:
     """How far the first patch's prediction moves as the last patch's input does, nothing being written to either."""
-    model = build(replace(config, normalise=False))
+    model = random_model(replace(config, normalise=False))
     for block in model.blocks:
         block.write.cross_attention.out.weight.zero_()
     noisy, alpha_bar, positions, tokens = inputs(model)
@@ -213,7 +197,7 @@ def test_only_interface_attention_passes_patches_each_other():
 
 @pytest.mark.parametrize("prediction_type", ["v", "epsilon", "x0"])
 def test_pixel_conditioning_carries_the_estimate_of_x0(prediction_type):
-    model = build(replace(TINY, pixel_conditioning=True, prediction_type=prediction_type))
+    model = random_model(replace(TINY, pixel_conditioning=True, prediction_type=prediction_type))
     noisy, alpha_bar, positions, tokens = inputs(model)
     output = model(noisy, alpha_bar, positions, [tokens, None])
     for prediction, estimate in zip(output.prediction, output.recurrent_state.estimate, strict=True):
@@ -223,12 +207,12 @@ def test_pixel_conditioning_carries_the_estimate_of_x0(prediction_type):
         model(noisy, alpha_bar, positions, [tokens, None], c).prediction for c in (output.recurrent_state, moved)
     ]
     assert differ(*differing)
-    assert build(TINY)(noisy, alpha_bar, positions, [tokens]).recurrent_state.estimate is None
+    assert random_model(TINY)(noisy, alpha_bar, positions, [tokens]).recurrent_state.estimate is None
 
 
 def test_dual_norm_forgets_a_patch_s_brightness_and_contrast():
     for config, same in ((VARIANTS["dual"], True), (TINY, False)):
-        model = build(replace(config, normalise=False))
+        model = random_model(replace(config, normalise=False))
         noisy, alpha_bar, positions, tokens = inputs(model)
         other = noisy.clone()
         other[..., :2, :2] = other[..., :2, :2] * 3 + 0.5
@@ -238,9 +222,9 @@ def test_dual_norm_forgets_a_patch_s_brightness_and_contrast():
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("warm", [False, True])
 def test_every_parameter_is_trained(config, warm):
-    model = build(config).requires_grad_(True)
+    model = random_model(config).requires_grad_(True)
     noisy, alpha_bar, positions, tokens = inputs(model)
-    recurrent_state = some_carry(model, 2) if warm else None
+    recurrent_state = some_state(model, 2) if warm else None
     model(noisy, alpha_bar, positions, [tokens, None], recurrent_state).prediction.square().sum().backward()
     untouched = (
         ("self_conditioning.",) if not warm else ()
@@ -262,7 +246,7 @@ def test_a_patch_lies_in_the_middle_of_its_pixels():
 
 
 def test_integrated_encoding_is_the_mean_over_the_jitter():
-    model = build(TINY)
+    model = random_model(TINY)
     sigma, size = 0.5, (4, 4)
     pixels, rng = grid_positions(size, 1.0, sigma=sigma), torch.Generator().manual_seed(0)
     moved = jitter(pixels.absolute.expand(20_000, -1, -1), (0.25, 0.25), sigma, rng)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from denoising import close, inputs, random_model
 
 from r2id.denoisers.s2id import S2ID, AxialAttention, S2IDConfig
-from r2id.position import Positions, fourier, grid_positions, jitter, points
+from r2id.position import Positions, fourier, jitter, points
 from train.engine.recipe import DenoiserRecipe, read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
@@ -24,73 +25,17 @@ TINY = S2IDConfig(
 VARIANTS = {"gated": TINY, "film": replace(TINY, gated=False, label_tokens=1)}
 
 
-def scattered(config: S2IDConfig) -> S2ID:
-    """A model past its zero initialisation."""
-    torch.manual_seed(0)
-    model = S2ID(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
-
-
 @pytest.fixture(params=VARIANTS)
 def model(request) -> S2ID:
-    return scattered(VARIANTS[request.param])
-
-
-def inputs(model: S2ID, batch: int = 2, size: tuple[int, int] = (3, 4)):
-    """Noisy images, ᾱ, positions and condition tokens."""
-    noisy_BCHW = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
-    tokens_BND = model.condition(torch.eye(4)[torch.arange(batch) % 4])
-    return noisy_BCHW, torch.linspace(0.2, 0.7, batch), grid_positions(size, size[1] / size[0]), tokens_BND
-
-
-def close(a: torch.Tensor, b: torch.Tensor):
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    return random_model(VARIANTS[request.param])
 
 
 def reach(change, size: tuple[int, int], place: tuple[int, int]) -> torch.Tensor:
     """Which pixels (H, W) of `change(images (1, 3, H, W))` move with the pixel at `place`."""
-    picture_1CHW = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    moved_1CHW = picture_1CHW.clone()
+    image_1CHW = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    moved_1CHW = image_1CHW.clone()
     moved_1CHW[:, :, place[0], place[1]] += 1
-    return (change(moved_1CHW) - change(picture_1CHW)).abs().amax(dim=(0, 1)) > 1e-6
-
-
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-def test_the_prediction_starts_at_zero(config):
-    model = S2ID(config)
-    noisy, alpha_bar, positions, tokens = inputs(model)
-    assert torch.equal(model(noisy, alpha_bar, positions, [tokens]).prediction, torch.zeros(1, *noisy.shape))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 2)])
-def test_any_size_and_any_number_of_conditions(model, size):
-    noisy, alpha_bar, positions, tokens = inputs(model, size=size)
-    for conditions in ([None], [tokens], [tokens, None], [tokens, None, tokens.flip(0)]):
-        output = model(noisy, alpha_bar, positions, conditions)
-        assert output.prediction.shape == (len(conditions), *noisy.shape) and output.prediction.isfinite().all()
-        assert output.recurrent_state is None and output.pyramid == ()
-
-
-def test_conditions_together_equal_conditions_apart(model):
-    noisy, alpha_bar, positions, tokens = inputs(model)
-    together = model(noisy, alpha_bar, positions, [tokens, None]).prediction
-    apart = [model(noisy, alpha_bar, positions, [c]).prediction[0] for c in (tokens, None)]
-    close(together, torch.stack(apart))
-    assert not torch.allclose(*apart)
-    close(model(noisy, alpha_bar, positions, [model.condition.null(2)]).prediction[0], apart[1])
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_what_sees_no_condition_runs_once(model, count):
-    noisy, alpha_bar, positions, tokens = inputs(model)
-    rows = {"encoder": [], "decoder": []}
-    for name, calls in rows.items():
-        for block in getattr(model, name):
-            block.register_forward_hook(lambda module, args, out, calls=calls: calls.append(len(out)))
-    model(noisy, alpha_bar, positions, [tokens] * count)
-    assert rows == {"encoder": [2, 2], "decoder": [2 * count]}
+    return (change(moved_1CHW) - change(image_1CHW)).abs().amax(dim=(0, 1)) > 1e-6
 
 
 def test_axial_attention_sees_the_row_and_the_column_and_nothing_else():
@@ -99,8 +44,8 @@ def test_axial_attention_sees_the_row_and_the_column_and_nothing_else():
     cross = torch.zeros(size, dtype=torch.bool)
     cross[place[0]] = cross[:, place[1]] = True
 
-    def once(picture_1CHW):
-        pixel_1MC = axial(picture_1CHW.flatten(2).transpose(1, 2), size)
+    def once(image_1CHW):
+        pixel_1MC = axial(image_1CHW.flatten(2).transpose(1, 2), size)
         return pixel_1MC.transpose(1, 2).unflatten(2, size)
 
     assert torch.equal(reach(once, size, place), cross)
@@ -109,24 +54,24 @@ def test_axial_attention_sees_the_row_and_the_column_and_nothing_else():
 
 def test_axial_attention_is_the_sum_of_plain_attention_along_rows_and_along_columns():
     axial = AxialAttention(4, heads=2).requires_grad_(False)
-    picture_HWD = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    image_HWD = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
     expected_HWD = axial.out.bias.expand(3, 5, 4).clone()
-    for axis, lines_LSD in enumerate((picture_HWD, picture_HWD.transpose(0, 1))):
+    for axis, lines_LSD in enumerate((image_HWD, image_HWD.transpose(0, 1))):
         part = slice(12 * axis, 12 * axis + 12)
         projected = lines_LSD @ axial.project.weight[part].T + axial.project.bias[part]
         query, key, value = (each.unflatten(-1, (2, 2)).transpose(1, 2) for each in projected.split(4, dim=-1))
         weights = torch.softmax(query @ key.transpose(-1, -2) / 2**0.5, dim=-1)
         mixed_LSD = (weights @ value).transpose(1, 2).flatten(2) @ axial.out.weight[:, 4 * axis : 4 * axis + 4].T
         expected_HWD += mixed_LSD.transpose(0, 1) if axis else mixed_LSD
-    close(axial(picture_HWD.flatten(0, 1)[None], (3, 5))[0].unflatten(0, (3, 5)), expected_HWD)
+    close(axial(image_HWD.flatten(0, 1)[None], (3, 5))[0].unflatten(0, (3, 5)), expected_HWD)
 
 
 def test_rows_and_columns_share_no_weights():
     axial = AxialAttention(4, heads=2).requires_grad_(False)
-    picture_1HWD = torch.randn(1, 3, 3, 4, generator=torch.Generator().manual_seed(0))
+    image_1HWD = torch.randn(1, 3, 3, 4, generator=torch.Generator().manual_seed(0))
 
     def straight_and_turned():
-        for pixels in (picture_1HWD, picture_1HWD.transpose(1, 2)):
+        for pixels in (image_1HWD, image_1HWD.transpose(1, 2)):
             yield axial(pixels.flatten(1, 2), (3, 3)).unflatten(1, (3, 3))
 
     straight, turned = straight_and_turned()
@@ -139,7 +84,7 @@ def test_rows_and_columns_share_no_weights():
 
 
 def test_two_blocks_reach_every_pixel():
-    model = scattered(replace(TINY, encoder_blocks=1))
+    model = random_model(replace(TINY, encoder_blocks=1))
     _, alpha_bar, positions, tokens = inputs(model, batch=1, size=(4, 5))
     assert reach(lambda image: model(image, alpha_bar, positions, [tokens]).prediction[0], (4, 5), (1, 3)).all()
 
@@ -170,24 +115,9 @@ def test_points_are_taken_as_a_grid_is_and_may_be_jittered_by_row(model):
         close(alone[:, row], both[:, row])
 
 
-def test_a_row_alone_equals_the_row_in_the_batch(model):
-    noisy, alpha_bar, positions, tokens = inputs(model, batch=3)
-    batch = model(noisy, alpha_bar, positions, [tokens, None]).prediction
-    row = model(noisy[1:2], alpha_bar[1:2], positions, [tokens[1:2], None]).prediction
-    close(row, batch[:, 1:2])
-
-
-def test_the_noise_level_matters_and_its_ends_are_finite(model):
-    noisy, _, positions, tokens = inputs(model)
-    ends = [model(noisy, torch.full((2,), a), positions, [tokens]).prediction for a in (0.0, 0.5, 1.0)]
-    assert all(end.isfinite().all() for end in ends) and not torch.allclose(ends[0], ends[1])
-
-
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_every_parameter_is_trained(config):
-    scattered_weights = scattered(config).state_dict()
-    model = S2ID(config)
-    model.load_state_dict(scattered_weights)
+    model = random_model(config).requires_grad_(True)
     noisy, alpha_bar, positions, tokens = inputs(model)
     model(noisy, alpha_bar, positions, [tokens, None]).prediction.square().sum().backward()
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

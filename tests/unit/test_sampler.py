@@ -244,7 +244,7 @@ def test_guidance_interval_includes_its_ends_and_leaves_the_condition_elsewhere(
     assert [call.recurrent_state for call in denoiser.calls] == [None, None, 2, None]
 
 
-def test_carry_and_positions_are_handed_from_step_to_step():
+def test_recurrent_state_and_positions_are_handed_from_step_to_step():
     denoiser, positions = Denoiser(), object()
     run(denoiser, positions=positions, tokens=normal(2, 4, 8), guidance=2.0, steps=4)
     assert [call.recurrent_state for call in denoiser.calls] == [None, 1, 2, 3]

@@ -75,7 +75,7 @@ def test_power_zero_is_no_shift():
 
 
 @pytest.mark.parametrize("name", ALPHA_BARS)
-def test_a_scaled_input_has_the_signal_to_noise_ratio_of_the_scaled_picture(name):
+def test_a_scaled_input_has_the_signal_to_noise_ratio_of_the_scaled_image(name):
     plain, scaled = (Schedule(name=name, shift_power=0, input_scale=b).alpha_bar(TIMES, cells=(8, 8)) for b in (1, 0.5))
     inner = slice(1, -1)
     assert_close(scaled[inner] / (1 - scaled[inner]), 0.5**2 * plain[inner] / (1 - plain[inner]))

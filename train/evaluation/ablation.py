@@ -201,8 +201,8 @@ def denoisers(root: Path, data: Data, steps: int, count: int, run: Path, lines: 
                 pipe.resample(pipe.diffuse(part.tolist(), latent_size=cells, seed=50 * i), size=(32, 32))
                 for i, part in enumerate(progress_bar(labels_N.split(50), what))
             ]
-            drawn_NCHW = to_classifier_size(torch.cat(parts) * 2 - 1)
-            distance = frechet(judge_features(judge, drawn_NCHW), real_NF)
-            figures += [accuracy(judge, drawn_NCHW, labels_N), distance]
+            generated_NCHW = to_classifier_size(torch.cat(parts) * 2 - 1)
+            distance = frechet(judge_features(judge, generated_NCHW), real_NF)
+            figures += [accuracy(judge, generated_NCHW, labels_N), distance]
         rows.append((what, *figures))
         yield Table(title, columns, rows)

@@ -145,11 +145,11 @@ class CrossAttentionLoss(nn.Module):
         colour_BNC = canvas_BCHW.flatten(2).transpose(1, 2)
         if (exact or self.jitter == "none") and count == 0 and not outside_fraction:
             return colour_BNC, grid.to(device)
-        drawn_on = generator.device
-        absolute_BN2 = grid.absolute.to(drawn_on).expand(batch, -1, -1)  # stays there until all is drawn
+        rng_device = generator.device
+        absolute_BN2 = grid.absolute.to(rng_device).expand(batch, -1, -1)  # stays there until all is drawn
         if count not in (0, every):
             copies = -(-count // every)
-            order_BN = torch.rand(batch, copies * every, generator=generator, device=drawn_on)
+            order_BN = torch.rand(batch, copies * every, generator=generator, device=rng_device)
             drawn_BN = order_BN.topk(count, dim=1).indices % every
             absolute_BN2 = absolute_BN2.gather(1, drawn_BN[..., None].expand(-1, -1, 2))
             colour_BNC = colour_BNC.gather(1, drawn_BN[..., None].to(device).expand(-1, -1, channels))

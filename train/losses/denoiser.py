@@ -74,18 +74,18 @@ class DenoiserLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Loss and mean square error of latents of one size. Rows are all latents with their first noise, then all with
         their second."""
-        repeats, device, drawn_on = self.noise_per_image, label_B.device, generator.device
+        repeats, device, rng_device = self.noise_per_image, label_B.device, generator.device
         t_B, label_B = t_RB.flatten(), label_B.repeat(repeats)
         x0_BChw = latents.x0_BChw.repeat(repeats, 1, 1, 1)
         alpha_bar_B = self.schedule.alpha_bar(t_B, cells=latents.cells)
-        noise_BChw = torch.randn(x0_BChw.shape, generator=generator, device=drawn_on).to(device)
-        dropped_B = (torch.rand(len(t_B), generator=generator, device=drawn_on) < self.label_dropout).to(device)
+        noise_BChw = torch.randn(x0_BChw.shape, generator=generator, device=rng_device).to(device)
+        dropped_B = (torch.rand(len(t_B), generator=generator, device=rng_device) < self.label_dropout).to(device)
         tokens_BND = self.model.condition(one_hot(label_B, self.model.condition.num_classes, dropped_B=dropped_B))
         positions = self.positions(latents, generator).repeat(repeats)
         noisy_BChw = noisy(x0_BChw, noise_BChw, alpha_bar_B)
         inputs = noisy_BChw, alpha_bar_B.to(device), positions, (tokens_BND,)
         recurrent_state = None
-        if self.warm_start and torch.rand((), generator=generator, device=drawn_on) < self.warm_start:
+        if self.warm_start and torch.rand((), generator=generator, device=rng_device) < self.warm_start:
             with torch.no_grad():
                 recurrent_state = self.model(*inputs).recurrent_state
         output = self.model(*inputs, recurrent_state)
