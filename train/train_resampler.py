@@ -21,6 +21,7 @@ from train.engine.loop import Compute, Run
 from train.engine.recipe import CrossAttentionRecipe, ResamplerRecipe, read_resampler_recipe, shape_sampler_of
 from train.losses.cross_attention import CrossAttentionLoss
 from train.losses.linear_codec import LinearCodecAlone, fit_linear_codec
+from train.losses.perceptual import PerceptualLoss
 from train.losses.resampler import ResamplerLoss, targets_of
 
 # Settings for images without a known background, beyond whose frames nothing is known; the first for R2IR alone.
@@ -92,6 +93,7 @@ def resampler_loss(recipe: ResamplerRecipe, model: nn.Module, train: ImageSet, t
         lattice=recipe.lattice,
         outside_fraction=recipe.outside_fraction,
         teacher=teacher and teacher_of(teacher, recipe),
+        perceptual=PerceptualLoss() if any(phase.perceptual for phase in recipe.optimisation.phases) else None,
     )
 
 
@@ -118,6 +120,7 @@ def resampler_step(recipe: ResamplerRecipe, training: Run, train: ImageSet) -> C
         targets = images if train.targets is None else train.targets[indices]
         buckets = shape.buckets(images, background_C)
         how = {"decoder_only": phase.decoder_only, "latent_noise": phase.latent_noise}
+        how |= {"perceptual_weight": phase.perceptual, "lattice": phase.lattice}
         return loss(buckets, targets_of(buckets, targets), rng, **how)
 
     background_C = training.accelerator.unwrap_model(training.loss).background

@@ -99,14 +99,14 @@ def test_a_ramp_is_read_exactly_between_its_pixels():
 def test_the_lattice_covers_the_frame_and_what_is_around_it():
     loss = loss_of(lattice=32, outside_fraction=0.25)
     for seed in range(20):
-        values = loss.coordinates(4, rng(seed))
+        values = loss.coordinates(32, 4, rng(seed))
         assert len(values) == 32 and (values.diff() >= 0).all()
         inside = values[values.abs() < 0.5]
         assert len(inside) == 24
         assert torch.equal(((inside + 0.5) * 24).floor(), torch.arange(24, dtype=torch.float64))  # one in every stratum
         assert values.abs().max() <= 0.5 + TINY.border_rings / 4
-    assert not torch.equal(values, loss.coordinates(4, rng(0)))
-    assert loss_of(outside_fraction=0.0).coordinates(4, rng()).abs().max() < 0.5
+    assert not torch.equal(values, loss.coordinates(32, 4, rng(0)))
+    assert loss_of(outside_fraction=0.0).coordinates(12, 4, rng()).abs().max() < 0.5
 
 
 def test_targets_belong_to_the_images_of_their_bucket():
@@ -131,7 +131,7 @@ def test_the_loss_is_the_error_of_what_is_decoded_at_the_lattice(shape):
     buckets = shape.buckets(seen, loss.background)
     total, parts = loss(buckets, targets_of(buckets, dense), rng())
     generator = rng()
-    x, y = (loss.coordinates(cells, generator) for cells in reversed(shape.cells))
+    x, y = (loss.coordinates(12, cells, generator) for cells in reversed(shape.cells))
     latent = loss.model.encode_image(buckets[0].canvases[0], shape.cells)
     context = loss.model.prepare(latent, shape.aspect)
     points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
@@ -139,6 +139,36 @@ def test_the_loss_is_the_error_of_what_is_decoded_at_the_lattice(shape):
     wanted = read_lattice(dense, x, y, frame=shape.aspect, background_C=loss.background)
     assert total.item() == pytest.approx(F.mse_loss(decoded, wanted).item(), rel=1e-4)
     assert total.item() == parts["mse"].item() and total.requires_grad and not parts["mse"].requires_grad
+
+
+class Perceptual(nn.Module):
+    """Stands for the network: half of the mean absolute difference, and keeps what it compared."""
+
+    def forward(self, decoded: Tensor, wanted: Tensor) -> Tensor:
+        self.compared = decoded, wanted
+        return (decoded - wanted).abs().mean() / 2
+
+
+def test_the_perceptual_distance_is_of_a_window_of_whole_pixels():
+    loss, image = loss_of(perceptual=Perceptual()), images(16, 16, channels=1)
+    buckets, seen = Shape((16, 16), (4, 4)).buckets(image, loss.background), set()
+    own = loss.model.encode_image(image, (4, 4))
+    whole = loss.model.decode_image(own, size=(16, 16))
+    for seed in range(12):
+        total, parts = loss(buckets, targets_of(buckets, image), rng(seed), perceptual_weight=0.1, lattice=12)
+        decoded, wanted = loss.perceptual.compared
+        windows = [(y, x) for y in range(5) for x in range(5)]
+        (place,) = (p for p in windows if torch.allclose(wanted, cut(image, p), atol=1e-5))
+        seen.add(place)
+        torch.testing.assert_close(decoded, cut(whole, place), atol=1e-5, rtol=1e-4)
+        mse, distance = F.mse_loss(decoded, wanted).item(), (decoded - wanted).abs().mean().item() / 2
+        assert (parts["mse"].item(), parts["perceptual"].item()) == pytest.approx((mse, distance))
+        assert total.item() == pytest.approx(mse + 0.1 * distance)
+    assert len(seen) > 6
+
+
+def cut(image: Tensor, place: tuple[int, int], side: int = 12) -> Tensor:
+    return image[:, :, place[0] : place[0] + side, place[1] : place[1] + side]
 
 
 def test_denser_targets_are_another_loss():

@@ -69,9 +69,13 @@ class AutoEncoderPhase(Phase):
 @dataclass(frozen=True)
 class ResamplerPhase(AutoEncoderPhase):
     """Decoded points against the image: see `ResamplerLoss`. latent_noise: of normal noise on the latents that are
-    decoded, the largest standard deviation in their root mean square, so that a denoiser's small errors do not show."""
+    decoded, the largest standard deviation in their root mean square, so that a denoiser's small errors do not show.
+    perceptual: weight of the distance in features of ImageNet, see `PerceptualLoss`. lattice: in place of the
+    recipe's; with `perceptual` the side of the window that is compared, in pixels, a multiple of 32."""
 
     latent_noise: float = 0.0
+    perceptual: float = 0.0
+    lattice: int | None = None
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,13 @@ class ResamplerRecipe:
             )
         if self.native_aspect and self.decoder_size > self.encoder_size:
             raise ValueError("native_aspect: needs decoder_size and encoder_size to be the same")
+        for number, phase in enumerate(self.optimisation.phases):
+            lattice = phase.lattice or self.lattice
+            if phase.perceptual and (lattice % 32 or lattice > self.decoder_size):
+                most = f"at most decoder_size, {self.decoder_size}"
+                raise ValueError(f"phases[{number}].lattice {lattice}: perceptual needs a multiple of 32, {most}")
+            if phase.perceptual and (self.native_aspect or self.shape_sampler.p_square < 1):
+                raise ValueError(f"phases[{number}].perceptual: needs square frames; set shape_sampler.p_square = 1")
 
     @property
     def needs_background(self) -> bool:
@@ -243,7 +254,7 @@ class CrossAttentionRecipe:
     jitter: str = "true"
     pre_tanh_l2: float = 0.003  # on the mean square before tanh, so that tanh stays unsaturated
     outside_fraction: float = 0.125  # share of the points out around the frame; 0 for sets without a known background
-    linear_codec_steps: int = 1500  # in which the model's direct path is fitted before all else
+    linear_codec_steps: int = 1500  # in which the model's linear codec is fitted before all else
     shape_sampler: ShapeSampler = field(default_factory=ShapeSampler)
     model: CrossAttentionR2IRConfig = field(default_factory=CrossAttentionR2IRConfig)
 

@@ -30,13 +30,15 @@ class ResamplerLoss(nn.Module):
         lattice: int,
         outside_fraction: float,
         teacher: nn.Module | None = None,
+        perceptual: nn.Module | None = None,
     ):
         """lattice: rows, and columns, that are decoded of each image. outside_fraction: share of them around the frame,
         where the background goes on; 0 for models without border rings. teacher: another resampler, whose latents are
-        learned: the squared error to them is part of the loss, and half of what is decoded are they."""
+        learned: the squared error to them is part of the loss, and half of what is decoded are they. perceptual: a
+        distance of images, see `PerceptualLoss`."""
         super().__init__()
         self.model, self.lattice, self.outside_fraction = model, lattice, outside_fraction
-        self.teacher = teacher and teacher.eval().requires_grad_(False)
+        self.teacher, self.perceptual = teacher and teacher.eval().requires_grad_(False), perceptual
         self.register_buffer("background", torch.tensor(background) * 2 - 1, persistent=False)
 
     def forward(
@@ -47,13 +49,17 @@ class ResamplerLoss(nn.Module):
         *,
         decoder_only: bool = False,
         latent_noise: float = 0.0,
+        perceptual_weight: float = 0.0,
+        lattice: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """buckets: images in [-1, 1] as the encoder sees them. targets: see `targets_of`. decoder_only: the encoder
         learns nothing. latent_noise: standard deviations of noise on latents, in their root mean square, are uniform
-        from 0 to this, one an image.
+        from 0 to this, one an image. perceptual_weight: of the perceptual distance beside the squared error; if it is
+        not 0, a window of neighbouring pixels is decoded in place of a lattice, and frames must be square. lattice: in
+        place of the loss's own.
         → the loss, and parts of it."""
         losses = [
-            self.of(bucket, sources, generator, decoder_only, latent_noise)
+            self.of(bucket, sources, generator, lattice or self.lattice, decoder_only, latent_noise, perceptual_weight)
             for bucket, sources in zip(buckets, targets, strict=True)
         ]
         return mean_of(buckets, losses)
@@ -63,8 +69,10 @@ class ResamplerLoss(nn.Module):
         bucket: Bucket,
         sources: Sequence[Tensor],
         generator: torch.Generator,
+        lattice: int,
         decoder_only: bool,
         latent_noise: float,
+        perceptual_weight: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         model, cells, device = self.model, bucket.cells, self.background.device
         aspects = [aspect for aspect, count in zip(bucket.aspects, bucket.counts, strict=True) for _ in range(count)]
@@ -87,22 +95,30 @@ class ResamplerLoss(nn.Module):
             rms = latent_BChw.float().square().mean().sqrt()  # with its gradient: larger latents would gain nothing
             latent_BChw = (latent_BChw + rms * noise_BChw).clamp(-1, 1)
         context = model.prepare(latent_BChw, aspect)
-        values = [self.coordinates(cells[1 - axis], generator) for axis in (0, 1)]
+        if perceptual_weight:
+            values = [window(lattice, sources[0].shape[-1], generator) for _ in range(2)]
+        else:
+            values = [self.coordinates(lattice, cells[1 - axis], generator) for axis in (0, 1)]
         columns, rows = (model.axis(value_N, context, axis) for axis, value_N in enumerate(values))
         decoded_BCHW = GridDecoder(model, context)(rows, columns)
         wanted = [
             read_lattice(source.to(device), *values, frame=aspect_of(canvas), background_C=self.background)
             for canvas, source in zip(bucket.canvases, sources, strict=True)
         ]
-        error = F.mse_loss(decoded_BCHW.float(), torch.cat(wanted))
-        return error + distance, {"mse": error.detach()} | metrics
+        wanted_BCHW = torch.cat(wanted)
+        error = F.mse_loss(decoded_BCHW.float(), wanted_BCHW)
+        metrics["mse"] = error.detach()
+        if perceptual_weight:
+            seen = self.perceptual(decoded_BCHW, wanted_BCHW)
+            distance, metrics["perceptual"] = distance + perceptual_weight * seen, seen.detach()
+        return error + distance, metrics
 
-    def coordinates(self, cells: int, generator: torch.Generator) -> Tensor:
-        """Absolute coordinates of the lattice along an axis of so many cells, rising, float64 (N,) on the CPU."""
-        uniform_N = torch.rand(self.lattice, generator=generator, device=generator.device).double().cpu()
-        outside = round(self.lattice * self.outside_fraction / 2)  # on each side
+    def coordinates(self, lattice: int, cells: int, generator: torch.Generator) -> Tensor:
+        """Absolute coordinates of a lattice along an axis of so many cells, rising, float64 (N,) on the CPU."""
+        uniform_N = torch.rand(lattice, generator=generator, device=generator.device).double().cpu()
+        outside = round(lattice * self.outside_fraction / 2)  # on each side
         reach = self.model.config.border_rings / cells
-        before_N, inside_N, after_N = uniform_N.split((outside, self.lattice - 2 * outside, outside))
+        before_N, inside_N, after_N = uniform_N.split((outside, lattice - 2 * outside, outside))
         stratum_N = torch.arange(len(inside_N), dtype=torch.float64)
         return torch.cat(
             (
@@ -111,6 +127,13 @@ class ResamplerLoss(nn.Module):
                 0.5 + reach * after_N.sort().values,
             )
         )
+
+
+def window(lattice: int, pixels: int, generator: torch.Generator) -> Tensor:
+    """Absolute coordinates of the centres of `lattice` neighbours among so many pixels along an axis, rising, float64
+    (N,) on the CPU. They are whole pixels, since what is read between them lacks the finest detail."""
+    first = torch.randint(pixels - lattice + 1, (), generator=generator, device=generator.device).cpu()
+    return (torch.arange(lattice, dtype=torch.float64) + 0.5 + first) / pixels - 0.5
 
 
 def targets_of(buckets: Sequence[Bucket], targets: Tensor | Sequence[Tensor]) -> list[list[Tensor]]:
