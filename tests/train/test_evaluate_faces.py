@@ -31,5 +31,7 @@ def test_an_images_edges_and_its_brightness_have_no_energy():
 
 
 def test_an_unknown_section_is_named_before_anything_is_loaded():
-    with pytest.raises(ValueError, match="--only hair: must be of reconstruction, likeness, pose, closest, cost"):
+    with pytest.raises(
+        ValueError, match="--only hair: must be of reconstruction, likeness, pose, closest, cost, sheets"
+    ):
         main(["nowhere", "--only", "cost,hair"])
