@@ -2,6 +2,7 @@
 
 # Annotations are not postponed here: gr.api reads them as they are.
 import math
+import secrets
 from contextlib import nullcontext
 from dataclasses import asdict
 from threading import Semaphore
@@ -15,10 +16,12 @@ from r2id.condition import index_of
 from r2id.demo.serving.generation import GenerationService
 from r2id.demo.serving.worker import SMALL_PIXELS
 from r2id.demo.session import frame_size, png
+from r2id.demo.svg import svg as svg_of
 from r2id.demo.wiring import FAIR, gradio_errors, served_file, served_path
+from r2id.demo.word import resample_row, seeds_of, spell
 from r2id.image_file import open_image
 from r2id.latent import Latent
-from r2id.limits import check_float, check_size
+from r2id.limits import SEEDS, check_float, check_size
 from r2id.pipeline import Pipeline
 from r2id.position import FULL
 
@@ -137,6 +140,58 @@ def endpoints(service: GenerationService) -> None:
             latent.save(file := served_path("latent.safetensors"))
             return gr.FileData(path=str(file))
 
+    def word(
+        http: gr.Request,
+        text: str,
+        height: int = 256,
+        latent_height: int = 8,
+        latent_width: int = 6,
+        seed: int | None = None,
+        one_seed: bool = True,
+        steps: int | None = None,
+        guidance: float | None = None,
+        model: str | None = None,
+        aspect: float | None = None,
+    ) -> tuple[gr.FileData, gr.FileData]:
+        """Write a word with a model of letters or digits. Returns its image (PNG) and its latent (safetensors), one row
+        a letter, which svg takes.
+
+        Args:
+            text: 1 to 12 letters that are labels of the model
+            height: pixels of the image
+            latent_height: cells from top to bottom, of each letter
+            latent_width: cells from left to right, of each letter
+            seed: 0 to 4294967295, random by default
+            one_seed: whether all letters have this seed, which makes them alike, or each the next one
+            steps: denoiser runs, 1 to 1000
+            guidance: how strongly the letter counts; 1 is none
+            model: one that models lists, by default the first
+            aspect: width / height of a letter's frame, by default that of its cells
+        """
+        with gradio_errors(), service.queue.turn(http.session_hash):
+            name, pipe = chosen(model)
+            letters = spell(text, pipe.labels)
+            seed = secrets.randbelow(SEEDS) if seed is None else seed
+            how = dict(latent_size=(latent_height, latent_width), aspect=aspect, steps=steps, guidance=guidance)
+            how["seed"] = seeds_of(seed, len(letters), one_seed=one_seed)
+            *_, last = service.model_steps(name, letters, how)
+            last.latent.save(file := served_path("latent.safetensors"))
+            with decoding:
+                image_CHW = resample_row(pipe.low_priority, last.latent, height=height)
+                parameters = dict(model=name, word="".join(letters), **how)
+                return saved(image_CHW, parameters), gr.FileData(path=str(file))
+
+    def svg(http: gr.Request, latent: gr.FileData, model: str | None = None) -> gr.FileData:
+        """Draw the outline of a latent as an SVG file: where its image crosses one half, exact to 1/4,096 of the frame.
+
+        Args:
+            latent: a file that diffuse, encode or word returned; its rows stand side by side
+            model: the one that made the latent, by default the first
+        """
+        with gradio_errors(), service.queue.turn((http.session_hash, "images")), decoding:
+            text = svg_of(chosen(model)[1].low_priority, Latent.load(uploaded(latent, "latent")))
+            return gr.FileData(path=str(served_file("outline.svg", text.encode())))
+
     def models() -> list[dict[str, Any]]:
         """List the installed models: name, labels, trained latent sizes (cells) and aspects (w / h), defaults."""
         known = (
@@ -158,6 +213,8 @@ def endpoints(service: GenerationService) -> None:
     gr.api(diffuse, **FAIR)
     gr.api(resample, **FAIR)
     gr.api(encode, **FAIR)
+    gr.api(word, **FAIR)
+    gr.api(svg, **FAIR)
     gr.api(models, **FAIR)
 
 

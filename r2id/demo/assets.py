@@ -15,9 +15,9 @@ def template(name: str) -> dict[str, str]:
     return dict(html_template=text(f"{name}.html"), js_on_load=text(f"{name}.js"))
 
 
-def function(name: str) -> str:
-    """The argument `js` of an event: a function of web/events.js."""
-    return f"(...values) => {{ {text('events.js')}; return {name}(...values) }}"
+def function(name: str, file: str = "events.js") -> str:
+    """The argument `js` of an event: a function of web/events.js, or of another file there."""
+    return f"(...values) => {{ {text(file)}; return {name}(...values) }}"
 
 
 def constant(value) -> str:

@@ -67,7 +67,7 @@ def main(weights: Path = Path("weights")) -> None:
     server = dict(server_name=args.host, server_port=args.port, share=args.share, max_file_size="48mb")
     server["max_threads"] = 2 * MAX_WAITING  # as many as may wait, and as many again for what need not
     server |= dict(ssr_mode=False, mcp_server=importlib.util.find_spec("mcp") is not None)
-    look = dict(theme=THEME, css_paths=WEB / "page.css", footer_links=["api"])
+    look = dict(theme=THEME, css_paths=[WEB / "page.css", WEB / "tabs.css"], footer_links=["api"])
     try:
         torch.empty(0, device="cpu" if args.device == "auto" else args.device)
         devices = dict(device=args.device, resampler_device="cpu" if zero_gpu else None)

