@@ -1,6 +1,7 @@
 """A word of up to twelve letters, one latent each, side by side; as PNG and as SVG."""
 
 import html
+import math
 import secrets
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ import gradio as gr
 from r2id.demo.assets import function, template
 from r2id.demo.controls import Number, Slider, generate_request_of, logarithmic_slider
 from r2id.demo.page import SESSION_SECONDS, Page
-from r2id.demo.request import MAX_ZOOM, ViewRequest, sides
+from r2id.demo.request import LIMITS, ViewRequest, sides
 from r2id.demo.session import Session, png
 from r2id.demo.svg import svg
 from r2id.demo.tabs.compare import title
@@ -22,6 +23,7 @@ from r2id.pipeline import Pipeline
 
 FRAMES = ["9:16", "3:4", "1:1", "4:3", "16:9"]
 HEIGHT, MAX_HEIGHT = 256, 1024  # pixels
+MAX_ZOOM = LIMITS["zoom"][1]
 PREVIEW_HEIGHT = 48  # pixels, while the word is generated
 STOP = "Stop writing"
 HEADING, HINT = "A word", "each letter is a latent of its own; the row below is decoded from all of them"
@@ -133,7 +135,7 @@ def build(page: Page) -> None:
                     compare = gr.Checkbox(False, label="compare with the bicubic enlargement", container=False)
                 with gr.Column(min_width=200):
                     zoom = Number(1, minimum=1, maximum=MAX_ZOOM, label="Zoom into the row (×)", elem_classes="typed")
-                    logarithmic_slider(zoom, 0, 12, 0, 0.05, "Zoom")
+                    logarithmic_slider(zoom, 0, math.log2(MAX_ZOOM), 0, 0.05, "Zoom")
                 with gr.Column(min_width=200):
                     x = Slider(0, 100, value=50, step=0.1, label="Centre of the row's zoom, from the left (%)")
                     y = Slider(0, 100, value=50, step=0.1, label="Centre of the row's zoom, from the top (%)")
