@@ -30,8 +30,8 @@ def test_more_cells_make_a_better_image_and_sizes_agree(mnist):
         decoded = mnist.resample(latent, size=(32, 32))
         errors[cells] = 4 * F.mse_loss(decoded, images).item()  # on [-1, 1]
         larger = F.avg_pool2d(mnist.resample(latent, size=(64, 64)), 2)
-        assert F.mse_loss(larger, decoded) < 10**-3.8
-    assert errors[4] < 0.025 and errors[8] < 0.008 and errors[10] < 0.006
+        assert F.mse_loss(larger, decoded) < 10**-3.7  # 37 dB
+    assert errors[4] < 0.02 and errors[8] < 0.004 and errors[10] < 0.003
     assert errors[4] > errors[8] > errors[10]
 
 
