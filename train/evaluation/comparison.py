@@ -224,14 +224,14 @@ def measure(
     """Fills the results, from the cache where it has them."""
     seen = (*judging.judge.state_dict().values(), judging.real.images, judging.real.labels)
     judged = fingerprint(*(tensor.cpu().numpy().tobytes() for tensor in seen))
-    for column in progress_bar(results.columns, "sizes", "size"):
+    for column in progress_bar(results.columns, "sizes", unit="size"):
         distance = column.count >= protocol.frechet
         key = f"real {column.title} {fingerprint(judged, repr((column, distance)))}"
         if key not in cache.cells:
             cache.keep(key, judging.real_figures(column, distance=distance))
         results.real[column.title] = cache.cells[key]
         cells = [(system, cell) for system in systems for cell in methods_of(system.pipe.config, column)]
-        for system, cell in progress_bar(cells, column.title, "cell"):
+        for system, cell in progress_bar(cells, column.title, unit="cell"):
             metadata = repr((cell, distance, protocol.shown, system.pipe.device, machine()))
             key = f"{system.name} {cell.method} {column.title} {fingerprint(system.fingerprint, judged, metadata)}"
             if "ms" not in cache.cells.get(key, {}):

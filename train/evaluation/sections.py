@@ -219,7 +219,7 @@ def loss(e: Evaluation) -> Iterator[Table]:
     x0_NChw = ((x0_NChw - mean_C11) / std_C11).to(device)
     weights_NL = one_hot(e.real.labels[:count], len(pipe.labels)).to(device)
     positions, rows = pipe.positions(e.base, 1.0).to(device), []
-    for t in progress_bar((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS, "loss", "level"):
+    for t in progress_bar((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS, "loss", unit="level"):
         alpha_bar_B, squares_K = pipe.config.schedule.alpha_bar(t[None], cells=e.base), torch.zeros(2)
         for x0_BChw, weights_BL in zip(x0_NChw.split(BATCH), weights_NL.split(BATCH), strict=True):
             noise_BChw = torch.randn(x0_BChw.shape, generator=rng).to(device)
