@@ -31,6 +31,7 @@ from r2id.limits import (
     MAX_GUIDANCE,
     MAX_IMAGE_CELLS,
     MAX_STEPS,
+    SEEDS,
     check_cells,
     check_float,
     check_int,
@@ -156,6 +157,7 @@ class Pipeline:
         sampler: str | None = None,
         eta: float = 0.0,
         seed: int | Sequence[int] | None = None,
+        noise: Tensor | None = None,
     ) -> Iterator[DiffusionStep]:
         """Labels → latents of latent_size = (h, w) cells, after every step.
 
@@ -165,6 +167,7 @@ class Pipeline:
         guidance: g of null + g·(cond - null), 1 for none, within guidance_interval in t.
         sampler: "dpm++" or "ddim"; eta: noise added between steps, with "ddim" only.
         seed: 0…2³²-1, row i uses seed + i; a list gives each row its own; default: a random one.
+        noise: float32 (B, C, h, w) to start from in place of the seeds', see `seed_noise`; the latents name no seeds.
 
         Arguments left None use `config.defaults`; its guidance interval is mapped to times of equal noise at the
         requested size. Raises ValueError at once for anything out of range, and at a step whose result is NaN.
@@ -188,6 +191,10 @@ class Pipeline:
         solver = solver_of(defaults.sampler if sampler is None else sampler, check_float(eta, "eta", 0.0, 10.0))
         seeds = row_seeds(seed, len(rows))
         names = tuple(named(row, config.labels) for row in weights)
+        shape = (config.latent_channels, *latent_size)
+        given = (getattr(noise, "dtype", None), tuple(getattr(noise, "shape", ())))
+        if noise is not None and (given != (torch.float32, (len(rows), *shape)) or not noise.isfinite().all()):
+            raise ValueError(f"noise: must be a finite float32 tensor {(len(rows), *shape)}, a row for each label")
 
         mean, std = (
             torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (config.latent_mean, config.latent_std)
@@ -208,15 +215,15 @@ class Pipeline:
 
         def sampled(part: slice) -> Iterator[SampleStep]:
             generators = [torch.Generator().manual_seed(s) for s in seeds[part]]
-            shape = (config.latent_channels, *latent_size)
 
-            def noise() -> Tensor:  # by row and on the CPU: a seed means one image whatever the batch and the device
+            def fresh() -> Tensor:  # by row and on the CPU: a seed means one image whatever the batch and the device
                 return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
             weights_BL = torch.tensor(weights[part], device=self.device).view(len(generators), len(config.labels))
             with torch.no_grad():
                 tokens_BND = self.denoiser.condition(weights_BL)
-            return sample_rows(noise(), tokens=tokens_BND, row_noise=noise)
+            start_BChw = fresh() if noise is None else noise[part].to(self.device)
+            return sample_rows(start_BChw, tokens=tokens_BND, row_noise=fresh)
 
         def diffused() -> Iterator[DiffusionStep]:
             parts = _parts(len(rows), BATCH_CELLS // math.prod(latent_size))
@@ -225,9 +232,14 @@ class Pipeline:
                 index = batch[0].index
                 if tensor.isnan().any():
                     raise ValueError(f"step {index} of {steps}: the denoiser gave NaN; use other weights")
-                yield DiffusionStep(index, steps, Latent(tensor, aspect, seeds, names))
+                yield DiffusionStep(index, steps, Latent(tensor, aspect, seeds if noise is None else None, names))
 
         return diffused()
+
+    def seed_noise(self, seed: int, latent_size: tuple[int, int] | None = None) -> Tensor:
+        """The noise (C, h, w) that `diffuse` starts from at this seed and latent_size."""
+        generator = torch.Generator().manual_seed(check_int(seed, "seed", 0, SEEDS - 1))
+        return torch.randn((self.config.latent_channels, *self._cells(latent_size)), generator=generator)
 
     def denoise(
         self,

@@ -1,21 +1,26 @@
-"""Animations of one latent: sweeps of size, aspect ratio or zoom, and GIF files."""
+"""Animations of one latent: sweeps of size, aspect ratio or zoom; files of animations as GIF, WebP and MP4."""
 
 from __future__ import annotations
 
 import io
 import math
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from r2id.demo.illustrations import INK, decode_view, font, resize_box
 from r2id.demo.request import ViewRequest
 from r2id.latent import Latent
-from r2id.limits import check_int
+from r2id.limits import check_choice, check_int
 from r2id.pipeline import Pipeline
 
 SWEEPS = ("size", "ratio", "zoom")
+KINDS = ("gif", "webp", "mp4")
 SMALLEST, LARGEST = 8, 512  # long sides in a sweep of sizes, pixels
 NARROWEST = 9 / 16  # width / height at the start of a sweep of ratios; it ends at the inverse
 MAGNIFICATION = 8.0  # at the end of a sweep of zooms, if the view is not zoomed
@@ -74,16 +79,69 @@ def _framed(image: Image.Image, size: tuple[int, int], caption: str, side: int) 
     return canvas
 
 
-def gif(frames: Sequence[Image.Image], seconds: float) -> bytes:
-    """A GIF that loops forever, `seconds` per round. Grey images are exact, colours share one palette of 256.
+def encode(frames: Sequence[Image.Image], seconds: float, kind: str) -> bytes:
+    """An animation file of a kind in KINDS that loops forever, `seconds` per round; MP4 loops where its player does.
 
-    Raises ValueError for no frames, frames of different sizes, and less than 0.02 seconds per frame.
+    Raises ValueError for another kind, for what `gif` refuses, and for "mp4" where ffmpeg is not installed.
     """
+    check_choice(kind, "kind", KINDS)
+    return {"gif": gif, "webp": webp, "mp4": mp4}[kind](frames, seconds)
+
+
+def webp(frames: Sequence[Image.Image], seconds: float) -> bytes:
+    """An animated WebP, see `encode`: colours are nearly exact."""
+    frames = [frame.convert("RGB") for frame in _checked(frames, seconds)]
+    buffer, each = io.BytesIO(), round(1000 * seconds / len(frames))
+    options = dict(save_all=True, append_images=frames[1:], duration=each, loop=0, quality=90, method=2)
+    frames[0].save(buffer, "WEBP", **options)
+    return buffer.getvalue()
+
+
+def mp4(frames: Sequence[Image.Image], seconds: float) -> bytes:
+    """An MP4 with H.264, see `encode`; odd sizes grow by a pixel."""
+    frames = _checked(frames, seconds)
+    width, height = frames[0].size
+    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{len(frames) / seconds:.6f}"]
+    coded = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "animation.mp4"
+        command = [_ffmpeg(), "-v", "error", *given, "-i", "-", *coded, "-movflags", "+faststart", str(file)]
+        pixels = b"".join(frame.convert("RGB").tobytes() for frame in frames)
+        done = subprocess.run(command, input=pixels, capture_output=True, timeout=120)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+            raise ValueError(f"MP4 could not be written ({said[-1][:100]}): choose GIF or WebP")
+        return file.read_bytes()
+
+
+def _ffmpeg() -> str:
+    """The program. Raises ValueError, one line, if there is none."""
+    if found := shutil.which("ffmpeg"):
+        return found
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+
+        return get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        remedy = "install ffmpeg or pip install imageio-ffmpeg, or choose GIF or WebP"
+        raise ValueError(f"MP4 needs ffmpeg, which is not installed here: {remedy}") from None
+
+
+def _checked(frames: Sequence[Image.Image], seconds: float) -> list[Image.Image]:
     frames = list(frames)
     if len({frame.size for frame in frames}) != 1:
         raise ValueError(f"{len(frames)} frames: must be at least 1, all of one size")
     if not seconds >= SHORTEST * len(frames):  # NaN is not
         raise ValueError(f"{seconds:g} seconds for {len(frames)} frames: must be {SHORTEST * len(frames):g} or more")
+    return frames
+
+
+def gif(frames: Sequence[Image.Image], seconds: float) -> bytes:
+    """A GIF that loops forever, `seconds` per round. Grey images are exact, colours share one palette of 256.
+
+    Raises ValueError for no frames, frames of different sizes, and less than 0.02 seconds per frame.
+    """
+    frames = _checked(frames, seconds)
     if any(frame.mode != "L" for frame in frames):
         frames = [frame.convert("RGB") for frame in frames]
         # One palette from some pixels of all frames: separate ones would make still parts flicker.

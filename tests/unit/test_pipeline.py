@@ -62,6 +62,16 @@ def test_a_list_gives_each_row_its_seed(tiny):
     close(listed.tensor[1:2], tiny.diffuse([3], seed=2, **LATENT).tensor)
 
 
+def test_the_noise_of_a_seed_gives_its_latent(tiny):
+    how = dict(latent_size=(4, 6), steps=2)
+    noise_BChw = torch.stack([tiny.seed_noise(seed, (4, 6)) for seed in (9, 3)])
+    latent = tiny.diffuse([1, 2], noise=noise_BChw, **how)
+    assert torch.equal(latent.tensor, tiny.diffuse([1, 2], seed=[9, 3], **how).tensor) and latent.seeds is None
+    for bad in (noise_BChw[:1], noise_BChw.double(), noise_BChw * torch.inf, "noise"):
+        with pytest.raises(ValueError, match=r"noise: must be a finite float32 tensor \(2, 3, 4, 6\)"):
+            tiny.diffuse([1, 2], noise=bad, **how)
+
+
 def test_seeds_wrap_around(tiny):
     wrapped = tiny.diffuse([3, 3], seed=2**32 - 1, **LATENT)
     assert wrapped.seeds == (2**32 - 1, 0)

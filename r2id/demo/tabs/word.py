@@ -122,7 +122,7 @@ def build(page: Page) -> None:
             frame = gr.Radio(FRAMES, value="3:4", label="Frame of each letter (w : h)")
             with gr.Row():
                 press = gr.Button("Write the word", variant="primary", min_width=140, elem_id="write-word")
-                halt = gr.Button(STOP, min_width=130, scale=0, interactive=False)
+                halt = gr.Button(STOP, size="sm", min_width=110, scale=0, interactive=False)
         with gr.Column(scale=3, min_width=320):
             said = gr.HTML(title(HEADING, HINT))
             image = gr.HTML(elem_classes="row-image")
