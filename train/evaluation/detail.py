@@ -46,7 +46,7 @@ def outline(e: Evaluation) -> Iterator[Table | Note]:
     fonts, letters, size = e.glyphs.fonts, e.glyphs.order[: e.protocol.outline], name((e.size, e.size))
     options = {"encoder_size": e.size, "sizes": e.protocol.outline_sizes}
     rows, edges = [], []
-    for cells in progress_bar(e.protocol.outline_cells, "outline", "latent"):
+    for cells in progress_bar(e.protocol.outline_cells, "outline", unit="latent"):
         for row in against_outline(e.pipe, fonts, letters, latent_size=cells, **options):
             rows.append((name(cells), *row.values()))
         found = edges_against_outline(e.pipe, fonts, letters, latent_size=cells, encoder_size=e.size)
