@@ -6,11 +6,8 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import datasets
 import pytest
 import torch
-from digits import digit_bytes
-from PIL import Image
 
 from train import ablate, train_denoiser, train_resampler
 from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
@@ -73,35 +70,23 @@ def test_every_training_takes_the_column_of_the_labels(tmp_path, monkeypatch):
     assert given[0] == ["--data", "images", "--label-column", "breed"] and "--label-column" not in commands[1]
 
 
-def test_tables_are_kept_and_so_is_what_was_trained(tmp_path, monkeypatch, quick):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-        for number, pixels in enumerate(digit_bytes()):
-            (tmp_path / "data" / "train" / str(number % 10)).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(tmp_path / "data" / "train" / str(number % 10) / f"{number:02}.png")
-        small = ["model.width=24", "model.heads=2", "optimisation.batch=4"]
-        first = [*small, "linear_codec_steps=3"]
-        monkeypatch.setattr(ablation, "RESAMPLER", {"as shipped": first, "half": [*first, "model.harmonics=2"]})
-        monkeypatch.setattr(
-            ablation, "DENOISER", {"as shipped": small, "epsilon": [*small, 'model.prediction_type="epsilon"']}
-        )
-        monkeypatch.setattr(ablation, "CELLS", ((4, 4),))
-        command = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
-        command += ["--steps", "2", "--denoiser-steps", "2", "--generated", "20"]
+def test_tables_are_kept_and_so_is_what_was_trained(images, tmp_path, monkeypatch, quick):
+    small = ["model.width=24", "model.heads=2", "optimisation.batch=4"]
+    first = [*small, "linear_codec_steps=3"]
+    monkeypatch.setattr(ablation, "RESAMPLER", {"as shipped": first, "half": [*first, "model.harmonics=2"]})
+    second = {"as shipped": small, "epsilon": [*small, 'model.prediction_type="epsilon"']}
+    monkeypatch.setattr(ablation, "DENOISER", second)
+    monkeypatch.setattr(ablation, "CELLS", ((4, 4),))
+    command = ["--data", images, "--out", str(tmp_path), "--steps", "2", "--denoiser-steps", "2", "--generated", "20"]
 
-        def read() -> list[str]:
-            return [
-                (tmp_path / "out" / f"{stage}.md").read_text(encoding="utf-8") for stage in ("resampler", "denoiser")
-            ]
+    def run() -> tuple[dict, list[str]]:
+        """When each state was written, and the tables."""
+        ablate.main(command)
+        states = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("state.safetensors")}
+        return states, [(tmp_path / f"{stage}.md").read_text(encoding="utf-8") for stage in ("resampler", "denoiser")]
 
-        ablate.main(command)
-        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("state.safetensors")}
-        tables = read()
-        assert len(before) == 4 and all("| as shipped |" in table for table in tables)
-        assert "edge-aligned" in tables[0] and "| epsilon |" in tables[1] and "nan" not in "".join(tables)
-        torch.manual_seed(1)
-        ablate.main(command)
-        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("state.safetensors")} == before
-        assert [
-            (tmp_path / "out" / f"{stage}.md").read_text(encoding="utf-8") for stage in ("resampler", "denoiser")
-        ] == tables
+    states, tables = run()
+    assert len(states) == 4 and all("| as shipped |" in table for table in tables)
+    assert "edge-aligned" in tables[0] and "| epsilon |" in tables[1] and "nan" not in "".join(tables)
+    torch.manual_seed(1)
+    assert run() == (states, tables)

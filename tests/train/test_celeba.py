@@ -6,7 +6,6 @@ import io
 import sys
 from pathlib import Path
 
-import datasets
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -52,9 +51,7 @@ def rows(folder: Path, split: str) -> list[dict]:
     return pq.read_table(folder / f"{split}-00000-of-00001.parquet").to_pylist()
 
 
-def test_the_set_is_read_with_its_labels_and_their_names(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
+def test_the_set_is_read_with_its_labels_and_their_names(files, tmp_path):
     assert build(files, tmp_path / "out") == {"train": 45, "test": 5}
     found = load_images(str(tmp_path / "out"), "test", size=128)
     assert found.names == POSES and found.images.shape == (5, 3, 128, 128)

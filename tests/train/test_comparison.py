@@ -9,7 +9,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -276,11 +275,10 @@ def test_bad_input_is_named(folders, grey_pixels, tiny_pixels, tmp_path):
     refused("comparison.json: not a comparison; remove it", *folders)
 
 
-def test_command_line(folders, tmp_path, monkeypatch):
+def test_command_line(folders, monkeypatch):
     calls = []
     monkeypatch.setattr(evaluate, "present_split", lambda load, split: split)
     monkeypatch.setattr(evaluate, "compare", lambda *args, **options: calls.append((args, options)))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     evaluate.main(["--compare", *folders, "--data", "somewhere", "--generated", "20", "--count", "50"])
     ((weights, _, loader, split, folder), options) = calls[0]
     assert (weights, split, str(folder)) == (folders, "test", "runs/comparison")

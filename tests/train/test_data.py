@@ -26,12 +26,6 @@ NAMES = ("ant", "bee", "cat")
 COUNT = 24
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-
-
 def file_of(number: int, mode: str = "L") -> bytes:
     """A PNG whose colour tells its number, and so its label, number mod 3."""
     file = io.BytesIO()

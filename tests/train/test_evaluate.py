@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import datasets
 import pytest
 import torch
 from digits import digit_bytes
@@ -40,14 +39,12 @@ def missing(*_):
 
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(sections, "SHEET_SIDE", 16)
     monkeypatch.setattr(sections, "SHEET_SIZES", (4, 16))
     for constant, value in (("SIZES", (4, 16)), ("ZOOMS", (1, 8)), ("SHOWN", 16)):
         monkeypatch.setattr(detail, constant, value)
     for judge in ("read_letters", "mobilenet_features"):
         monkeypatch.setattr(detail, judge, missing)
-    datasets.disable_progress_bars()
 
 
 @pytest.fixture

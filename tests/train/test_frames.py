@@ -7,12 +7,11 @@ import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
-import datasets
 import pytest
 import torch
 from PIL import Image
+from scripts import DENOISER, RESAMPLER
 from test_data import save_parquet
-from test_train import DENOISER, RESAMPLER
 from torch import nn
 
 from r2id import R2ID, CrossAttentionR2IR, CrossAttentionR2IRConfig, Pipeline, R2IDConfig
@@ -119,14 +118,6 @@ def test_a_frame_of_its_own_is_not_squashed():
     across, down = torch.linspace(0, 1, 96).expand(1, 64, 96), torch.linspace(0, 2 / 3, 64)[:, None].expand(1, 64, 96)
     steep = [own_frame(ramp, 16, WIDEST).diff(dim=axis).mean() for ramp, axis in ((across, 2), (down, 1))]
     assert steep[0] == pytest.approx(steep[1].item(), rel=0.02)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        datasets.disable_progress_bars()
-        yield
 
 
 def box_of(number: int) -> Image.Image:

@@ -22,7 +22,6 @@ from test_data import (
     save_shards,
     save_tars,
 )
-from test_data import own_cache as own_cache
 
 from train.data import images as data
 from train.data import sources

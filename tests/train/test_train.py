@@ -2,172 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
-from digits import digit_bytes, digits
+from digits import digits
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from scripts import DENOISER, RESAMPLER, metrics, train, write
 
 from r2id import Pipeline
-from r2id.position import grid_positions
 from train import export, train_denoiser, train_resampler
 from train.engine import cli
-from train.engine.flops import count_flops
 from train.engine.state import load_state, save_state, states
 from train.losses import latent_source
 
 ROOT = Path(__file__).parents[2]
-
-RESAMPLER = """
-name = "small"
-encoder_size = 16
-decoder_size = 16
-lattice = 12
-
-[shape_sampler]
-cells = [3, 5]
-
-[model]
-latent_channels = 3
-width = 16
-heads = 2
-encoder_blocks = 1
-decoder_blocks = 1
-encoder_harmonics = 2
-decoder_harmonics = 2
-features = 4
-pixel_width = 8
-
-[optimisation]
-batch = 6
-warmup = 5
-evaluate_every = 25
-
-[[optimisation.phases]]
-steps = 25
-rate = [3e-3, 3e-3]
-
-[[optimisation.phases]]
-steps = 5
-rate = [3e-3, 1e-4]
-"""
-
-DENOISER = """
-name = "small"
-
-[shape_sampler]
-cells = [3, 5]
-
-[model]
-width = 16
-heads = 2
-encoder_blocks = 1
-decoder_blocks = 1
-noise_width = 8
-
-[optimisation]
-batch = 6
-warmup = 5
-
-[[optimisation.phases]]
-steps = 6
-rate = [3e-3, 1e-4]
-
-[defaults]
-steps = 3
-guidance = 2.5
-sampler = "ddim"
-latent_size = [4, 5]
-"""
-
-
-PIXELS = """
-name = "small"
-pixels = true
-training_size = 16
-
-[schedule]
-shift_power = 0.0
-input_scale = 0.8
-
-[model]
-width = 16
-heads = 2
-encoder_blocks = 1
-decoder_blocks = 1
-noise_width = 8
-
-[optimisation]
-batch = 6
-warmup = 5
-
-[[optimisation.phases]]
-steps = 25
-rate = [3e-3, 1e-3]
-cells = [8, 8]
-
-[[optimisation.phases]]
-steps = 5
-rate = [1e-3, 1e-4]
-
-[defaults]
-steps = 2
-latent_size = [16, 16]
-"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        datasets.disable_progress_bars()
-        yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> str:
-    """The 64 digits as an image folder, 20 of them once more as the test set."""
-    folder = tmp_path_factory.mktemp("images")
-    for split, count in (("train", 64), ("test", 20)):
-        for number, pixels in enumerate(digit_bytes()[:count]):
-            (folder / split / str(number % 10)).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / split / str(number % 10) / f"{number:02}.png")
-    return str(folder)
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def write(folder: Path, text: str) -> str:
-    path = folder / f"{'resampler' if 'lattice' in text else 'denoiser'}.toml"
-    path.write_text(text, encoding="utf-8")
-    return str(path)
-
-
-def train(folder: Path, images: str, resampler: str = RESAMPLER, denoiser: str = DENOISER) -> Path:
-    """Both stages and the export. → the weights' folder, beside `run`."""
-    run = str(folder / "run")
-    train_resampler.main(["--config", write(folder, resampler), "--data", images, "--out", run])
-    train_denoiser.main(["--config", write(folder, denoiser), "--data", images, "--out", run])
-    export.main([run, str(folder / "weights")])
-    return folder / "weights"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, images) -> Path:
-    return train(tmp_path_factory.mktemp("trained"), images)
 
 
 def test_exported_weights_diffuse_resample_and_encode(trained):
@@ -285,64 +140,6 @@ def test_the_published_recipes_train_by_the_same_scripts(images, tmp_path):
     assert image.shape == (1, 1, 18, 32) and image.isfinite().all()
 
 
-@pytest.fixture(scope="module")
-def trained_on_pixels(tmp_path_factory, images) -> Path:
-    folder = tmp_path_factory.mktemp("pixels")
-    train_denoiser.main(["--config", write(folder, PIXELS), "--data", images, "--out", str(folder / "run")])
-    export.main([str(folder / "run"), str(folder / "weights")])
-    return folder / "weights"
-
-
-def test_a_pixel_space_system_needs_one_stage(trained_on_pixels):
-    files = ["README.md", "config.json", "denoiser.safetensors", "samples.png"]
-    assert sorted(path.name for path in trained_on_pixels.iterdir()) == files
-    pipe = Pipeline.from_pretrained(trained_on_pixels, device="cpu")
-    config = pipe.config
-    assert (config.resampler, config.channels, config.denoiser.latent_channels) == (None, 1, 1)
-    assert (config.encoder_size, config.trained_cells, config.trained_aspects) == (16, (16, 16), (1, 1))
-    assert (config.latent_mean, config.latent_std, config.background, config.fit) == ((0,), (1,), (0,), "contain")
-    assert config.schedule.input_scale == 0.8
-    latent = pipe.diffuse([3, "7"], seed=1)
-    assert latent.tensor.shape == (2, 1, 16, 16)
-    assert pipe.resample(latent, size=(40, 24)).shape == (2, 1, 40, 24)
-    with Image.open(trained_on_pixels.parent / "run" / "denoiser" / "samples-000030.png") as sheet:
-        assert sheet.width > 640 and sheet.height > 320
-
-
-def test_what_training_cost_is_exported(trained, trained_on_pixels):
-    small = Pipeline.from_pretrained(trained_on_pixels, device="cpu").config.training
-    assert (small.images, small.steps) == (30 * 6, 30) and small.seconds > 0
-    both = Pipeline.from_pretrained(trained, device="cpu").config.training
-    cost = [load_state(trained.parent / "run" / stage).metadata["cost"] for stage in ("resampler", "denoiser")]
-    assert asdict(both) == {key: cost[0][key] + cost[1][key] for key in cost[0]} and both.steps == 36
-
-
-def test_operations_are_those_of_all_steps(trained_on_pixels):
-    state = load_state(trained_on_pixels.parent / "run" / "denoiser")
-    model = Pipeline.from_pretrained(trained_on_pixels, device="cpu").denoiser.requires_grad_(True)
-    counts = []
-    for side in (8, 16):
-        with count_flops() as counter:
-            tokens = model.condition(torch.eye(10)[:6])
-            inputs = torch.zeros(6, 1, side, side), torch.full((6,), 0.5), grid_positions((side, side), 1.0)
-            model(*inputs, (tokens,)).prediction.sum().backward()
-        counts.append(counter.get_total_flops())
-    # The first of 20 steps is counted for all of them: steps 1 and 21, both in the phase of small images.
-    assert state.metadata["cost"]["operations"] == pytest.approx(30 * counts[0], rel=0.02)
-    assert counts[1] > 4 * counts[0]  # attention is counted too
-
-
-def test_a_run_that_began_without_counting_goes_on_and_its_cost_is_unknown(trained_on_pixels, images, tmp_path):
-    state = load_state(trained_on_pixels.parent / "run" / "denoiser")
-    del state.metadata["cost"]
-    save_state(tmp_path / "run" / "denoiser", state)
-    longer = PIXELS.replace("steps = 5", "steps = 7")
-    train_denoiser.main(["--config", write(tmp_path, longer), "--data", images, "--out", str(tmp_path / "run")])
-    assert load_state(tmp_path / "run" / "denoiser").metadata["step"] == 32
-    export.main([str(tmp_path / "run"), str(tmp_path / "weights")])
-    assert Pipeline.from_pretrained(tmp_path / "weights", device="cpu").config.training is None
-
-
 def test_export_takes_the_defaults_of_a_recipe(trained, tmp_path):
     recipe = write(tmp_path, DENOISER.replace("guidance = 2.5", "guidance = 1.25"))
     export.main([str(trained.parent / "run"), str(tmp_path / "weights"), "--config", recipe])
@@ -370,49 +167,6 @@ def test_a_phase_of_the_decoder_alone_leaves_latents_as_they_are(trained, images
     latent, same = (pipe.encode(digit_BCHW, latent_size=(4, 4)) for pipe in (before, after))
     assert torch.equal(latent.tensor, same.tensor)
     assert (before.resample(latent, size=(16, 16)) - after.resample(latent, size=(16, 16))).abs().max() > 1e-3
-
-
-ROLLOUT = """
-[rollout]
-epochs = 1
-real = 3
-steps = [2, 3]
-
-[[rollout.phases]]
-steps = {steps}
-rate = [0.0, 0.0]
-ema = 0.5
-distill_cells = [3, 5]
-"""
-
-
-def test_a_rollout_phase_begins_with_the_averages_and_resumes(trained, images, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(trained.parent / "run", run)
-    before = load_state(run / "denoiser").part("ema")
-    for steps in (1, 2):
-        recipe = write(tmp_path, DENOISER + ROLLOUT.format(steps=steps))
-        train_denoiser.main(["--config", recipe, "--data", images, "--out", str(run)])
-        state = load_state(run / "denoiser")
-        assert state.metadata["step"] == 6 + steps
-        for name, value in state.part("model").items():  # a rate of 0 leaves what it began with
-            torch.testing.assert_close(value, before[name])
-    logged = metrics(run / "denoiser")
-    assert {"energy", "read by critics"} <= logged[-1].keys() and logged[-1]["moved"] == 0
-    teacher = load_file(run / "denoiser" / "teacher-0.safetensors")
-    assert all(torch.equal(value, before[name]) for name, value in teacher.items())
-
-
-def test_what_a_rollout_phase_moves_is_measured_from_where_it_began(trained, images, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(trained.parent / "run", run)
-    state = load_state(run / "denoiser")
-    began = {name: value + 0.1 for name, value in state.part("ema").items()}  # what a stopped run had written
-    save_file(began, run / "denoiser" / "teacher-0.safetensors")
-    recipe = write(tmp_path, DENOISER + ROLLOUT.format(steps=1))
-    train_denoiser.main(["--config", recipe, "--data", images, "--out", str(run)])
-    last = metrics(run / "denoiser")[-1]
-    assert last["moved"] > 1e-4 and last["loss"] > 9 * last["moved"]
 
 
 def test_a_denoiser_trains_on_cached_mirrored_latents(trained, images, tmp_path, capfd):
