@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from train.engine import loop
-from train.engine.flops import count_flops
 from train.engine.loop import Progress, Run, differences, generator
 from train.engine.recipe import Optimisation, Phase
 from train.engine.state import load_state, states
@@ -394,14 +393,3 @@ def test_a_compiled_step_is_the_same_step(tmp_path, monkeypatch):
 def test_a_recipe_that_cannot_be_run_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Optimisation(**{"phases": SMALL.phases, **options})
-
-
-@pytest.mark.parametrize("groups", [1, 16])
-def test_a_backward_pass_counts_twice_the_forward_pass(groups):
-    convolution, x = nn.Conv2d(16, 16, 7, padding=3, groups=groups), torch.randn(2, 16, 8, 8, requires_grad=True)
-    with count_flops() as forward:
-        y = convolution(x)
-    with count_flops() as backward:
-        y.sum().backward()
-    assert forward.get_total_flops() == 2 * y.numel() * 16 // groups * 49
-    assert backward.get_total_flops() == 2 * forward.get_total_flops()

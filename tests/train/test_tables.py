@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_sources import as_zip, classes, image, noted, put, read, refused
+from test_archives import as_zip
+from test_sources import classes, image, noted, put, read, refused
 
 from train.data.images import load_images
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -313,62 +311,6 @@ def test_decoded_points_are_those_of_all_pixels(tiny, latent, size):
     """Of a frame of 3 x 4 cells and a decoder of 8 pixels: 4 x 16 has R = 4, so 2 x 2 points a pixel."""
     expected = {(9, 7): 2 * 63 * 4, (4, 16): 2 * 64 * 4}
     assert tiny.decoded_points(latent, size=size, fit="contain") == expected[size]
-
-
-# context
-
-
-@pytest.fixture
-def contexts(monkeypatch):
-    """Weak references to every context that is made."""
-    made, prepare = [], R2IR.prepare
-
-    def counted(*args):
-        result = prepare(*args)
-        made.append(weakref.ref(result))
-        return result
-
-    monkeypatch.setattr(R2IR, "prepare", counted)
-    return made
-
-
-def test_context_is_made_once_for_a_latent(tiny, contexts):
-    latent = tiny.encode(torch.rand(1, 1, 8, 8), latent_size=(2, 2))
-    for size in SIZES:
-        tiny.resample(latent, size=size)
-    assert len(contexts) == 1
-    tiny.resample(replace(latent, aspect=2.0), size=(8, 8))  # the same cells, another frame
-    assert len(contexts) == 2
-
-
-def test_context_dies_with_its_latent(tiny, latent, contexts):
-    mortal = tiny.encode(torch.rand(1, 1, 8, 8), latent_size=(2, 2))
-    tiny.resample(mortal, size=(8, 8))
-    tensor = weakref.ref(mortal.tensor)
-    del mortal
-    gc.collect()
-    assert tensor() is None  # the pipeline does not keep it
-    tiny.resample(latent, size=(8, 8))
-    assert contexts[0]() is None
-
-
-def test_only_the_last_few_contexts_are_kept(tiny, contexts):
-    latents = [tiny.encode(torch.rand(1, 1, 8, 8), latent_size=(2, 2)) for _ in range(pipeline.CACHED + 2)]
-    for latent in latents:
-        tiny.resample(latent, size=(8, 8))
-    gc.collect()
-    assert sum(context() is not None for context in contexts) == pipeline.CACHED
-
-
-@pytest.mark.parametrize("inference", [False, True])
-def test_a_changed_latent_is_not_stale(tiny, inference):
-    with torch.inference_mode(inference):
-        latent = tiny.encode(torch.rand(2, 1, 8, 8), latent_size=(2, 2))
-        before = tiny.resample(latent, size=(8, 8))
-        latent.tensor[0] *= -0.5
-        after, fresh = tiny.resample(latent, size=(8, 8)), Latent(latent.tensor.clone(), latent.aspect)
-        assert torch.equal(after, tiny.resample(fresh, size=(8, 8))) and not torch.allclose(after, before)
-    assert torch.equal(tiny.resample(latent, size=(8, 8)), after)
 
 
 # encode
