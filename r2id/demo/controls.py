@@ -1,5 +1,6 @@
 """The page's controls, and the `GenerateRequest` and `ViewRequest` that they describe."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -7,12 +8,13 @@ import gradio as gr
 from gradio import component_meta
 
 from r2id.demo.assets import function
-from r2id.demo.request import GenerateRequest, ViewRequest
+from r2id.demo.request import MAX_ZOOM, GenerateRequest, ViewRequest
 from r2id.limits import SEEDS
 from r2id.pipeline import Pipeline
 from r2id.sampler import SAMPLERS
 
 MAX_SIDE, MAX_STEPS, MAX_COUNT = 4096, 100, 16  # pixels, denoiser runs, images
+SIDE = 512  # long side in pixels of the first image, and after Reset
 RATIOS = ["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9"]
 NAMES = {  # fields of GenerateRequest as the page calls them
     "model": "model", "label": "label", "other": "second label", "blend": "share of the second label",
@@ -59,53 +61,65 @@ def ratio_control(title: str) -> gr.Dropdown:
     return control
 
 
-def generate_column() -> tuple[list[gr.components.Component], dict[str, gr.components.Component]]:
-    """Controls in the order of GenerateRequest's fields, then the seed's lock; and the other components by name."""
-    gr.HTML("<h2>Generate <small>makes a latent</small></h2>")
-    with gr.Row():
-        label, model = (Dropdown(label=name, min_width=80) for name in ("Label", "Model"))
-    with gr.Row():
-        other = Dropdown([("none", "")], value="", label="Blended with", min_width=80)
-        blend = Slider(0, 100, value=50, step=5, precision=0, label="Share (%)", min_width=80, elem_classes="narrow")
-    count = Slider(1, MAX_COUNT, value=1, step=1, precision=0, label="Number of images")
-    cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size, long side (cells)")
-    shape = ratio_control("Latent ratio (w : h)")
-    with gr.Row():
-        follow = gr.Checkbox(False, label="follows the image's ratio", min_width=100)
-        grid = gr.HTML(elem_id="cells")
-    with gr.Row():
-        seed = gr.Number(0, precision=0, minimum=0, maximum=SEEDS - 1, label="Seed", min_width=100)
-        lock = gr.Checkbox(False, label="keep this seed", min_width=100)
-    generate = gr.Button("Generate", variant="primary", interactive=False)
-    note = gr.HTML(elem_id="note")
-    with gr.Accordion("Advanced", open=False):
-        steps = Slider(1, MAX_STEPS, value=20, step=1, precision=0, label="Steps (denoiser runs)")
-        guidance = Slider(0, 8, value=1.5, step=0.05, label="Guidance (×, 1 is none)")
-        sampler = gr.Dropdown(list(SAMPLERS), value="dpm++", label="Sampler")
-        eta = Slider(0, 2, value=0, step=0.05, label="η: fresh noise at every step (×, ddim only)")
-    controls = [model, label, other, blend, count, cells, shape, steps, guidance, sampler, eta, seed, lock]
-    return controls, dict(follow=follow, grid=grid, note=note, generate=generate)
-
-
-def view_column() -> tuple[list[gr.components.Component], gr.Button]:
-    """Controls in the order of ViewRequest's fields, and the button that resets them."""
-    gr.HTML(
-        "<h2>Resample <small>the same latent</small></h2><p class=hint>Drag <b>Resolution</b>: nothing is "
-        "generated again or enlarged; every size is decoded from the same few cells.</p>"
-    )
+def first_row() -> dict[str, gr.components.Component]:
+    """What everybody needs, by name: resolution, model, label, Generate, seed and its lock."""
     limits = dict(precision=0, minimum=1, maximum=MAX_SIDE)
-    side = Number(256, label="Resolution, long side (pixels)", elem_classes="typed", **limits)
-    logarithmic_slider(side, 2, 12, 8, 0.05, "Side")
-    ratio = ratio_control("Image ratio (w : h)")
+    with gr.Row(elem_id="first-row"):
+        with gr.Column(scale=5, min_width=260, elem_id="resolution"):
+            side = Number(SIDE, label="Resolution, long side (pixels)", elem_classes="typed", **limits)
+            logarithmic_slider(side, 2, 12, math.log2(SIDE), 0.05, "Side")
+        model, label = (Dropdown(label=name, min_width=96, scale=2) for name in ("Model", "Label"))
+        generate = gr.Button(
+            "Generate", variant="primary", interactive=False, min_width=140, scale=2, elem_id="generate"
+        )
+        with gr.Column(scale=3, min_width=200), gr.Row(elem_id="seed"):
+            seed = gr.Number(0, precision=0, minimum=0, maximum=SEEDS - 1, label="Seed", min_width=90)
+            lock = gr.Checkbox(False, label="keep this seed", container=False, min_width=90)
+    return dict(side=side, model=model, label=label, generate=generate, seed=seed, lock=lock)
+
+
+def latent_drawer(first: dict) -> tuple[list[gr.components.Component], dict[str, gr.components.Component]]:
+    """What else decides the next latent. Returns the controls in the order of GenerateRequest's fields, then the seed's
+    lock; and other components by name. first: what `first_row` gave."""
     with gr.Row():
-        wide = Number(256, label="Width (pixels)", min_width=80, **limits)
-        high = Number(256, label="Height (pixels)", min_width=80, **limits)
-    fit = gr.Radio(["contain", "cover", "stretch"], label="Fit", info="go on beyond the edge, cut, or pull")
-    zoom = Number(1, minimum=1, maximum=64, label="Zoom (×)", elem_classes="typed")
-    logarithmic_slider(zoom, 0, 6, 0, 0.05, "Zoom")
-    x = Slider(0, 100, value=50, step=0.1, label="Centre, from the left (%)")
-    y = Slider(0, 100, value=50, step=0.1, label="Centre, from the top (%)")
-    reset = gr.Button("Reset", size="sm")
+        with gr.Column(min_width=200):
+            other = Dropdown([("none", "")], value="", label="Blended with")
+            blend = Slider(0, 100, value=50, step=5, precision=0, label="Share of the second label (%)")
+            count = Slider(1, MAX_COUNT, value=1, step=1, precision=0, label="Number of images")
+        with gr.Column(min_width=200):
+            cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size, long side (cells)")
+            shape = ratio_control("Latent ratio (w : h)")
+            with gr.Row():
+                follow = gr.Checkbox(False, label="follows the image's ratio", min_width=100, container=False)
+                grid = gr.HTML(elem_id="cells")
+        with gr.Column(min_width=200):
+            steps = Slider(1, MAX_STEPS, value=20, step=1, precision=0, label="Steps (denoiser runs)")
+            guidance = Slider(0, 8, value=1.5, step=0.05, label="Guidance (×, 1 is none)")
+            sampler = gr.Dropdown(list(SAMPLERS), value="dpm++", label="Sampler")
+            eta = Slider(0, 2, value=0, step=0.05, label="η: fresh noise at every step (×, ddim only)")
+    controls = [first["model"], first["label"], other, blend, count, cells, shape]
+    controls += [steps, guidance, sampler, eta, first["seed"], first["lock"]]
+    return controls, dict(follow=follow, grid=grid)
+
+
+def image_drawer(side: gr.Number) -> tuple[list[gr.components.Component], gr.Button]:
+    """What else decides the image. Returns the controls in the order of ViewRequest's fields, and the button that
+    resets them. side: the resolution."""
+    limits = dict(precision=0, minimum=1, maximum=MAX_SIDE)
+    with gr.Row():
+        with gr.Column(min_width=200):
+            ratio = ratio_control("Image ratio (w : h)")
+            with gr.Row():
+                wide = Number(SIDE, label="Width (pixels)", min_width=80, **limits)
+                high = Number(SIDE, label="Height (pixels)", min_width=80, **limits)
+        with gr.Column(min_width=200):
+            fit = gr.Radio(["contain", "cover", "stretch"], label="Fit", info="go on beyond the edge, cut, or pull")
+            reset = gr.Button("Reset", size="sm")
+        with gr.Column(min_width=200):
+            zoom = Number(1, minimum=1, maximum=MAX_ZOOM, label="Zoom (×)", elem_classes="typed")
+            logarithmic_slider(zoom, 0, math.log2(MAX_ZOOM), 0, 0.05, "Zoom")
+            x = Slider(0, 100, value=50, step=0.1, label="Centre, from the left (%)")
+            y = Slider(0, 100, value=50, step=0.1, label="Centre, from the top (%)")
     gr.on([side.change, ratio.change], None, [side, ratio], [wide, high], js=function("toSize"))
     typed = [event for control in (wide, high) for event in (control.submit, control.blur)]
     gr.on(typed, None, [wide, high, side, ratio], [side, ratio], js=function("fromSize"))
@@ -152,6 +166,6 @@ def view_control_values(view: ViewRequest) -> list[Any]:
     return [view.side, view.ratio, view.fit, 100 * view.x, 100 * view.y, view.zoom]
 
 
-def default_fit(pipe: Pipeline) -> str:
-    """The model's own fit, if the page offers it."""
-    return pipe.config.fit
+def default_view(pipe: Pipeline | None) -> ViewRequest:
+    """The view that a page opens with: the model's own fit, if there is a model."""
+    return ViewRequest(SIDE, fit=pipe.config.fit) if pipe else ViewRequest(SIDE)

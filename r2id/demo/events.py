@@ -2,7 +2,7 @@
 
 import html
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from r2id.demo import keeper
 from r2id.demo.assets import text
 from r2id.demo.controls import (
     NAMES,
-    default_fit,
+    default_view,
     generate_control_values,
     generate_request_of,
     view_control_values,
@@ -21,7 +21,7 @@ from r2id.demo.controls import (
 )
 from r2id.demo.illustrations import draw_cells
 from r2id.demo.request import LIMITS, MAX_RATIO, GenerateRequest, ViewRequest, from_query, to_dict
-from r2id.demo.session import Session
+from r2id.demo.session import TROUBLES, Session
 from r2id.demo.wiring import error_line, gradio_errors, image_html, served_path, stage_value
 from r2id.latent import Latent
 from r2id.limits import SEEDS
@@ -47,7 +47,7 @@ class Events:
             if values is None:
                 request = self.service.default_request(self.models.names[0])
                 pipe, latent = self.service.first_latent(request)
-                values = self.page.restore(session, request, ViewRequest(fit=default_fit(pipe)), latent, lock=False)
+                values = self.page.restore(session, request, default_view(pipe), latent, lock=False)
         return [notice, gr.skip(), *values, keeper.ask()]
 
     def follow_link(self, session: Session, http: gr.Request) -> list[Any] | None:
@@ -57,7 +57,7 @@ class Events:
         try:
             if "seed" not in params:
                 request = self.service.default_request(params["model"])
-                params = to_dict(request, ViewRequest(fit=default_fit(self.models.get(request.model)))) | params
+                params = to_dict(request, default_view(self.models.get(request.model))) | params
             request, view = from_query(params)
             values = self.page.restore(session, request, view)
         except ValueError as error:
@@ -68,17 +68,35 @@ class Events:
 
     def show(self, session: Session, *values) -> list[Any]:
         """A view is wanted: session, stage, version, the number of a large image to be completed, keeper."""
+        return self._show(session, lambda: view_request_of(*values))
+
+    def look(self, session: Session, event: gr.EventData) -> list[Any]:
+        """The same for a view that the stage asks for."""
+        return self._show(session, lambda: ViewRequest(**dict(event.view)), image=bool(event._data.get("image")))
+
+    def _show(self, session: Session, view_of: Callable[[], ViewRequest], **options) -> list[Any]:
         if session.empty:
             return [gr.skip()] * 4 + [keeper.ask()]
         try:
             with self.service.queue.turn((session, "images")):
-                shown = self.service.show(session, view_request_of(*values))
+                shown = self.service.show(session, view_of(), **options)
         except Exception as error:
             return [session, stage_value(session.idle(error_line(error))), session.version, gr.skip(), gr.skip()]
         if not shown:
             return [gr.skip()] * 5
         frame, large = shown
         return [session, stage_value(frame), session.version, large or gr.skip(), gr.skip()]
+
+    def small(self, session: Session):
+        """The handle was moved while the server decodes: stage."""
+        with gradio_errors(), self.service.queue.turn((session, "images")):
+            frame = self.service.small(session)
+        return stage_value(frame) if frame else gr.skip()
+
+    def decoder(self, session: Session, event: gr.EventData) -> None:
+        """The browser decodes from now on, or cannot and says why."""
+        session.trouble = event.reason if event.reason in ("", *TROUBLES) else "missing"
+        session.local = not session.trouble
 
     def _stream(self, frames: Iterator[dict], session: Session):
         """Frames → session, stage. A generator that yields nothing would empty the components."""
@@ -144,7 +162,7 @@ class Events:
         session.select(event.index)
 
     def reset(self, session: Session) -> list[Any]:
-        return view_control_values(ViewRequest(fit=default_fit(session.pipe)) if session.pipe else ViewRequest())
+        return view_control_values(default_view(session.pipe))
 
     def adapt_to_model(self, *values) -> list[Any]:
         """Another model was chosen: its controls. What the model was not trained for becomes its default."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from r2id.demo import controls
-from r2id.demo.assets import function, template, text
+from r2id.demo import controls, web_decoder
+from r2id.demo.assets import function, text
 from r2id.demo.controls import generate_control_values, view_control_values
 from r2id.demo.events import Events
 from r2id.demo.models import Models
@@ -19,7 +19,7 @@ from r2id.latent import Latent
 from r2id.limits import short_repr
 
 SESSION_SECONDS = 3600  # without use, after which a session is dropped
-TITLE = "<h1>r2id</h1>Generate an image once, as a small latent; then decode it at any resolution and aspect ratio."
+TITLE = "<h1>r2id</h1> <p>One small latent, decoded at any resolution and aspect ratio.</p>"
 
 
 @dataclass
@@ -94,32 +94,40 @@ class Page:
         self.version.change(renewed, [self.session, *inputs], outputs, trigger_mode="always_last", **BACKGROUND)
 
 
+def stage_script() -> str:
+    """The script of the stage, with the decoder that it uses."""
+    return web_decoder.script() + "".join(text(f"{name}.js") for name in ("gestures", "view", "stage"))
+
+
 def build(
     models: Models, tabs: Sequence[Callable[[Page], None]], api: Callable[[GenerationService], None]
 ) -> gr.Blocks:
     """The page with these tabs below its main area. api: adds the endpoints for programs."""
     service = GenerationService(models)
     with gr.Blocks(title="r2id", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as blocks:
-        gr.HTML(TITLE)
+        gr.HTML(TITLE, elem_id="title")
         notice = gr.HTML(elem_id="faults")
         session = gr.State(Session(), time_to_live=SESSION_SECONDS)
         version, large = (gr.Number(0, visible="hidden") for _ in range(2))  # a State has no change without a queue
         keeper = gr.HTML(html_template="", js_on_load=text("keeper.js"), elem_classes="mark")
-        with gr.Row(elem_id="columns"):
-            with gr.Column(scale=3, min_width=260):
-                generate, extra = controls.generate_column()
-            with gr.Column(scale=6, min_width=320, elem_id="show"):
-                stage = gr.HTML(apply_default_css=False, **template("stage"))
-            with gr.Column(scale=3, min_width=260, elem_id="resample"):
-                view, reset = controls.view_column()
+        with gr.Column(elem_id="show"):
+            stage = gr.HTML(apply_default_css=False, html_template=text("stage.html"), js_on_load=stage_script())
+        first = controls.first_row()
+        note = gr.HTML(elem_id="note")
+        with gr.Row(elem_id="drawers"):
+            with gr.Accordion("Image: ratio, size, fit, zoom", open=False):
+                view, reset = controls.image_drawer(first["side"])
+            with gr.Accordion("Latent: cells, blend, count, steps", open=False):
+                generate, extra = controls.latent_drawer(first)
                 with gr.Row():
                     save = gr.DownloadButton("Save latent", size="sm", min_width=80, interactive=False)
                     load = gr.UploadButton("Load latent", size="sm", min_width=80, file_types=[".safetensors"])
         page = Page(models, service, session, version, stage, keeper, generate, view)
         events, named, ratio = Events(page), dict(zip(controls.NAMES, generate, strict=False)), view[1]
-        button, follow = extra["generate"], extra["follow"]
+        button, follow = first["generate"], extra["follow"]
+        shown = [session, stage, version, large, keeper]
         page.refresh = dict(
-            fn=events.show, inputs=[session, *view], outputs=[session, stage, version, large, keeper], **IMMEDIATE
+            fn=events.show, inputs=[session, *view], outputs=shown, js=function("refreshView"), **IMMEDIATE
         )
         work = dict(inputs=session, outputs=[session, stage], trigger_mode="multiple")
         run = dict(fn=events.generate, **work, **GENERATE)
@@ -136,12 +144,15 @@ def build(
         stage.stop(events.stop, session, stage, **IMMEDIATE)
         stage.select(events.select, session, None, **IMMEDIATE).then(**page.refresh)
         stage.input(None, stage, view[3:], js=function("fromStage"))
-        gr.on([control.change for control in view], trigger_mode="always_last", **page.refresh)
+        gr.on([control.change for control in view], None, view, None, js=function("showView"))
+        stage.look(events.look, session, shown, trigger_mode="always_last", **IMMEDIATE)
+        stage.small(events.small, session, stage, **IMMEDIATE)
+        stage.decoder(events.decoder, session, None, **IMMEDIATE)
         large.change(events.complete, **work, **DECODE_LARGE)  # an event of its own, so the next view need not wait
         reset.click(events.reset, session, view, **IMMEDIATE)
         named["model"].change(lambda model: gr.Button(interactive=bool(model)), named["model"], button, **IMMEDIATE)
         named["model"].input(events.adapt_to_model, generate, generate, **IMMEDIATE)
-        mark = dict(fn=events.mark, inputs=[session, *generate], outputs=[extra["grid"], extra["note"]], **IMMEDIATE)
+        mark = dict(fn=events.mark, inputs=[session, *generate], outputs=[extra["grid"], note], **IMMEDIATE)
         gr.on([control.change for control in (*generate, version)], trigger_mode="always_last", **mark)
         submitted.success(**mark)
         to_shape = dict(inputs=[follow, ratio, named["shape"]], outputs=named["shape"], js=function("followRatio"))

@@ -12,6 +12,7 @@ from r2id.position import FITS, FULL
 from r2id.sampler import SAMPLERS
 
 MAX_RATIO = 4  # of width to height, and its inverse
+MAX_ZOOM = 4096.0
 MAX_TEXT = 255  # characters of a name
 LIMITS = {  # lowest and highest value of every numeric field
     "blend": (0.0, 1.0),
@@ -24,7 +25,7 @@ LIMITS = {  # lowest and highest value of every numeric field
     "side": (1, MAX_SIDE),
     "x": (0.0, 1.0),
     "y": (0.0, 1.0),
-    "zoom": (1.0, 64.0),
+    "zoom": (1.0, MAX_ZOOM),
 }
 
 

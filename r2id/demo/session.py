@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,11 @@ MAX_KEPT = 2**21  # latent values in the steps, and in the history, of one sessi
 STILL_SECONDS = 0.7  # a view that has not changed for so long is at rest
 MAX_STILL_WAIT = 5.0  # seconds
 ORDER = itertools.count(int(time.time() * 1000))  # increases across restarts of the server too
+TROUBLES = {  # why the server decodes, not the browser
+    "missing": "it has no WebGL2 with float textures",
+    "slow": "its GPU is slower than the server",
+    "lost": "it lost its graphics context",
+}
 NO_LATENT = "there is no latent (one is dropped after an hour without use): press Generate"
 
 
@@ -60,6 +66,7 @@ class Job:
     origin: str
     version: int
     view: ViewRequest
+    local: bool = False  # whether the browser decodes it
 
     @property
     def large(self) -> bool:
@@ -74,7 +81,8 @@ class Session:
     selected: index of the row that is shown large. done: steps taken. origin: see `Entry`. frames: x0 estimates of
     the steps, thinned if they are many. history: newest first. view: the last one asked for. version: changes with
     the latent and with the selection. tab: title of the open tab, "" at first. stopped: names of the tabs' Stop
-    buttons that were pressed. kept: the last entry that the browser has been given.
+    buttons that were pressed. kept: the last entry that the browser has been given. local: whether the browser decodes,
+    None until it has said so; trouble: why it does not, a key of `TROUBLES`.
     """
 
     def __init__(self):
@@ -88,6 +96,8 @@ class Session:
         self.frames: list[Latent] = []
         self.history: list[Entry] = []
         self.kept: Entry | None = None
+        self.local: bool | None = None
+        self.trouble = ""
         self._lock = threading.RLock()
         self._rows: list[Latent] = []  # kept: a pipeline caches its work by the identity of a tensor
         self._submitted: GenerateRequest | None = None
@@ -95,7 +105,7 @@ class Session:
         self._running = False  # whether a generation runs
         self._job: Job | None = None  # decoding, or waiting for its turn
         self._claimed: Job | None = None
-        self._decoded: tuple[int, ViewRequest] | None = None  # version and view of the image on the page
+        self._decoded: tuple[int, ViewRequest, bool] | None = None  # version, view and `local` of what is on the page
         self._shown: dict[str, Any] = {}
 
     def __deepcopy__(self, memo) -> Session:
@@ -111,6 +121,11 @@ class Session:
         """The selected latent."""
         with self._lock:
             return None if self.latent is None else self._rows[self.selected]
+
+    @property
+    def latent_id(self) -> str:
+        """Differs for every latent that is shown, except while it is generated."""
+        return str(self.version)
 
     @property
     def row_request(self) -> GenerateRequest | None:
@@ -214,16 +229,17 @@ class Session:
 
     # decoding a view
 
-    def request_view(self, view: ViewRequest) -> Job | None:
-        """A job to decode this view of the selected row; None if it is shown already or a generation will show it."""
+    def request_view(self, view: ViewRequest, *, local: bool = False) -> Job | None:
+        """A job to decode this view of the selected row; None if it is shown already or a generation will show it.
+        local: whether the browser decodes it."""
         with self._lock:
             self.view, self._viewed = view, time.monotonic()
             if self.empty:
                 raise ValueError(NO_LATENT)
-            under_way = self._job and (self._job.version, self._job.view)
-            if self.latent is None or self._running or (self.version, view) in (under_way, self._decoded):
+            under_way, asked = self._job and _described(self._job), (self.version, view, local)
+            if self.latent is None or self._running or asked in (under_way, self._decoded):
                 return None
-            self._job = Job(next(ORDER), self.pipe, self.row, self.row_request, self.origin, self.version, view)
+            self._job = Job(next(ORDER), self.pipe, self.row, self.row_request, self.origin, self.version, view, local)
             return self._job
 
     def wait_until_still(self) -> None:
@@ -256,8 +272,13 @@ class Session:
         with self._lock:
             if self._job is not job:
                 return None
-            self._job, self._decoded = None, (job.version, job.view)
+            self._job, self._decoded = None, _described(job)
             return self._frame(busy=None, **frame)
+
+    def add(self, **frame) -> dict[str, Any]:
+        """A frame with more of what is shown already."""
+        with self._lock:
+            return self._frame(**frame)
 
     # called with the lock held
 
@@ -280,6 +301,10 @@ class Session:
         del self.history[MAX_HISTORY:]
         while len(self.history) > 1 and sum(entry.latent.tensor.numel() for entry in self.history) > MAX_KEPT:
             self.history.pop()
+
+
+def _described(job: Job) -> tuple[int, ViewRequest, bool]:
+    return job.version, job.view, job.local
 
 
 def render(pipe: Pipeline, row: Latent, view: ViewRequest) -> Tensor:
@@ -305,13 +330,23 @@ def png(image_CHW: Tensor, parameters: dict[str, Any] | None = None) -> bytes:
 
 
 def describe(
-    pipe: Pipeline, row: Latent, request: GenerateRequest, view: ViewRequest, text: str, *, state: str, origin: str = ""
+    pipe: Pipeline,
+    row: Latent,
+    request: GenerateRequest,
+    view: ViewRequest,
+    text: str,
+    *,
+    state: str,
+    latent_id: str,
+    origin: str = "",
 ):
-    """The caption, alternative text, file name and links of a frame. text: how the image was decoded; state: how far
-    the generation has come; origin: see `Entry`."""
+    """The caption, alternative text, file name, links and latent of a frame. text: how the image was decoded; state:
+    how far the generation has come; latent_id: differs for every latent that a page shows; origin: see `Entry`."""
     (height, width), (h, w), name = view.size, row.size, label_text(request)
-    zoomed = f" at {view.zoom:.3g} ×" if view.zoom > 1 else ""
+    zoomed = f" at {view.zoom:,.4g} ×" if view.zoom > 1 else ""
     weights = request.model if "/" in request.model else f"weights/{request.model}"
+    small, ground = small_size(row, pipe.config.channels), [round(255 * c) for c in (pipe.config.background * 3)[:3]]
+    about = dict(id=latent_id, cells=row.size, aspect=row.aspect, numbers=row.tensor.shape[1], small=small)
     return dict(
         caption=[
             f"{width} × {height} pixels{zoomed}",
@@ -323,10 +358,17 @@ def describe(
         ratio=width / height,
         alt=f"{origin or name}, {width} by {height} pixels",
         name="-".join(re.findall(r"[\w.]+", f"r2id {origin or name} seed{request.seed} {width}x{height}")) + ".png",
-        view=[view.x, view.y, view.zoom],
+        view=asdict(view),
+        latent=about | dict(background="rgb({}, {}, {})".format(*ground)),
         query="" if origin else to_query(request, view),
         python="" if origin else to_python(request, view, weights, size_multiple=pipe.config.size_multiple),
     )
+
+
+def small_size(row: Latent, channels: int) -> tuple[int, int]:
+    """(height, width) in pixels of the image of a latent's frame that has as many numbers as the latent."""
+    pixels = math.prod(row.tensor.shape[1:]) / channels
+    return max(1, round(math.sqrt(pixels / row.aspect))), max(1, round(math.sqrt(pixels * row.aspect)))
 
 
 def label_text(request: GenerateRequest) -> str:

@@ -91,12 +91,23 @@ def image_source(png: bytes, name: str) -> str | dict[str, Any]:
     """The source of a PNG for the browser: a data URI, or a file if it is large."""
     if len(png) <= INLINE_BYTES:
         return data_uri(png)
-    return {"path": str(served_file(name, png)), "meta": {"_type": "gradio.FileData"}}
+    return file_value(served_file(name, png))
+
+
+def file_value(path: Path | str) -> dict[str, Any]:
+    """A served file within a component's value; the browser finds its address beside the path, as "url"."""
+    return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
 
 def stage_value(frame: dict[str, Any]) -> dict[str, Any]:
     """A frame of a session as web/stage.js takes it."""
-    if "image" not in frame:
+    if "latent" not in frame:
         return frame
-    thumbs = [data_uri(thumb) for thumb in frame["thumbs"]]
-    return {**frame, "image": image_source(frame["image"], frame["name"]), "thumbs": thumbs}
+    image, decoder, small = (frame.get(name) for name in ("image", "decoder", "small"))
+    return {
+        **frame,
+        "image": image and image_source(image, frame["name"]),
+        "decoder": decoder and {name: file_value(path) for name, path in decoder.items()},
+        "small": small and {**small, "image": data_uri(small["image"])},
+        "thumbs": [data_uri(thumb) for thumb in frame["thumbs"]],
+    }

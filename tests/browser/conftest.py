@@ -16,6 +16,8 @@ from playwright import sync_api
 from r2id.image import read_parameters
 
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"]
+SERVER_DECODES = ["--disable-3d-apis"]  # no WebGL
+SOFTWARE_GL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--js-flags=--expose-gc"]
 CHROMIUM = "/usr/bin/chromium"
 PATIENCE = 90_000  # milliseconds: a busy machine is slow, not wrong
 WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
@@ -23,11 +25,18 @@ WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 
 @pytest.fixture(scope="session")
 def browser():
+    """A browser for which the server decodes."""
     if not Path(CHROMIUM).exists():
         absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         absent("no browser here: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *SERVER_DECODES])
+
+
+@pytest.fixture(scope="session")
+def software(browser):
+    """A browser that decodes by itself, without a GPU."""
+    return browser.browser_type.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *SOFTWARE_GL])
 
 
 serve, url, weights = served.serve, served.url, served.weights  # fixtures
@@ -56,7 +65,7 @@ class UserPage:
     def natural(self, width: int, height: int) -> None:
         """Waits until the image has this size in its own pixels."""
         script = """([width, height]) => { const image = document.querySelector('[data-part=image]');
-            return image?.naturalWidth === width && image.naturalHeight === height }"""
+            return !image?.hidden && image?.width === width && image.height === height }"""
         self.page.wait_for_function(script, arg=[width, height])
 
     def type(self, label: str, text: str) -> None:
@@ -68,6 +77,10 @@ class UserPage:
         self.page.get_by_label(f"range slider for {label}").focus()
         for _ in range(times):
             self.page.keyboard.press(key)
+
+    def drawer(self, name: str) -> None:
+        """Opens a drawer, "Image" or "Latent"."""
+        self.page.locator("#drawers button", has_text=f"{name}:").click()
 
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()

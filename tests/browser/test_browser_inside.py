@@ -18,7 +18,8 @@ def test_channels_steps_and_coordinates_are_those_of_the_latent_on_the_page(phon
     steps = page.get_by_alt_text("the image as expected after each of 4 steps")
     steps.wait_for()
     assert steps.evaluate("image => image.decode().then(() => image.naturalWidth)") == 4 * (STEP_SIDE + GAP) + GAP
-    page.get_by_alt_text("absolute coordinates over an image of 256 by 256 pixels").wait_for()
+    page.get_by_alt_text("absolute coordinates over an image of 512 by 512 pixels").wait_for()
+    user.drawer("Image")
     user.type("Image ratio (w : h)", "16:9")
-    page.get_by_alt_text("absolute coordinates over an image of 256 by 144 pixels").wait_for()
+    page.get_by_alt_text("absolute coordinates over an image of 512 by 288 pixels").wait_for()
     assert not page.evaluate(SIDEWAYS)

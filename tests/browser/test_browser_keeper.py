@@ -38,7 +38,7 @@ def test_a_restart_of_the_server_loses_no_history(open_page, weights, reloaded):
         user.page.wait_for_function(f"{ENTRIES} === 2")
         user.page.locator("#history button").nth(int(reloaded)).click()  # a page begins with its first latent
         user.press("Reset")
-        after = user.shows(f"256 × 256 {FINE}.*seed [1-9]")
+        after = user.shows(f"512 × 512 {FINE}.*seed [1-9]")
         assert after.split("seed")[1] == words.split("seed")[1] and np.array_equal(user.pixels(), before)
         user.press("Generate")
         user.page.wait_for_function(f"{ENTRIES} === 3")

@@ -30,7 +30,7 @@ def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
     page.get_by_alt_text("own image, your drawing, 8 × 8 pixels").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     button.click()
-    page.wait_for_function("document.querySelector('[data-part=image]').alt === 'your drawing, 256 by 256 pixels'")
+    page.get_by_role("img", name="your drawing, 512 by 512 pixels").wait_for()
     user.type("Resolution, long side (pixels)", "40")
     user.natural(40, 40)
     assert user.parameters() == {"origin": "your drawing"}

@@ -7,14 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ARGUMENTS, CHROMIUM, PATIENCE
+from conftest import PATIENCE
 
 from r2id import R2IR, Latent, Pipeline
 from r2id.demo import export_page, web_decoder
 from r2id.interpolation import interpolate_tiles
 from r2id.position import FULL, window_of
 
-SOFTWARE_GL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--js-flags=--expose-gc"]
 SHIPPED = dict(features=28, decoder_harmonics=4, pixel_width=64)
 MODELS = {
     "shipped sizes": dict(decoder_size=64, latent_channels=24, **SHIPPED),
@@ -94,11 +93,6 @@ def pipeline(tiny, *, background=(0.0,), fit="contain", decoder_size=32, **optio
 def latent_of(pipe: Pipeline, cells: tuple[int, int], aspect: float) -> Latent:
     generator = torch.Generator().manual_seed(1)
     return Latent(torch.rand(1, pipe.config.latent_channels, *cells, generator=generator) * 2 - 1, aspect)
-
-
-@pytest.fixture(scope="module")
-def software(browser):
-    return browser.browser_type.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *SOFTWARE_GL])
 
 
 @pytest.fixture

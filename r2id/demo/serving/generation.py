@@ -6,7 +6,10 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -14,10 +17,13 @@ from torch import Tensor
 from r2id.demo.models import Models
 from r2id.demo.request import GenerateRequest, ViewRequest, to_dict
 from r2id.demo.serving.fair_queue import FairQueue
-from r2id.demo.session import Job, Session, describe, png, render, thumbs
+from r2id.demo.serving.worker import worker
+from r2id.demo.session import Job, Session, describe, png, render, small_size, thumbs
+from r2id.demo.web_decoder import can_decode, decoder_file
 from r2id.interpolation import share_done
 from r2id.latent import Latent
 from r2id.pipeline import DiffusionStep, Pipeline
+from r2id.resampler import R2IR
 
 PREVIEW_SIDE, GRID_PREVIEW_SIDE = 64, 24  # long sides in pixels during generation; previews take most of its time
 FIRST_PREVIEW_SIDE = 160  # long side in pixels of the preview of a large image
@@ -40,6 +46,7 @@ class GenerationService:
         self.models, self.queue = models, FairQueue()
         self.model_steps = on_gpu(self._model_steps)
         self._first_latents: dict[str, tuple[Pipeline, Latent]] = {}
+        self._decoders: WeakKeyDictionary[R2IR, Path] = WeakKeyDictionary()  # the file of each model's decoder
 
     def _model_steps(self, model: str, labels: list, options: dict[str, Any]) -> Iterator[DiffusionStep]:
         """`Pipeline.diffuse_steps(labels, **options)` of the named model. Call it as `model_steps`."""
@@ -77,29 +84,39 @@ class GenerationService:
         ticket, request = started
         try:
             pipe, start = self.models.get(request.model), time.perf_counter()
-            low_priority = pipe.low_priority
+            low_priority, local = pipe.low_priority, bool(session.local) and can_decode(pipe)
             for step in self.diffuse_steps(request):
                 row = session.selected if step.index > 1 else 0
                 view = replace(session.view, side=min(session.view.side, PREVIEW_SIDE))
-                image = render(low_priority, step.latent[row], view)
+                image = None if local else png(render(low_priority, step.latent[row], view))
+                decoder = self.decoder_files(pipe, step.latent[row]) if local else None
                 small = thumbs(low_priority, step.latent, GRID_PREVIEW_SIDE) if request.count > 1 else []
                 left = (time.perf_counter() - start) / step.index * (step.steps - step.index)
                 state = f"Step {step.index} of {step.steps}"
                 busy = {"text": f"{state}, {seconds(left)} left", "share": step.index / step.steps}
-                words = describe(pipe, step.latent, request.row(row), view, "preview", state=state.lower())
-                shown = dict(image=png(image), thumbs=small, busy=busy, **words)
+                known = dict(state=state.lower(), latent_id=f"{ticket} {step.index}")
+                words = describe(pipe, step.latent, request.row(row), view, "preview", **known)
+                shown = dict(image=image, decoder=decoder, thumbs=small, busy=busy, **words)
                 if not (frame := session.advance(ticket, pipe, request, step, row, **shown)):
                     return
                 yield frame
         finally:
             session.end(ticket, request)
 
-    def show(self, session: Session, view: ViewRequest) -> tuple[dict[str, Any], int | None] | None:
+    def show(
+        self, session: Session, view: ViewRequest, *, image: bool = False
+    ) -> tuple[dict[str, Any], int | None] | None:
         """Decodes the selected row for this view: a frame and None, or for a large image the frame of a preview and
-        the number of a job for `complete`. None if the view is already shown or a running generation will show it."""
-        if not (job := session.request_view(view)):
+        the number of a job for `complete`. None if the view is already shown or a running generation will show it.
+
+        Where the browser decodes, the frame has no image but what the browser needs; image: it has one all the same."""
+        local = bool(session.local) and not image and session.pipe is not None and can_decode(session.pipe)
+        if not (job := session.request_view(view, local=local)):
             return None
         start = time.perf_counter()
+        if local:
+            frame = session.finish(job, image=None, **self._describe(session, job, "decoded"))
+            return frame and (frame, None)
         if job.large:
             preview = png(render(job.pipe, job.row, replace(view, side=FIRST_PREVIEW_SIDE)))
             busy = {"text": "Waiting for its turn", "share": None}
@@ -107,6 +124,24 @@ class GenerationService:
             return frame and (frame, job.number)
         frame = self._finish(session, job, render(job.pipe, job.row, view), start)
         return frame and (frame, None)
+
+    def small(self, session: Session) -> dict[str, Any] | None:
+        """A frame with `small`: the selected row as an image of as many numbers as it has. None without a latent."""
+        row, pipe, shown = session.row, session.pipe, session.latent_id
+        if row is None:
+            return None
+        image_CHW = pipe.resample(row, size=small_size(row, pipe.config.channels), fit="stretch")[0]
+        return session.add(small=dict(latent=shown, image=png(image_CHW)))
+
+    def decoder_files(self, pipe: Pipeline, row: Latent) -> dict[str, str] | None:
+        """Paths of the files with which a browser decodes this latent, see web_decoder.py; None where it cannot."""
+        if not can_decode(pipe):
+            return None
+        path = self._decoders.get(pipe.resampler)
+        if path is None or not path.exists():
+            path = self._decoders[pipe.resampler] = worker().call(partial(decoder_file, pipe))
+        os.utime(path)  # Gradio deletes old files
+        return dict(model=str(path), tokens=str(worker().call(partial(decoder_file, pipe, row), urgent=True)))
 
     def complete(self, session: Session) -> Iterator[dict[str, Any]]:
         """Frames with the progress of a large image, then the image. A newer view, Stop or Generate ends it early."""
@@ -135,8 +170,10 @@ class GenerationService:
         return session.finish(job, image=file, **self._describe(session, job, text))
 
     def _describe(self, session: Session, job: Job, text: str) -> dict[str, Any]:
-        state = "" if job.origin else diffusion_text(job.request, session.done)
-        return describe(job.pipe, job.row, job.request, job.view, text, state=state, origin=job.origin)
+        known = dict(state="" if job.origin else diffusion_text(job.request, session.done), origin=job.origin)
+        decoder = None if session.trouble else self.decoder_files(job.pipe, job.row)
+        words = describe(job.pipe, job.row, job.request, job.view, text, latent_id=str(job.version), **known)
+        return words | dict(decoder=decoder)
 
 
 def diffusion_text(request: GenerateRequest, done: int) -> str:

@@ -23,8 +23,17 @@ const fromSize = (width, height, side, ratio) =>
   !width || !height || `${toSize(side, ratio)}` === `${[width, height]}` ? [side, ratio]
     : [Math.max(width, height), width === height ? "1:1" : `${width}:${height}`];
 
+/* what the controls say of the view, for the stage; `refresh` is an event whose function sends its image */
+const toStage = (values, quiet) =>
+  document.querySelector(".stage")?.parentNode.dispatchEvent(new CustomEvent("view", { detail: { values, quiet } }));
+const showView = (...values) => toStage(values, false);
+const refreshView = (session, ...values) => { toStage(values, true); return [session, ...values]; };
+
 /* the stage's view as values of the controls: centre in percent, zoom */
-const fromStage = frame => [100 * frame.asked[0], 100 * frame.asked[1], frame.asked[2]].map(v => +v.toPrecision(4));
+const fromStage = ({ asked: [x, y, zoom] }) => {
+  const digits = 2 + Math.ceil(Math.log10(zoom));  // finer than a pixel
+  return [+(100 * x).toFixed(digits), +(100 * y).toFixed(digits), +zoom.toPrecision(4)];
+};
 const followRatio = (follow, ratio, shape) => follow ? ratio : shape;
 
 const same = value => value;

@@ -1,23 +1,121 @@
-// The big image, its grid of small ones, progress and links. `props.value` is a frame of r2id/demo/session.py.
+// The main area: the view, its tools, the small images, progress and links. `props.value` is a frame of session.py.
 const part = name => element.querySelector(`[data-part="${name}"]`);
-const [screen, image, thumbs, busy, bar, said, fault, caption, save, stop] =
-  ["screen", "image", "thumbs", "busy", "bar", "said", "fault", "caption", "save", "stop"].map(part);
-let order = 0, shown = null, moved = null;
-
+const [screen, image, marks, map, thumbs, busy, bar, said, fault, caption, save, stop, handle] = ["screen", "image", "marks",
+  "map", "thumbs", "busy", "bar", "said", "fault", "caption", "save", "stop", "handle"].map(part);
+const sheet = image.parentNode, TOKENS = 32, BUDGET = R2ID.budget ?? 150;  // latents kept; milliseconds for 256 x 256
 const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
 const source = file => (typeof file === "string" ? file : file.url);
+const grouped = number => number.toLocaleString("en");
+let order = 0, frame = null, saving = false, playing = null, reason = "";
 
-// Images far enough enlarged show their pixels as squares.
-const harden = () => image.classList.toggle("hard", image.clientWidth > 1.5 * image.naturalWidth);
+const view = new R2ID.View({ screen, canvas: image, marks, map }, {
+  maxZoom: 4096,
+  ask: asked => trigger("look", { view: asked }),
+  rested: ({ x, y, zoom }) => {
+    if (playing) return;
+    props.value = { ...props.value, asked: [x, y, zoom] };
+    trigger("input");
+  },
+  drawn: describe,
+  trouble,
+});
 
-function draw(frame) {
-  shown = frame;
-  image.src = source(frame.image);
-  image.alt = frame.alt;
-  image.style.setProperty("--ratio", frame.ratio);
-  image.style.transform = "";
-  image.hidden = false;
-  harden();
+// decoding here
+
+const decoders = new Map(), known = new Map();  // of models, of latents, by the address of their files: their content
+const read = async file => R2ID.unpack(await (await fetch(file.url)).arrayBuffer());
+
+function trouble(why) {
+  if (reason) return;
+  reason = why;
+  view.forgetDecoder();
+  trigger("decoder", { reason });
+}
+
+async function decoderOf(file) {
+  if (!decoders.has(file.url)) {
+    for (const old of decoders.values()) old.then(decoder => decoder.dispose(), () => {});  // a browser has few contexts
+    decoders.clear();
+    const canvas = document.createElement("canvas");
+    decoders.set(file.url, read(file).then(model => R2ID.createDecoder(canvas, model, { budget: BUDGET, onTrouble: trouble })));
+  }
+  return decoders.get(file.url);
+}
+
+/** Decodes the frame's latent here, if this browser can. */
+async function decodeHere({ decoder: files, latent: { id, aspect } }) {
+  if (!files || reason || view.tokens === id) return;
+  try {
+    const decoder = await decoderOf(files.model);
+    if (!known.has(files.tokens.url)) known.set(files.tokens.url, read(files.tokens));
+    if (known.size > TOKENS) known.delete(known.keys().next().value);
+    const { data, shape: [, h, w] } = (await known.get(files.tokens.url)).tensors.token;
+    const first = !view.decoder;
+    view.decode(decoder, id, data, [h, w], aspect);
+    if (first) trigger("decoder", { reason: "" });
+  } catch (error) {
+    console.warn(error.message);
+    trouble("missing");
+  }
+}
+
+// frames of the server
+
+const element_ = (name, text) => Object.assign(document.createElement(name), { textContent: text });
+
+async function update() {
+  const next = props.value;
+  if (!next || !(next.order > order)) return;  // one that was overtaken on its way
+  order = next.order;
+  busy.dataset.on = Boolean(next.busy);
+  stop.disabled = !next.busy;
+  fault.textContent = next.fault ?? "";
+  fault.hidden = !next.fault;
+  if (next.fault) [saving, playing] = [false, null];
+  if (next.busy) {
+    said.textContent = next.busy.text;
+    if (next.busy.share == null) bar.removeAttribute("value"); else bar.value = next.busy.share;
+  }
+  if (!next.latent) return;
+  const bitmap = next.image && new Image();  // decoded before it is shown, so that image and words change together
+  if (bitmap) {
+    bitmap.src = source(next.image);
+    await bitmap.decode().catch(() => {});
+  }
+  if (next.order !== order) return;
+  frame = next;
+  const thumb = new Image();
+  if (frame.thumbs[frame.selected]) thumb.src = source(frame.thumbs[frame.selected]);
+  if (!view.view) view.set(frame.view, true);
+  stageGround(frame.latent.background);
+  if (frame.small) await readSmall();
+  view.show({ ...frame.latent, tokens: frame.decoder, thumb },
+    bitmap?.naturalWidth ? { bitmap, view: frame.view, preview: Boolean(frame.busy) } : null);
+  showThumbs();
+  image.setAttribute("aria-label", frame.alt);
+  part("actions").dataset.off = Boolean(frame.busy);
+  part("actions").hidden = false;
+  part("link").hidden = part("python").hidden = !frame.query;
+  if (bitmap) save.href = bitmap.src;
+  save.download = frame.name;
+  if (saving && bitmap && !frame.busy) {
+    saving = false;
+    Object.assign(document.createElement("a"), { href: bitmap.src, download: frame.name }).click();
+  }
+  handle.hidden = false;
+  describe();
+  setSplit(view.split);
+  decodeHere(frame);
+}
+
+/** The colour around the image is its own; what stands on it has to be readable. */
+function stageGround(background) {
+  const [r, g, b] = background.match(/\d+/g).map(Number);
+  screen.style.background = background;
+  screen.classList.toggle("bright", 0.3 * r + 0.59 * g + 0.11 * b > 140);
+}
+
+function showThumbs() {
   while (thumbs.children.length > frame.thumbs.length) thumbs.lastChild.remove();
   frame.thumbs.forEach((file, index) => {
     if (!thumbs.children[index]) {
@@ -32,85 +130,136 @@ function draw(frame) {
   });
   thumbs.hidden = frame.thumbs.length < 2;
   mark(frame.selected);
-  caption.replaceChildren(...frame.caption.map((text, index) => {
-    const line = document.createElement(index ? "span" : "b");
-    line.textContent = text;
-    return line;
-  }));
-  part("actions").dataset.off = Boolean(frame.busy);
-  save.href = image.src;
-  save.download = frame.name;
-  part("actions").hidden = false;
-  part("link").hidden = part("python").hidden = !frame.query;
 }
 
 function mark(selected) {
   [...thumbs.children].forEach((button, index) => button.setAttribute("aria-pressed", index === selected));
 }
 
-async function update() {
-  const frame = props.value;
-  if (!frame || frame.order <= order) return;  // one that was overtaken on its way
-  order = frame.order;
-  busy.dataset.on = Boolean(frame.busy);
-  stop.disabled = !frame.busy;
-  fault.textContent = frame.fault ?? "";
-  fault.hidden = !frame.fault;
-  if (frame.busy) {
-    said.textContent = frame.busy.text;
-    if (frame.busy.share == null) bar.removeAttribute("value"); else bar.value = frame.busy.share;
+/** What is seen, in words. drawn: of an image that was decoded here. */
+function describe(drawn = null) {
+  if (!frame) return;
+  const { cells: [h, w], numbers, small: [height, width] } = frame.latent, lines = [...frame.caption];
+  if (view.own) {
+    const { width, height } = view.size, { zoom } = view.view;
+    lines[0] = `${width} × ${height} pixels${zoom > 1 ? ` at ${grouped(+zoom.toPrecision(3))} ×` : ""}`;
+    if (drawn) lines[1] = `decoded here in ${Math.round(drawn.milliseconds)} ms from ${w} × ${h} cells`;
+    else return;
+    if (drawn.screen.width < width) lines[0] += `, shown at ${drawn.screen.width} × ${drawn.screen.height}`;
+    image.setAttribute("aria-label", frame.alt.replace(/\d+ by \d+ pixels$/, `${width} by ${height} pixels`));
+    image.dataset.drawn = `${frame.latent.id} ${width} × ${height}`;
   }
-  if (!frame.image) return;
-  const next = new Image();  // decoded before it is shown, so that image and words change together
-  next.src = source(frame.image);
-  await next.decode().catch(() => {});
-  if (frame.order === order) draw(frame);
+  caption.replaceChildren(...lines.map((text, index) => element_(index ? "span" : "b", text)));
+  part("numbers").textContent = `${w} × ${h} cells × ${numbers} numbers = ${grouped(w * h * numbers)} numbers; ` +
+    `as an image, that many numbers are ${width} × ${height} pixels`;
+  part("enlarged").textContent = `${width} × ${height} pixels, enlarged`;
+  part("decoded").textContent = "decoded";
 }
 
-// Looking closer: what is asked for goes out as x, y (0…1) and zoom; the image comes back decoded anew.
-function look(x, y, zoom) {
-  zoom = clamp(zoom, 1, 64);
-  const half = 0.5 / zoom;
-  props.value = { ...props.value, asked: [clamp(x, half, 1 - half), clamp(y, half, 1 - half), zoom] };
-  trigger("input");
+// gestures and tools
+
+R2ID.gestures(screen, {
+  box: () => image.getBoundingClientRect(),
+  magnification: () => view.view?.zoom ?? 1,
+  zoom: (factor, at) => { if (view.view) { playing = null; view.zoom(factor, at); } },
+  pan: (dx, dy) => { if (view.view) view.pan(dx, dy); },
+  own: target => target.closest("[data-part=busy], [data-part=handle]"),
+});
+part("closer").onclick = () => view.zoom(2, [0, 0]);
+part("farther").onclick = () => view.zoom(0.5, [0, 0]);
+part("all").onclick = () => view.zoom(0, [0, 0]);
+stop.onclick = () => trigger("stop");
+
+function setSplit(share) {
+  view.split = clamp(share, 0, 1);
+  sheet.style.setProperty("--split", view.split);
+  handle.setAttribute("aria-valuenow", Math.round(100 * view.split));
+  part("compare").setAttribute("aria-pressed", view.split > 0);
+  part("enlarged").hidden = view.split < 0.3;
+  part("decoded").hidden = view.split === 0 || view.split > 0.8;
+  if (view.split && frame && !view.own && view.smallOf !== frame.latent.id && !frame.busy) {
+    view.smallOf = frame.latent.id;  // asked for once
+    trigger("small");
+  }
 }
 
-function place(event) {  // of the pointer, in fractions of the whole image
-  const box = image.getBoundingClientRect(), [x, y, zoom] = shown.view;
-  return [[event.clientX - box.left, box.width, x], [event.clientY - box.top, box.height, y]]
-    .map(([at, length, centre]) => clamp(centre, 0.5 / zoom, 1 - 0.5 / zoom) + (at / length - 0.5) / zoom);
+const split = share => { setSplit(share); view.change(true); };
+part("compare").onclick = () => split(view.split ? 0 : 0.5);
+handle.onpointerdown = event => { handle.setPointerCapture(event.pointerId); event.preventDefault(); handle.focus(); };
+handle.onpointermove = event => {
+  if (!handle.hasPointerCapture(event.pointerId)) return;
+  const { left, width } = image.getBoundingClientRect();
+  split((event.clientX - left) / width);
+};
+handle.onkeydown = event => {
+  const to = { ArrowLeft: view.split - 0.01, ArrowRight: view.split + 0.01, Home: 0, End: 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  split(to);
+};
+
+/** The image with as many numbers as the latent, as pixels. */
+async function readSmall() {
+  if (frame.small.latent !== frame.latent.id || view.small?.of === frame.latent.id) return;
+  const bitmap = new Image();
+  bitmap.src = frame.small.image;
+  await bitmap.decode().catch(() => {});
+  const canvas = Object.assign(document.createElement("canvas"), { width: bitmap.naturalWidth, height: bitmap.naturalHeight });
+  const pen = canvas.getContext("2d");
+  pen.drawImage(bitmap, 0, 0);
+  const { data, width, height } = pen.getImageData(0, 0, canvas.width, canvas.height);
+  view.small = { data, width, height, of: frame.latent.id };
 }
 
-image.onpointerdown = event => {
-  if (!shown || event.button) return;
-  image.setPointerCapture(event.pointerId);
-  moved = { at: [event.clientX, event.clientY], far: false };
+part("grid").onclick = () => {
+  view.grid = !view.grid;
+  part("grid").setAttribute("aria-pressed", view.grid);
+  view.change(true);
 };
-image.onpointermove = event => {
-  if (!moved) return;
-  const by = [event.clientX - moved.at[0], event.clientY - moved.at[1]];
-  moved.far ||= Math.hypot(...by) > 6;
-  if (moved.far && shown.view[2] > 1) image.style.transform = `translate(${by[0]}px, ${by[1]}px)`;
+screen.addEventListener("pointermove", event => {
+  if (!view.grid || !view.latent) return;
+  const { left, top, width, height } = image.getBoundingClientRect();
+  view.pointed = view.cell([(event.clientX - left) / width - 0.5, (event.clientY - top) / height - 0.5]);
+  view._drawMarks();
+});
+
+// sweeps: of what is played, the view at 0…1
+
+const SWEEPS = {
+  sizes: { seconds: 7, at: t => ({ side: Math.round(8 * 256 ** t) }), steps: 9 },
+  ratios: { seconds: 6, at: t => ({ ratio: +((9 / 16) ** (1 - 2 * t)).toFixed(3) }), steps: 7 },
 };
-image.onpointerup = event => {
-  if (!moved) return;
-  const [x, y, zoom] = shown.view, { at, far } = moved;
-  moved = null;
-  if (!far) return look(...place(event), event.shiftKey ? zoom / 2 : zoom * 2);
-  const by = [(event.clientX - at[0]) / image.clientWidth, (event.clientY - at[1]) / image.clientHeight];
-  look(x - by[0] / zoom, y - by[1] / zoom, zoom);
-};
-image.onpointercancel = () => { moved = null; image.style.transform = ""; };
-screen.onkeydown = event => {
-  if (!shown || event.ctrlKey || event.metaKey || event.altKey) return;
-  const [x, y, zoom] = props.value.asked ?? shown.view, step = 0.2 / zoom;
-  const to = {
-    "+": [x, y, zoom * 2], "=": [x, y, zoom * 2], "-": [x, y, zoom / 2], "0": [0.5, 0.5, 1],
-    ArrowLeft: [x - step, y, zoom], ArrowRight: [x + step, y, zoom],
-    ArrowUp: [x, y - step, zoom], ArrowDown: [x, y + step, zoom],
-  }[event.key];
-  if (to) { event.preventDefault(); look(...to); }
-};
+
+/** Plays a sweep once and returns to where it began. Anything that is done meanwhile ends it. */
+async function play(name) {
+  const { seconds, at, steps } = SWEEPS[name], before = { ...view.view }, own = playing = {};
+  part(name).setAttribute("aria-pressed", true);
+  const start = performance.now();
+  for (let step = 0; playing === own; step++) {
+    const t = view.own ? (performance.now() - start) / 1000 / seconds : step / (steps - 1);
+    if (t > 1) break;
+    view.set(at(t));
+    if (view.own) await new Promise(requestAnimationFrame);
+    else for (let waited = 0; playing === own && !view.complete && waited < 100; waited++) {
+      await new Promise(done => setTimeout(done, 100));  // the server decodes one size after the other
+    }
+  }
+  part(name).removeAttribute("aria-pressed");
+  if (playing === own) playing = null;
+  if (!playing) view.set({ side: before.side, ratio: before.ratio });
+}
+for (const name of Object.keys(SWEEPS)) part(name).onclick = () => (playing ? playing = null : play(name));
+
+// what the controls say: (side, ratio, fit, x %, y %, zoom), see events.js
+
+element.addEventListener("view", ({ detail: { values: [side, ratio, fit, x, y, zoom], quiet } }) => {
+  playing = null;
+  const near = (a, b, by) => Math.abs(a - b) <= by ? a : b;  // the controls round
+  const { x: ownX, y: ownY, zoom: ownZoom } = view.view ?? { x: 0.5, y: 0.5, zoom: 1 }, by = 1e-3 / zoom;
+  view.set({ side, ratio, fit, x: near(ownX, x / 100, by), y: near(ownY, y / 100, by), zoom: near(ownZoom, zoom, 1e-3 * zoom) }, quiet);
+});
+
+// links
 
 async function copy(text, button) {
   try {
@@ -126,11 +275,32 @@ async function copy(text, button) {
   button.textContent = "Copied";
   setTimeout(() => { button.textContent = name; }, 1500);
 }
-part("link").onclick = event => copy(`${location.origin}${location.pathname}?${shown.query}`, event.target);
-part("python").onclick = event => copy(shown.python, event.target);
-part("closer").onclick = () => look(shown.view[0], shown.view[1], shown.view[2] * 2);
-part("farther").onclick = () => look(shown.view[0], shown.view[1], shown.view[2] / 2);
-stop.onclick = () => trigger("stop");
-new ResizeObserver(harden).observe(screen);
+
+/** The link's query with the present view; defaults are left out. */
+function query() {
+  const params = new URLSearchParams(frame.query), defaults = { side: 256, ratio: "1:1", fit: "contain", x: 0.5, y: 0.5, zoom: 1 };
+  for (const [name, value] of Object.entries(view.view)) {
+    if (value === defaults[name]) params.delete(name); else params.set(name, value);
+  }
+  return params;
+}
+
+/** The lines of Python with the present view. */
+function python() {
+  const { side, ratio, fit, x, y, zoom } = view.view, [width, height] = R2ID.sizeOf(side, ratio), half = 0.5 / zoom;
+  const region = [x - half, y - half, x + half, y + half].join(", ");
+  const options = `size=(${height}, ${width}), fit='${fit}'${zoom > 1 ? `, region=(${region})` : ""}`;
+  return frame.python.replace(/pipe\.resample\(latent, .*\)/, `pipe.resample(latent, ${options})`);
+}
+
+part("link").onclick = event => copy(`${location.origin}${location.pathname}?${query()}`, event.target);
+part("python").onclick = event => copy(python(), event.target);
+save.onclick = event => {
+  if (!view.own && view.complete) return;
+  event.preventDefault();  // the server makes the file
+  saving = true;
+  trigger("look", { view: { ...view.view }, image: true });
+};
+new ResizeObserver(() => view.draw(true)).observe(screen);
 watch("value", update);
 update();
