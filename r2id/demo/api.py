@@ -4,7 +4,7 @@
 import math
 import secrets
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from threading import Semaphore
 from typing import Any
 
@@ -13,15 +13,18 @@ from gradio_client.utils import is_file_obj_with_meta
 from torch import Tensor
 
 from r2id.condition import index_of
+from r2id.demo.animate import KINDS
+from r2id.demo.animate import encode as encode_animation
 from r2id.demo.serving.generation import GenerationService
 from r2id.demo.serving.worker import SMALL_PIXELS
 from r2id.demo.session import frame_size, png
 from r2id.demo.svg import svg as svg_of
+from r2id.demo.walk import Walk, images, loop
 from r2id.demo.wiring import FAIR, gradio_errors, served_file, served_path
 from r2id.demo.word import resample_row, seeds_of, spell
 from r2id.image_file import open_image
 from r2id.latent import Latent
-from r2id.limits import SEEDS, check_float, check_size
+from r2id.limits import SEEDS, check_choice, check_float, check_int, check_size
 from r2id.pipeline import Pipeline
 from r2id.position import FULL
 
@@ -192,6 +195,54 @@ def endpoints(service: GenerationService) -> None:
             text = svg_of(chosen(model)[1].low_priority, Latent.load(uploaded(latent, "latent")))
             return gr.FileData(path=str(served_file("outline.svg", text.encode())))
 
+    def walk(
+        http: gr.Request,
+        label: str,
+        other_label: str,
+        seed: int = 0,
+        other_seed: int = 0,
+        positions: int = 24,
+        side: int = 256,
+        seconds: float = 5.0,
+        kind: str = "gif",
+        cells: int = 8,
+        ratio: str = "1:1",
+        steps: int | None = None,
+        guidance: float | None = None,
+        model: str | None = None,
+    ) -> gr.FileData:
+        """Animate the way from one image to another and back; every position is an image generated on its own.
+
+        Args:
+            label: of the first image, "" for any
+            other_label: of the last image, "" for any where the first has none
+            seed: of the first image
+            other_seed: of the last image
+            positions: images on the way, 2 to 48
+            side: pixels on the long side, 1 to 1024
+            seconds: there and back
+            kind: "gif", "webp", or "mp4" where the server has ffmpeg
+            cells: of each latent, on the long side
+            ratio: width : height of the images
+            steps: denoiser runs, 1 to 1000
+            guidance: how strongly the label counts; 1 is none
+            model: one that models lists, by default the first
+        """
+        with gradio_errors(), service.queue.turn(http.session_hash):
+            name, pipe = chosen(model)
+            for each in {label, other_label} - {""}:
+                index_of(each, pipe.config.labels)
+            check_int(side, "side", 1, 1024)
+            check_choice(kind, "kind", KINDS)
+            how = dict(cells=cells, shape=ratio, steps=steps, guidance=guidance)
+            how = {key: value for key, value in how.items() if value is not None}
+            start = replace(service.default_request(name), label=label, seed=seed, **how)
+            way = Walk(start, other_label, other_seed, positions)
+            *_, last = service.model_steps(name, way.labels(), way.options(pipe))
+            with decoding:
+                frames = loop(list(images(pipe.low_priority, last.latent, side)))
+                return gr.FileData(path=str(served_file(f"walk.{kind}", encode_animation(frames, seconds, kind))))
+
     def models() -> list[dict[str, Any]]:
         """List the installed models: name, labels, trained latent sizes (cells) and aspects (w / h), defaults."""
         known = (
@@ -215,6 +266,7 @@ def endpoints(service: GenerationService) -> None:
     gr.api(encode, **FAIR)
     gr.api(word, **FAIR)
     gr.api(svg, **FAIR)
+    gr.api(walk, **FAIR)
     gr.api(models, **FAIR)
 
 

@@ -42,7 +42,7 @@ class Walk:
         """How far along the way every position is, 0…1."""
         return [i / (self.positions - 1) for i in range(self.positions)]
 
-    def labels(self) -> list[str | None | dict[str, float]]:
+    def labels(self) -> list[dict[str, float] | None]:
         """The label of every position."""
         return [blend(self.start.labels[0], self.label or None, share) for share in self.shares]
 
@@ -50,7 +50,8 @@ class Walk:
         """The keyword arguments of `Pipeline.diffuse`."""
         options = self.start.diffuse_options(pipe.config.size_multiple)
         ends = [pipe.seed_noise(seed, options["latent_size"]) for seed in (self.start.seed, self.seed)]
-        return options | dict(noise=torch.stack([slerp(*ends, share) for share in self.shares]))
+        noise_BChw = torch.stack([slerp(*ends, share) for share in self.shares])
+        return options | dict(noise=noise_BChw, seed=[self.start.seed] * self.positions)  # seeds: of what η adds
 
 
 def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:

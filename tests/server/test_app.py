@@ -72,11 +72,21 @@ def test_programs_write_a_word_and_take_its_outline(client, tiny):
     assert Latent.load(each).seeds == (7, 8)
 
 
+def test_programs_take_a_walk(client):
+    how = dict(positions=3, side=24, seconds=1.0, cells=4, ratio="2:3", steps=2, model="tiny")
+    with Image.open(client.predict("3", "7", 1, 2, kind="webp", **how, api_name="/walk")) as file:
+        assert (file.format, file.size, file.n_frames) == ("WEBP", (16, 24), 4)
+    with pytest.raises(Exception, match="a label for both ends"):
+        client.predict("3", "", 1, 2, **how, api_name="/walk")
+
+
 def test_the_endpoints_say_what_they_take(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     by_name = {parameter["parameter_name"]: parameter for parameter in endpoints["/diffuse"]["parameters"]}
     assert by_name["label"]["python_type"]["type"] == "str" and by_name["latent_width"]["python_type"]["type"] == "int"
-    assert all("latent" in endpoints[name]["description"] for name in endpoints) and len(endpoints) > 3
+    assert (
+        all("latent" in endpoints[name]["description"] for name in endpoints if name != "/walk") and len(endpoints) > 3
+    )
 
 
 def test_a_resample_does_not_wait_for_a_diffusion(client):
