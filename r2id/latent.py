@@ -86,3 +86,10 @@ def check_latent(latent: Latent, channels: int | None = None, most: int = MAX_IM
     if not tensor.abs().max() <= 1 + 1e-3:  # NaN is not
         raise ValueError("latent values: must be finite and in [-1, 1]")
     return latent
+
+
+def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless it is a finite float32 tensor of this shape, (B, C, h, w)."""
+    given = (getattr(noise, "dtype", None), tuple(getattr(noise, "shape", ())))
+    if given != (torch.float32, shape) or not noise.isfinite().all():
+        raise ValueError(f"noise: must be a finite float32 tensor {shape}, a row for each label")

@@ -128,3 +128,9 @@ def row_seeds(seed, rows: int) -> tuple[int, ...]:
         return tuple(check_int(s, "seed", 0, SEEDS - 1) for s in seeds)
     first = secrets.randbelow(SEEDS) if seed is None else check_int(seed, "seed", 0, SEEDS - 1)
     return tuple((first + i) % SEEDS for i in range(rows))
+
+
+def row_parts(rows: int, most: int) -> list[slice]:
+    """The rows in parts of at most so many and at most BATCH, and at least one each."""
+    size = max(1, min(BATCH, most))
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]

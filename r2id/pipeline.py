@@ -23,9 +23,8 @@ from r2id.denoisers.output import DenoiserOutput
 from r2id.hub import fetch
 from r2id.image import as_images
 from r2id.interpolation import Box, interpolate_tiles, resize, tile_boxes
-from r2id.latent import Latent, check_latent
+from r2id.latent import Latent, check_latent, check_noise
 from r2id.limits import (
-    BATCH,
     MAX_ASPECT,
     MAX_CELLS,
     MAX_GUIDANCE,
@@ -38,6 +37,7 @@ from r2id.limits import (
     check_interval,
     check_size,
     items_of,
+    row_parts,
     row_seeds,
 )
 from r2id.position import (
@@ -51,6 +51,7 @@ from r2id.position import (
     window_of,
 )
 from r2id.precision import decoder_dtype as choose_decoder_dtype
+from r2id.precision import usable_device
 from r2id.resamplers import RESAMPLERS, architecture_of
 from r2id.sampler import SampleStep, sample, solver_of
 
@@ -90,8 +91,8 @@ class Pipeline:
         if (resampler is None) != (config.resampler is None):
             raise ValueError("resampler: must be given where the configuration has one, and be None in pixel space")
         self.config = config
-        self.device = _device(device)
-        self.resampler_device = self.device if resampler_device is None else _device(resampler_device)
+        self.device = usable_device(device)
+        self.resampler_device = self.device if resampler_device is None else usable_device(resampler_device)
         self.resampler = resampler and resampler.eval().requires_grad_(False).to(self.resampler_device)
         self.denoiser = denoiser.eval().requires_grad_(False).to(self.device)
         self.decoder_dtype = choose_decoder_dtype(decoder_dtype, self.resampler_device)
@@ -190,12 +191,24 @@ class Pipeline:
             guidance_interval = tuple(map(same_noise, defaults.guidance_interval))
         solver = solver_of(defaults.sampler if sampler is None else sampler, check_float(eta, "eta", 0.0, 10.0))
         seeds = row_seeds(seed, len(rows))
-        names = tuple(named(row, config.labels) for row in weights)
-        shape = (config.latent_channels, *latent_size)
-        given = (getattr(noise, "dtype", None), tuple(getattr(noise, "shape", ())))
-        if noise is not None and (given != (torch.float32, (len(rows), *shape)) or not noise.isfinite().all()):
-            raise ValueError(f"noise: must be a finite float32 tensor {(len(rows), *shape)}, a row for each label")
+        if noise is not None:
+            check_noise(noise, (len(rows), config.latent_channels, *latent_size))
+        how = {"guidance": guidance, "guidance_interval": check_interval(guidance_interval), "solver": solver}
+        return self._diffused(weights, noise, latent_size=latent_size, aspect=aspect, steps=steps, seeds=seeds, **how)
 
+    def _diffused(
+        self,
+        weights: list,
+        noise: Tensor | None,
+        *,
+        latent_size: tuple[int, int],
+        aspect: float,
+        steps: int,
+        seeds: tuple[int, ...],
+        **options,
+    ) -> Iterator[DiffusionStep]:
+        """`diffuse_steps` of checked arguments. weights: of the labels, a row each. options: of `sample`."""
+        config, shape = self.config, (self.config.latent_channels, *latent_size)
         mean, std = (
             torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (config.latent_mean, config.latent_std)
         )
@@ -207,10 +220,8 @@ class Pipeline:
             times=times,
             alpha_bars=config.schedule.alpha_bar(times, cells=latent_size),
             prediction_type=config.denoiser.prediction_type,
-            guidance=guidance,
-            guidance_interval=check_interval(guidance_interval),
-            solver=solver,
             clip=lambda x0: ((x0 * std + mean).clamp(-1, 1) - mean) / std,
+            **options,
         )
 
         def sampled(part: slice) -> Iterator[SampleStep]:
@@ -225,16 +236,14 @@ class Pipeline:
             start_BChw = fresh() if noise is None else noise[part].to(self.device)
             return sample_rows(start_BChw, tokens=tokens_BND, row_noise=fresh)
 
-        def diffused() -> Iterator[DiffusionStep]:
-            parts = _parts(len(rows), BATCH_CELLS // math.prod(latent_size))
-            for batch in zip(*map(sampled, parts), strict=True):
-                tensor = torch.cat([(step.x0 * std + mean).clamp(-1, 1).cpu() for step in batch])
-                index = batch[0].index
-                if tensor.isnan().any():
-                    raise ValueError(f"step {index} of {steps}: the denoiser gave NaN; use other weights")
-                yield DiffusionStep(index, steps, Latent(tensor, aspect, seeds if noise is None else None, names))
-
-        return diffused()
+        names = tuple(named(row, config.labels) for row in weights)
+        parts = row_parts(len(weights), BATCH_CELLS // math.prod(latent_size))
+        for batch in zip(*map(sampled, parts), strict=True):
+            tensor = torch.cat([(step.x0 * std + mean).clamp(-1, 1).cpu() for step in batch])
+            index = batch[0].index
+            if tensor.isnan().any():
+                raise ValueError(f"step {index} of {steps}: the denoiser gave NaN; use other weights")
+            yield DiffusionStep(index, steps, Latent(tensor, aspect, seeds if noise is None else None, names))
 
     def seed_noise(self, seed: int, latent_size: tuple[int, int] | None = None) -> Tensor:
         """The noise (C, h, w) that `diffuse` starts from at this seed and latent_size."""
@@ -284,7 +293,7 @@ class Pipeline:
             return self._interpolated(latent, window, (height, width))
         window, points = window.supersample((across, down)), (height * down, width * across)
         on = "cpu" if self.resampler_device.type == "cpu" else "other"
-        parts = _parts(len(latent), MAX_POINTS // (across * down))
+        parts = row_parts(len(latent), MAX_POINTS // (across * down))
         budget = TILE_POINTS[on] // (parts[0].stop * across * down)
         background_C11 = torch.tensor(self.config.background).view(-1, 1, 1)
         inside = [
@@ -385,24 +394,6 @@ class Pipeline:
             colour_BCHW = resize(colour_BCHW, (height, width)).to(self.resampler_device)
             return self.resampler.encode_image(colour_BCHW, latent_size, aspect).cpu()
 
-        parts = _parts(len(image_BCHW), ENCODED_PIXELS // (height * width))
+        parts = row_parts(len(image_BCHW), ENCODED_PIXELS // (height * width))
         latents = [encoded(image_BCHW[part]) for part in parts]
         return Latent(latents[0] if len(parts) == 1 else torch.cat(latents), aspect)
-
-
-def _parts(rows: int, most: int) -> list[slice]:
-    """The rows in parts of at most so many and at most BATCH, and at least one each."""
-    size = max(1, min(BATCH, most))
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
-
-
-def _device(device) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); use auto or cpu") from None
-    return device

@@ -1,4 +1,5 @@
-"""Which precision is faster here: bfloat16 products take a quarter of the time on some CPUs, and longer on others."""
+"""Which device can be used here, and which precision is faster: products in bfloat16 take a quarter of the time on some
+CPUs, and longer on others."""
 
 from __future__ import annotations
 
@@ -13,6 +14,19 @@ from r2id.limits import check_choice
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 POINTS, WIDTH, REPEATS = 2**13, 64, 3  # of the products that are timed: a few milliseconds in all
 WORTH = 1.2  # times as fast that it has to be
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of that name; "auto" takes CUDA, then MPS, then the CPU. Raises ValueError where there is none."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); use auto or cpu") from None
+    return device
 
 
 def decoder_dtype(choice: str | torch.dtype, device: torch.device) -> torch.dtype:

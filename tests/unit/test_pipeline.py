@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from refusals import refused
 
-from r2id import R2ID, R2IR, Latent, Pipeline, pipeline
+from r2id import R2ID, R2IR, Latent, Pipeline, limits, pipeline
 from r2id.image import to_pil
 from r2id.position import FITS
 
@@ -256,7 +256,7 @@ def test_many_labels_are_diffused_in_parts(tiny, monkeypatch, eta):
     options = {"latent_size": (3, 4), "steps": 3, "seed": 5, "sampler": "ddim", "eta": eta}
     whole = tiny.diffuse([3, None, "5", 7, 1], **options)
     rows, denoise = [], Pipeline.denoise
-    monkeypatch.setattr(pipeline, "BATCH", 2)
+    monkeypatch.setattr(limits, "BATCH", 2)
     monkeypatch.setattr(Pipeline, "denoise", lambda self, *args: rows.append(len(args[0])) or denoise(self, *args))
     steps = list(tiny.diffuse_steps([3, None, "5", 7, 1], **options))
     assert [(step.index, len(step.latent)) for step in steps] == [(1, 5), (2, 5), (3, 5)]
@@ -277,7 +277,7 @@ def test_many_rows_are_decoded_and_encoded_in_parts(tiny, monkeypatch):
     latent = tiny.diffuse([3, None, "5", 7, 1], seed=5, **LATENT)
     size = {"size": (9, 7), "region": (0.1, 0.2, 0.8, 0.9)}
     whole = tiny.resample(latent, **size)
-    monkeypatch.setattr(pipeline, "BATCH", 2)
+    monkeypatch.setattr(limits, "BATCH", 2)
     images = tiny.resample(latent, **size)
     close(images, whole)
     monkeypatch.undo()
