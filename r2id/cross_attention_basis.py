@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2id.local_basis import LocalBasis, dense
+from r2id.local_basis import MIN_WEIGHT, LocalBasis, dense
 from r2id.position import Positions
 
 COLUMNS = 16  # cells of a row that pixels are decoded from at once
 GAIN_WIDTH = 16
-MIN_WEIGHT = 1e-3  # a cell that (almost) no pixel reaches gets coefficients near zero, not noise
 
 Lapped = tuple[Tensor, Tensor]  # what `LocalBasis.evaluate` returns: the first of two cells (…) and basis (…, 2, F)
 

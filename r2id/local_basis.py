@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 
+MIN_WEIGHT = 1e-3  # of the pixels of a cell, by which sums are divided: (almost) none give values near zero, not noise
+
+
 class LocalBasis:
     """`size` functions of an offset in cells. base_frequency: of the first harmonic, in cycles per cell."""
 
@@ -29,14 +32,15 @@ class LocalBasis:
         lattice of one cell there is no second one, and its basis is zero.
         """
         lattice = cells + 2 * rings
+        # in cells, from the centre of the lattice's first one
         place = (values if rings else values.clamp(-0.5, 0.5)) * cells + (cells - 1) / 2 + rings
         inner = place.clamp(0, lattice - 1)
         place = inner if rings else place
         first = inner.floor().clamp(max=max(0, lattice - 2))
-        far = inner - first
+        share = inner - first  # of the second cell
         offset = place - first
         basis = torch.stack((self._waves(offset), self._waves(offset - 1)), dim=-2)
-        weight = torch.stack((1 - far, far), dim=-1)
+        weight = torch.stack((1 - share, share), dim=-1)
         return first.long(), (weight[..., None] * basis).float()
 
     def dense(self, values: Tensor, cells: int, rings: int = 0) -> Tensor:

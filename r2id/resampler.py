@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from r2id import fast_decode
 from r2id.layers import ATTENTIONS, Block
 from r2id.limits import HEADS, MAX_BLOCKS, OCTAVES, RATIOS, WIDTHS, check_choice, check_heads, check_model, ranged
-from r2id.local_basis import LocalBasis
+from r2id.local_basis import MIN_WEIGHT, LocalBasis
 from r2id.position import PositionEmbedding, Positions, Window, cell_positions, cell_sides, flat, window_of
 
 MAX_FEATURES = 28  # of a pixel: what a browser's shader holds in seven texels
-SIZE_WIDTH = 16
-MIN_WEIGHT = 1e-3  # a cell that (almost) no pixel reaches gets coefficients near zero, not noise
+SIZE_WIDTH = 16  # of the hidden layer between the size of a cell and its token
 
 
 @dataclass(frozen=True)
