@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor
 
-
 MIN_WEIGHT = 1e-3  # of the pixels of a cell, by which sums are divided: (almost) none give values near zero, not noise
 
 
