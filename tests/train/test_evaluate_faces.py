@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from train import evaluate_faces
 from train.evaluate_faces import main, upper_octave
+from train.evaluation.judges import Mesh
 
 
 def wave(frequency: float, across: bool = True) -> Tensor:
@@ -35,3 +41,32 @@ def test_an_unknown_section_is_named_before_anything_is_loaded():
         ValueError, match="--only hair: must be of reconstruction, likeness, pose, closest, cost, sheets"
     ):
         main(["nowhere", "--only", "cost,hair"])
+
+
+def test_a_report_has_every_section_and_counts_only_the_faces_that_are_found(tiny_weights, tmp_path, monkeypatch):
+    """Judges are simple functions of the images here; the images are noise."""
+    labels = json.loads((tiny_weights / "config.json").read_text())["labels"]
+    for split, count in (("train", 24), ("test", 6)):
+        for index in range(count):
+            path = tmp_path / "data" / split / labels[index % len(labels)] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng((count, index)).integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+
+    def mesh(images: Tensor) -> Mesh:
+        pose = images.flatten(1).mean(dim=1).where(torch.arange(len(images)) % 2 == 0, float("nan"))
+        return Mesh(pose.isfinite(), torch.zeros(len(images), 468, 2), pose)
+
+    monkeypatch.setattr(evaluate_faces, "face_mesh", mesh)
+    for judge in ("mobilenet_features", "face_embeddings"):
+        monkeypatch.setattr(evaluate_faces, judge, lambda images: images.flatten(1)[:, ::17])
+    monkeypatch.setattr(evaluate_faces, "SHOWN", 16)
+    options = ["--count", "6", "--device", "cpu", "--out", str(tmp_path / "out")]
+    main([str(tiny_weights), "--data", str(tmp_path / "data"), *options])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report) == list(evaluate_faces.SECTIONS)
+    assert {row["face found"] for row in report["pose"][0]["rows"]} == {0.5}
+    assert report["likeness"][0]["rows"][0]["to the floor"] == 1.0
+    assert [row["latent"] for row in report["reconstruction"][0]["rows"]] == ["8×8", "12×12", "16×16"]
+    assert all(row["GFLOP"] > 0 for row in report["cost"][0]["rows"])
+    assert all((tmp_path / "out" / f"{sheet}.png").exists() for sheet in ("faces", "turns"))
