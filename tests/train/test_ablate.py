@@ -11,7 +11,7 @@ import torch
 
 from train import ablate, train_denoiser, train_resampler
 from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
-from train.evaluation import ablation
+from train.evaluation import ablation, equal_time
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,42 @@ def test_tables_are_kept_and_so_is_what_was_trained(images, tmp_path, monkeypatc
     assert "edge-aligned" in tables[0] and "| epsilon |" in tables[1] and "nan" not in "".join(tables)
     torch.manual_seed(1)
     assert run() == (states, tables)
+
+
+def test_rows_of_equal_time_differ_in_one_thing_and_see_the_same_latents():
+    config = str(ablation.CONFIGS / "letters_resampler.toml")
+    rows = equal_time.recipes(config, 10, [])
+    assert len({repr(recipe) for recipe in rows.values()}) == len(rows) == len(equal_time.R2IR) + 1
+    assert all(recipe.optimisation.steps == 10 for recipe in rows.values())
+    assert {recipe.model.latent_channels for recipe in rows.values()} == {24}
+    cross = rows[equal_time.CROSS_ATTENTION]
+    assert isinstance(cross, CrossAttentionRecipe) and cross.training_size == 128
+    assert cross.model.octaves == (-2, 7) and cross.shape_sampler.cells == rows["as shipped"].shape_sampler.cells
+    with pytest.raises(ValueError, match="of r2ir-cross-attention; give one of r2ir"):
+        equal_time.recipes(str(ablation.CONFIGS / "mnist_cross_attention_resampler.toml"), 10, [])
+
+
+def test_rows_train_for_as_many_steps_as_fit(images, tmp_path, monkeypatch):
+    taken = {"r2ir": 0.5, "r2ir-cross-attention": 1.0}
+    monkeypatch.setattr(equal_time, "TIMED", 1)
+    for constant, value in (("CELLS", ((4, 4),)), ("DENSE_CELLS", (4, 4)), ("HELD", 6), ("DENSE", 3)):
+        monkeypatch.setattr(equal_time, constant, value)
+    measured = equal_time.step_seconds
+
+    def constant_seconds(recipe, train):
+        assert measured(recipe, train) > 0
+        return taken[recipe.architecture]
+
+    monkeypatch.setattr(equal_time, "step_seconds", constant_seconds)
+    sizes = ["encoder_size=8", "decoder_size=32", "lattice=8", "model.width=24", "model.heads=2"]
+    sizes += ["model.latent_channels=4", "optimisation.batch=4", "optimisation.precision='float32'"]
+    command = ["--config", str(ablation.CONFIGS / "letters_resampler.toml"), "--data", images, "--out", str(tmp_path)]
+    command += ["--seconds", "1", *ablation.settings(*sizes)]
+    ablate.main(command)
+    table = (tmp_path / "r2ir.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[4:]]
+    assert [row[:2] for row in rows] == [*([what, "2"] for what in equal_time.R2IR), [equal_time.CROSS_ATTENTION, "1"]]
+    assert "| 8 from 4×4 (dB) | against targets at 16 from 4×4 (dB) | kFLOP a point |" in table and "nan" not in table
+    taken.clear()  # what is trained is not timed or trained again
+    ablate.main(command)
+    assert (tmp_path / "r2ir.md").read_text(encoding="utf-8") == table

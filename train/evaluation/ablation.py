@@ -25,6 +25,7 @@ from train.evaluation.tables import Table, name
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "train" / "configs"
+ONE_SIZE = ["shape_sampler.cells=[8, 8]", "shape_sampler.p_anisotropic=0.0", "shape_sampler.p_square=1.0"]
 RESAMPLER = {  # what is changed → settings of mnist_cross_attention_resampler.toml
     "as shipped": [],
     "as shipped, another seed": ["optimisation.seed=1"],
@@ -34,11 +35,7 @@ RESAMPLER = {  # what is changed → settings of mnist_cross_attention_resampler
     "no integrated positional encoding": ["model.ipe_sigma=0.0"],
     "jitter keeps the old colour": ['jitter="published"', "outside_fraction=0.0"],
     "no jitter": ['jitter="none"'],
-    "one latent size, 8 x 8": [
-        "shape_sampler.cells=[8, 8]",
-        "shape_sampler.p_anisotropic=0.0",
-        "shape_sampler.p_square=1.0",
-    ],
+    "one latent size, 8 x 8": ONE_SIZE,
     "square frames only": ["shape_sampler.p_square=1.0"],
     "pixels as wide as cells": ["model.pixel_width=96"],
     "four heads of a pixel": ["model.pixel_heads=4"],
@@ -51,11 +48,7 @@ DENOISER = {  # … of mnist_r2id.toml
     "as shipped, another seed": ["optimisation.seed=1"],
     "linear attention": ['model.attention="linear"'],
     "noise predicted, not v": ['model.prediction_type="epsilon"'],
-    "one latent size, 8 x 8": [
-        "shape_sampler.cells=[8, 8]",
-        "shape_sampler.p_anisotropic=0.0",
-        "shape_sampler.p_square=1.0",
-    ],
+    "one latent size, 8 x 8": ONE_SIZE,
     "square frames only": ["shape_sampler.p_square=1.0"],
     "a deviation for every channel": ['deviation="channel"'],
     "as much noise for every size": ["schedule.shift_power=0.0", "schedule.input_scale=0.5"],
@@ -137,12 +130,12 @@ def agreement(pipe: Pipeline, images_NCHW: Tensor, *, edges: bool = False) -> fl
     return psnr(mean_square(pairs))
 
 
-def cost(pipe: Pipeline) -> float:
-    """Floating-point operations of a pixel."""
+def cost(pipe: Pipeline, *, side: int = COUNTED) -> float:
+    """Floating-point operations of a pixel, of so many a side."""
     latent = pipe.encode(torch.zeros(1, pipe.config.channels, 8, 8), latent_size=(8, 8))
     with count_flops() as counter:
-        pipe.resample(latent, size=(COUNTED, COUNTED))
-    return counter.get_total_flops() / COUNTED**2
+        pipe.resample(latent, size=(side, side))
+    return counter.get_total_flops() / side**2
 
 
 def resamplers(root: Path, data: Data, steps: int, lines: list[str]) -> Iterator[Table]:
