@@ -16,7 +16,7 @@ def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
     user = phone("light")
     page = user.page
     user.shows("resampled in")
-    page.get_by_role("tab", name="Your own image").click()
+    page.get_by_role("tab", name="Your image").click()
     button = page.get_by_role("button", name="Put it on the page")
     assert button.is_disabled()
     board = page.get_by_label("Board to draw on")
@@ -41,11 +41,30 @@ def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
 def test_an_image_is_uploaded_and_what_is_none_is_refused_in_a_line(user, tmp_path):
     page = user.page
     user.shows("resampled in")
-    page.get_by_role("tab", name="Your own image").click()
+    page.get_by_role("tab", name="Your image").click()
     halves(60, 40).save(tmp_path / "halves.png")
     (tmp_path / "broken.png").write_bytes(b"not an image")
     upload = page.locator("input[type=file][accept*=image]")
     upload.set_input_files(tmp_path / "halves.png")
+    page.get_by_text("your image halves.png, 12 × 8 pixels").wait_for()
+    page.get_by_alt_text("kept, 8 × 5 cells, 120 numbers").wait_for()
+    assert page.get_by_alt_text("kept, ").count() == 4
+    page.get_by_label("Zoom of your image").fill("1")
+    page.get_by_text("your image halves.png, 12 × 8 pixels").wait_for()
+    frame = page.get_by_role("group", name="Your image: drag to move it")
+    frame.scroll_into_view_if_needed()
+    box = frame.bounding_box()
+    sides = "e => ['left', 'width'].map(name => parseFloat(getComputedStyle(e.firstElementChild)[name]))"
+    left, width = frame.evaluate(sides)
+    assert abs(width - 2 * box["width"]) < 2 and abs(left + box["width"] / 2) < 2
+    page.mouse.move(box["x"] + 100, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 100 + box["width"], box["y"] + 50, steps=4)
+    page.mouse.up()
+    assert abs(frame.evaluate(sides)[0]) < 1  # its left edge
+    page.locator("[data-testid='1:1-radio-label'], label:has-text('1:1')").last.click()
+    page.get_by_text("your image halves.png, 8 × 8 pixels").wait_for()
+    page.locator("label:has-text('its own')").last.click()
     page.get_by_text("your image halves.png, 12 × 8 pixels").wait_for()
     upload.set_input_files(tmp_path / "broken.png")
     page.get_by_text("broken.png: not an image that can be read").wait_for()

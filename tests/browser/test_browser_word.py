@@ -6,7 +6,7 @@ from pathlib import Path
 def test_a_word_is_written_compared_zoomed_and_saved(phone):
     user = phone("light")
     page = user.page
-    page.get_by_role("tab", name="A word").click()
+    page.get_by_role("tab", name="Word").click()
     page.get_by_text("tiny writes 0 1 2").wait_for()
     page.get_by_label("Your word").fill("Hi")
     user.press("Write the word")

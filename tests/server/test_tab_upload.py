@@ -1,6 +1,7 @@
 """The functions behind the tab for the user's own image."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,17 @@ import torch
 from PIL import Image
 
 from r2id.demo.request import GenerateRequest
-from r2id.demo.tabs.upload import LONG_SIDE, Given, encode, fit_request, open_upload, reconstruction_html
+from r2id.demo.tabs.upload import (
+    LONG_SIDE,
+    Given,
+    crop_value,
+    cropped,
+    encode,
+    fit_request,
+    kept_html,
+    open_upload,
+    reconstruction_html,
+)
 
 
 def file_of(image: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
@@ -59,3 +70,21 @@ def test_the_error_is_that_of_the_reconstruction(tiny_pixels, monkeypatch, offse
 def test_notes_on_the_image_are_shown_as_text(tiny_pixels):
     given = Given(Image.new("L", (32, 8)), "wide", ("it is <b>cropped",))
     assert "Note: it is &lt;b&gt;cropped." in reconstruction_html(tiny_pixels, given, GenerateRequest("any", cells=8))
+
+
+def test_a_part_is_cropped_and_what_is_none_is_refused():
+    given = Given(halves(400, 200), "any")
+    assert np.asarray(cropped(given, (0.0, 0.0, 0.5, 1.0)).image).min() == 255
+    assert cropped(given, (-1, 0.25, 2, 0.75)).image.size == (400, 100)
+    for region in (None, "abcd", (0, 0, 1), (0.5, 0, 0.5, 1), (float("nan"), 0, 1, 1), ("a", 0, 1, 1)):
+        with pytest.raises(ValueError, match="the part of your image did not arrive"):
+            cropped(given, region)
+    assert crop_value(given, "")["ratio"] == 2 and crop_value(given, "3:4")["ratio"] == 0.75
+    assert crop_value(None, "") is None
+
+
+def test_several_latents_stand_side_by_side_with_what_they_lose(tiny):
+    html = kept_html(tiny, Given(halves(60, 40), "any"), GenerateRequest("tiny", cells=4))
+    assert re.findall("<figcaption>(.*?), .*?: PSNR [0-9.]+ dB", html) == [
+        "4 × 3 cells", "8 × 5 cells", "12 × 8 cells", "16 × 11 cells"
+    ]  # fmt: skip

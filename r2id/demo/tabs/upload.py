@@ -3,7 +3,9 @@
 import base64
 import binascii
 import html
+import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,16 +17,19 @@ from torch import Tensor
 from r2id.demo.assets import function, template
 from r2id.demo.controls import Slider, generate_request_of, view_request_of
 from r2id.demo.page import SESSION_SECONDS, Page
-from r2id.demo.request import MAX_RATIO, GenerateRequest
+from r2id.demo.request import MAX_RATIO, GenerateRequest, sides
 from r2id.demo.session import Session, frame_size
-from r2id.demo.tabs.compare import ROW_SIDE, row_of
-from r2id.demo.wiring import BACKGROUND, DECODE, IMMEDIATE, gradio_errors
+from r2id.demo.tabs.compare import ROW_SIDE, row_of, title
+from r2id.demo.wiring import BACKGROUND, DECODE, IMMEDIATE, data_uri, gradio_errors
 from r2id.image import from_pil, to_pil
 from r2id.image_file import open_image
 from r2id.latent import Latent
 from r2id.pipeline import Pipeline
 
-LONG_SIDE = 1024  # pixels of what is kept of an image
+LONG_SIDE = 2048  # pixels of what is kept of an image
+SHOWN_SIDE = 640  # pixels of the image that is cropped on the page
+KEPT = 4, 8, 12, 16  # cells whose reconstructions stand side by side
+RATIOS = [("its own", ""), *((ratio, ratio) for ratio in ("9:16", "3:4", "1:1", "4:3", "16:9"))]
 HINT = "Draw with a finger or the mouse, or upload an image: how well the latent holds it is shown here."
 
 
@@ -55,6 +60,34 @@ def open_upload(file: str | bytes, origin: str, name: str | None = None) -> Give
     return Given(image, origin, notes)
 
 
+def cropped(given: Given, region: Sequence[float]) -> Given:
+    """The part (left, top, right, bottom) in fractions of the image. Raises ValueError for anything else."""
+    try:
+        edges = [min(max(float(edge), 0.0), 1.0) for edge in region]
+        (left, top, right, bottom), (width, height) = edges, given.image.size
+        box = [round(left * width), round(top * height), round(right * width), round(bottom * height)]
+        for axis in (0, 1):  # rounding must not make the widest frame wider
+            box[axis + 2] = min(box[axis + 2], box[axis] + MAX_RATIO * (box[3 - axis] - box[1 - axis]))
+        if not (box[0] < box[2] and box[1] < box[3]):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError("the part of your image did not arrive: move it again") from None
+    return replace(given, image=given.image.crop(box))
+
+
+def crop_value(given: Given | None, ratio: str) -> dict | None:
+    """The value of the component that crops; ratio: of the frame, "" for the image's own."""
+    if given is None:
+        return None
+    shown = given.image.copy()
+    shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    shown.convert("RGBA").save(file := io.BytesIO(), "PNG")
+    width, height = shown.size
+    return dict(
+        src=data_uri(file.getvalue()), width=width, height=height, ratio=sides(1, ratio)[1] if ratio else width / height
+    )
+
+
 def encode(pipe: Pipeline, given: Given, request: GenerateRequest) -> tuple[Tensor, Latent]:
     """The image (1, C, H, W) in [0, 1], reduced to the size that the encoder sees, and its latent with the request's
     number of cells."""
@@ -73,13 +106,18 @@ def fit_request(given: Given, request: GenerateRequest) -> GenerateRequest:
     return replace(request, count=1, shape=f"{width // unit}:{height // unit}")
 
 
+def psnr(image_BCHW: Tensor, again_BCHW: Tensor) -> tuple[str, float]:
+    """Peak signal-to-noise ratio in words, and the mean squared error, of images in [0, 1]."""
+    error = (again_BCHW - image_BCHW).square().mean().item()
+    return f"{-10 * math.log10(error):.1f} dB" if error else "infinite", error
+
+
 def reconstruction_html(pipe: Pipeline, given: Given, request: GenerateRequest) -> str:
     """The image, its reconstruction and the error between them, as HTML."""
     image_BCHW, latent = encode(pipe, given, fit_request(given, request))
     (height, width), (h, w) = image_BCHW.shape[2:], latent.size
     again_BCHW = pipe.resample(latent, size=(height, width), fit="stretch")
-    error = (again_BCHW - image_BCHW).square().mean().item()
-    ratio = f"{-10 * math.log10(error):.1f} dB" if error else "infinite"
+    ratio, error = psnr(image_BCHW, again_BCHW)
     large = to_pil(pipe.resample(latent, size=frame_size(latent, ROW_SIDE), fit="contain")[0])
     images = [
         (f"{given.origin}, {width} × {height} pixels", to_pil(image_BCHW[0])),
@@ -94,6 +132,19 @@ def reconstruction_html(pipe: Pipeline, given: Given, request: GenerateRequest) 
     return f"<p>{words}</p>{notes}{row_of(images, 'own image')}"
 
 
+def kept_html(pipe: Pipeline, given: Given, request: GenerateRequest) -> str:
+    """What latents of several sizes keep of the image, with their PSNR, as HTML."""
+    (low, high), multiple = pipe.config.trained_cells, pipe.config.size_multiple
+    images = []
+    for cells in [n for n in KEPT if low <= n <= high and n % multiple == 0] or [high]:
+        image_BCHW, latent = encode(pipe, given, fit_request(given, replace(request, cells=cells)))
+        again_BCHW = pipe.resample(latent, size=tuple(image_BCHW.shape[2:]), fit="stretch")
+        (h, w), numbers = latent.size, latent.tensor.numel()
+        caption = f"{w} × {h} cells, {numbers:,} numbers: PSNR {psnr(image_BCHW, again_BCHW)[0]}"
+        images.append((caption, to_pil(again_BCHW[0])))
+    return title("What more cells keep", "the same image; higher is better") + row_of(images, "kept")
+
+
 def build(page: Page) -> None:
     def drawn(data: str | None):
         """The board's PNG as a data URI ("" if it was cleared) → Given."""
@@ -106,16 +157,26 @@ def build(page: Page) -> None:
                 raise ValueError("the drawing did not arrive: draw it again") from None
             return open_upload(png, "your drawing", "drawing")
 
-    def uploaded(file: str):
+    def uploaded(file: str, ratio: str):
+        """The whole image, and the component that crops it: that sends the part."""
         with gradio_errors():
-            return open_upload(file, f"your image {Path(file).name}")
+            whole = open_upload(file, f"your image {Path(file).name}")
+            return whole, crop_value(whole, ratio)
+
+    def part(whole: Given | None, event: gr.EventData):
+        if whole is None:
+            return gr.skip()
+        with gradio_errors():
+            return cropped(whole, event.region)
 
     def looked(given: Given | None, cells: int, *values):
         if given is None:
-            return HINT, gr.Button(interactive=False)
+            return (yield HINT, "", gr.Button(interactive=False))
         with gradio_errors():
             request = replace(generate_request_of(*values), cells=int(cells))
-            return reconstruction_html(page.models.get(request.model), given, request), gr.Button(interactive=True)
+            pipe = page.models.get(request.model)
+            yield reconstruction_html(pipe, given, request), gr.skip(), gr.Button(interactive=True)
+            yield gr.skip(), kept_html(pipe.low_priority, given, request), gr.skip()
 
     def put(session: Session, given: Given, cells: int, *values):
         with gradio_errors():
@@ -138,26 +199,32 @@ def build(page: Page) -> None:
         slider = gr.Slider(low, max(high, low + size_multiple), step=size_multiple, value=cells, interactive=low < high)
         return slider, gr.HTML(ground="rgb({}, {}, {})".format(*ground), ink="#fff" if sum(ground) < 384 else "#000")
 
-    with gr.Tab("Your own image"):
-        given = gr.State(None, time_to_live=SESSION_SECONDS)
+    with gr.Tab("Your image"):
+        given, whole = (gr.State(None, time_to_live=SESSION_SECONDS) for _ in range(2))  # the part, and all of it
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 board = gr.HTML(None, **template("board"), ground="#000", ink="#fff")
                 upload = gr.UploadButton("Upload an image", file_types=["image"])
+                crop = gr.HTML(None, **template("crop"))
+                ratio = gr.Radio(RATIOS, value="", label="Frame of your image (w : h)")
             with gr.Column(scale=2, min_width=280):
                 cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size of your image (cells)")
-                seen = gr.HTML(HINT)
+                seen, kept = gr.HTML(HINT), gr.HTML()
                 button = gr.Button("Put it on the page", variant="primary", interactive=False)
 
     page.generate_controls[0].change(fitted, [page.generate_controls[0], cells], [cells, board], **IMMEDIATE)
-    board.input(drawn, board, given, trigger_mode="always_last", **DECODE)  # without a queue, a State has no change
-    upload.upload(uploaded, upload, given, **BACKGROUND)
+    # Without a queue, a State has no change.
+    drawing = board.input(drawn, board, given, trigger_mode="always_last", **DECODE)
+    drawing.success(lambda: (None, None), None, [whole, crop], **DECODE)
+    upload.upload(uploaded, [upload, ratio], [whole, crop], **BACKGROUND)
+    crop.input(part, whole, given, trigger_mode="always_last", **DECODE)
+    ratio.input(crop_value, [whole, ratio], crop, **DECODE)
     changes = [given.change, cells.change, page.generate_controls[0].change]
     gr.on(
         changes,
         looked,
         [given, cells, *page.generate_controls],
-        [seen, button],
+        [seen, kept, button],
         trigger_mode="always_last",
         **BACKGROUND,
     )

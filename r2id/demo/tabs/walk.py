@@ -92,7 +92,7 @@ def build(page: Page) -> None:
             labels = page.models.get(model).labels
         return gr.Dropdown([*labels, ("any", "")], value=label if label in labels else (labels or [""])[-1])
 
-    with gr.Tab("Between two"), gr.Row():
+    with gr.Tab("Between"), gr.Row():
         walked = gr.State(None, time_to_live=SESSION_SECONDS)
         with gr.Column(scale=1, min_width=280):
             gr.HTML("<h3>To another image</h3>The walk starts from the image on the page and ends at this one. "

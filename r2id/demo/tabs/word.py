@@ -107,7 +107,7 @@ def build(page: Page) -> None:
         frame = frame if frame in inside else next(iter(["1:1"] if "1:1" in inside else inside), frame)
         return known, gr.Button(interactive=True), gr.Radio(value=frame)
 
-    with gr.Tab("A word"), gr.Row():
+    with gr.Tab("Word"), gr.Row():
         word = gr.State(None, time_to_live=SESSION_SECONDS)
         file = gr.JSON(visible="hidden")
         with gr.Column(scale=1, min_width=280):
