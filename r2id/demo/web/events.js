@@ -40,4 +40,4 @@ const same = value => value;
 const unique = () => performance.now();  // a value that no event has had before
 const enable = () => ({ __type__: "update", interactive: true });
 const disable = () => ({ __type__: "update", interactive: false });
-const showStage = () => document.querySelector("#show").scrollIntoView({ block: "nearest" });
+const showStage = () => document.querySelector("#title").scrollIntoView({ block: "nearest" });
