@@ -1,13 +1,17 @@
 """The shipped weights do what their model card says, on the few digits that the tests ship."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from digits import digits
+from PIL import Image, ImageDraw, ImageFont
 
 from r2id import Pipeline
+from r2id.image import from_pil
+from r2id.interpolation import resize
 from train.evaluation.classifier import load_classifier, to_classifier_size
 
 ROOT = Path(__file__).parents[2]
@@ -66,3 +70,37 @@ def test_an_output_of_another_shape_shows_the_digit_whole(mnist):
         margins = image.clone()
         margins[:, :, top : top + 36, left : left + 36] = 0
         assert margins.max() < 0.1  # the background goes on
+
+
+@pytest.fixture(scope="module")
+def letters() -> Pipeline:
+    return Pipeline.from_pretrained(ROOT / "weights" / "letters", device="cpu")
+
+
+def drawn(character: str, side: int) -> torch.Tensor:
+    """Pillow's own font, white on black: (1, 1, side, side) in [0, 1]."""
+    image = Image.new("L", (1024, 1024))
+    ImageDraw.Draw(image).text((512, 512), character, 255, ImageFont.load_default(640), "mm")
+    return from_pil(image.resize((side, side), Image.Resampling.BOX), 1, 0.0)[None]
+
+
+def test_letters_are_small():
+    assert sum(f.stat().st_size for f in (ROOT / "weights" / "letters").glob("*.safetensors")) <= 10 * 2**20
+
+
+def test_a_letter_is_nearer_to_its_outline_than_an_enlarged_image_of_as_many_numbers(letters):
+    for character in "RSA":
+        latent = letters.encode(drawn(character, 128), latent_size=(12, 12))
+        side = math.isqrt(latent.tensor.numel())
+        enlarged = resize(drawn(character, side), (512, 512)).clamp(0, 1)
+        decoded = letters.resample(latent, size=(512, 512))
+        error, error_enlarged = (F.mse_loss(image, drawn(character, 512)) for image in (decoded, enlarged))
+        assert error < error_enlarged / 2
+
+
+def test_generated_letters_are_read_as_their_label_whatever_the_size(letters):
+    judge, labels = load_classifier(ROOT / "train" / "classifiers" / "letters.safetensors"), torch.arange(26)
+    latent = letters.diffuse(labels.tolist(), latent_size=(8, 8), seed=0)
+    for size in ((64, 64), (160, 160)):
+        images = letters.resample(latent, size=size) * 2 - 1
+        assert (judge(to_classifier_size(images, judge.side)).argmax(dim=1) == labels).sum() >= 22
