@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from r2id.demo import controls, web_decoder
+from r2id.demo import controls, first_visit, web_decoder
 from r2id.demo.assets import function, text
 from r2id.demo.controls import generate_control_values, view_control_values
 from r2id.demo.events import Events
@@ -123,6 +123,7 @@ def build(
                     save = gr.DownloadButton("Save latent", size="sm", min_width=80, interactive=False)
                     load = gr.UploadButton("Load latent", size="sm", min_width=80, file_types=[".safetensors"])
         page = Page(models, service, session, version, stage, keeper, generate, view)
+        first_visit.build(page)
         events, named, ratio = Events(page), dict(zip(controls.NAMES, generate, strict=False)), view[1]
         button, follow = first["generate"], extra["follow"]
         shown = [session, stage, version, large, keeper]
