@@ -89,6 +89,7 @@ def test_a_png_that_was_not_made_here_is_refused_in_a_line_and_nothing_is_lost(u
 def test_the_grid_and_an_animation_can_be_taken_along(phone):
     user = phone("light")
     page = opened(user)
+    user.drawer("Latent")
     user.type("number input for Number of images", "3")
     user.type("Resolution, long side (pixels)", "40")
     user.press("Generate")

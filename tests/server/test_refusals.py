@@ -29,7 +29,7 @@ from r2id.demo.events import Events
 from r2id.demo.models import Models
 from r2id.demo.request import LIMITS, GenerateRequest, ViewRequest, from_dict, from_query, sides, to_dict
 from r2id.demo.serving.worker import QueuedPipeline, QuotaPipeline
-from r2id.demo.tabs.upload import open_upload
+from r2id.demo.tabs.upload import LONG_SIDE, open_upload
 
 ROOT = Path(__file__).parents[2]
 
@@ -229,7 +229,7 @@ def test_images_of_every_kind_are_encoded_and_cropped_for_the_page(url, healthy,
     assert latent.aspect == pytest.approx(aspect, rel=0.01) and latent.tensor.isfinite().all()
     given = open_upload(data, "mine", "mine.png")
     width, height = given.image.size
-    assert width / height == pytest.approx(min(max(aspect, 1 / 4), 4), rel=0.01) and max(width, height) <= 1024
+    assert width / height == pytest.approx(min(max(aspect, 1 / 4), 4), rel=0.01) and max(width, height) <= LONG_SIDE
     assert ("cropped to" in " ".join(given.notes)) == (not 1 / 4 <= aspect <= 4)
 
 
