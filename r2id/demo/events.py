@@ -1,6 +1,7 @@
 """The functions behind the events of the main area. They take and return the values of components."""
 
 import html
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -45,10 +46,25 @@ class Events:
         with gradio_errors():
             values = self.follow_link(session, http) if "model" in http.query_params else None
             if values is None:
-                request = self.service.default_request(self.models.names[0])
-                pipe, latent = self.service.first_latent(request)
-                values = self.page.restore(session, request, default_view(pipe), latent, lock=False)
+                request, view, frame = self.first()
+                _, latent = self.service.first_latent(request)
+                values = self.page.restore(session, request, view, latent, lock=False, small=frame["thumbs"])
         return [notice, gr.skip(), *values, keeper.ask()]
+
+    def first(self) -> tuple[GenerateRequest, ViewRequest, dict[str, Any]]:
+        """What all new pages begin with: request, view and frame."""
+        request = self.service.default_request(self.models.names[0])
+        view = default_view(self.models.get(request.model))
+        return request, view, self.service.first_frame(request, view)
+
+    def first_value(self) -> dict[str, Any] | None:
+        """The stage of a page that is sent, before any event; None if it will have to wait for its image."""
+        if not self.models.names or "SPACES_ZERO_GPU" in os.environ:  # lends its GPU to events only
+            return None
+        try:
+            return stage_value({**self.first()[2], "decoder": None})
+        except Exception as error:
+            return stage_value(Session().idle(error_line(error)))
 
     def follow_link(self, session: Session, http: gr.Request) -> list[Any] | None:
         """`Page.restored` for the link that was opened; None if it cannot be followed. Links made here name a seed;

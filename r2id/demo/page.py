@@ -19,7 +19,7 @@ from r2id.latent import Latent
 from r2id.limits import short_repr
 
 SESSION_SECONDS = 3600  # without use, after which a session is dropped
-TITLE = "<h1>r2id</h1> <p>One small latent, decoded at any resolution and aspect ratio.</p>"
+TITLE = "<h1>r2id</h1> <p>An image kept as a few numbers, sharp at every size: zoom in.</p>"
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Page:
     keeper: gr.HTML  # the history in the browser, see keeper.py
     generate_controls: list[gr.components.Component]  # in the order of GenerateRequest's fields, then the seed's lock
     view_controls: list[gr.components.Component]  # in the order of ViewRequest's fields
+    decoder: Any = None  # the event that says whether the browser decodes; `page.decoder.then(…)` hears of it
     refresh: dict[str, Any] = field(default_factory=dict)  # `event.then(**page.refresh)` updates the large image
 
     @property
@@ -51,19 +52,20 @@ class Page:
         lock: bool = True,
         origin: str = "",
         done: int | None = None,
+        small: list[bytes] | None = None,
     ) -> list[Any]:
         """Values for `restored` that show this request and view; has to be followed by `.then(**page.refresh)`.
 
         latent: becomes the session's; without one only the controls change. lock: whether Generate keeps the seed.
-        origin, done: see `session.Entry`. Raises ValueError if the model or a label does not exist, and for a latent
-        of another model.
+        origin, done, small: see `Session.load`. Raises ValueError if the model or a label does not exist, and for
+        a latent of another model.
         """
         pipe = self.models.get(request.model)
         for name in (request.label, request.other):
             if name not in ("", *pipe.labels):
                 raise ValueError(f"label {short_repr(name)}: {request.model} has {', '.join(pipe.labels) or 'none'}")
         if latent is not None:
-            session.load(pipe, request, latent, origin=origin, done=done)
+            session.load(pipe, request, latent, origin=origin, done=done, small=small)
         values = generate_control_values(request, lock, pipe, self.models.names)
         return [session, *values, *view_control_values(view)]
 
@@ -126,6 +128,7 @@ def build(
         first_visit.build(page)
         events, named, ratio = Events(page), dict(zip(controls.NAMES, generate, strict=False)), view[1]
         button, follow = first["generate"], extra["follow"]
+        stage.value = events.first_value()
         shown = [session, stage, version, large, keeper]
         page.refresh = dict(
             fn=events.show, inputs=[session, *view], outputs=shown, js=function("refreshView"), **IMMEDIATE
@@ -148,7 +151,7 @@ def build(
         gr.on([control.change for control in view], None, view, None, js=function("showView"))
         stage.look(events.look, session, shown, trigger_mode="always_last", **IMMEDIATE)
         stage.small(events.small, session, stage, **IMMEDIATE)
-        stage.decoder(events.decoder, session, None, **IMMEDIATE)
+        page.decoder = stage.decoder(events.decoder, session, None, **IMMEDIATE)
         large.change(events.complete, **work, **DECODE_LARGE)  # an event of its own, so the next view need not wait
         reset.click(events.reset, session, view, **IMMEDIATE)
         named["model"].change(lambda model: gr.Button(interactive=bool(model)), named["model"], button, **IMMEDIATE)

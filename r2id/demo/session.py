@@ -152,13 +152,20 @@ class Session:
             return self._frame(busy=None)
 
     def load(
-        self, pipe: Pipeline, request: GenerateRequest, latent: Latent, *, origin: str = "", done: int | None = None
+        self,
+        pipe: Pipeline,
+        request: GenerateRequest,
+        latent: Latent,
+        *,
+        origin: str = "",
+        done: int | None = None,
+        small: list[bytes] | None = None,
     ):
-        """Replaces the latent by one from the history, a file or the encoder.
+        """Replaces the latent by one from the history, a file or the encoder. small: its thumbs, where they are there.
 
         Raises ValueError for a latent that does not fit the model.
         """
-        small = thumbs(pipe, latent)
+        small = small or thumbs(pipe, latent)
         with self._lock:
             self._ticket += 1
             self._finished = self._ticket

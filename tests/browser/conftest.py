@@ -56,8 +56,8 @@ class UserPage:
         return self.page.locator(f'[data-part="{name}"]')
 
     def shows(self, pattern: str, part: str = "caption") -> str:
-        """Waits until this text matches; returns it in one line."""
-        script = """([part, pattern]) => RegExp(pattern).test(
+        """Waits until the page is live and this text matches; returns it in one line."""
+        script = """([part, pattern]) => document.querySelector('[data-live=true]') && RegExp(pattern).test(
             document.querySelector(`[data-part=${part}]`)?.innerText.replace(/\\s+/g, ' '))"""
         self.page.wait_for_function(script, arg=[part, pattern])
         return re.sub(r"\s+", " ", self.part(part).inner_text())
@@ -65,13 +65,16 @@ class UserPage:
     def natural(self, width: int, height: int) -> None:
         """Waits until the image has this size in its own pixels."""
         script = """([width, height]) => { const image = document.querySelector('[data-part=image]');
-            return !image?.hidden && image?.width === width && image.height === height }"""
+            return image?.dataset.live === 'true' && image.width === width && image.height === height }"""
         self.page.wait_for_function(script, arg=[width, height])
 
     def type(self, label: str, text: str) -> None:
-        box = self.page.get_by_label(label, exact=True)
+        box = self.page.get_by_label(label, exact=True).first
         box.fill(text)
         box.press("Enter")
+
+    def keep_seed(self) -> None:
+        self.page.locator("#seed").get_by_label("keep this seed").check()
 
     def slide(self, label: str, key: str, times: int = 1) -> None:
         self.page.get_by_label(f"range slider for {label}").focus()

@@ -21,5 +21,6 @@ def test_channels_steps_and_coordinates_are_those_of_the_latent_on_the_page(phon
     page.get_by_alt_text("absolute coordinates over an image of 512 by 512 pixels").wait_for()
     user.drawer("Image")
     user.type("Image ratio (w : h)", "16:9")
+    page.locator("img[alt^='absolute coordinates']").scroll_into_view_if_needed()
     page.get_by_alt_text("absolute coordinates over an image of 512 by 288 pixels").wait_for()
     assert not page.evaluate(SIDEWAYS)

@@ -99,7 +99,7 @@ def test_one_of_a_grid_is_looked_at_and_downloaded(user):
     assert user.part("thumbs").is_hidden()
     user.drawer("Latent")
     user.type("Seed", "11")
-    user.page.get_by_label("keep this seed").check()
+    user.keep_seed()
     user.type("number input for Number of images", "5")
     user.press("Generate")
     user.shows(f"{FINE}.*seed 11 ")

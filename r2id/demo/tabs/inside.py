@@ -5,12 +5,15 @@ from collections.abc import Iterator
 import gradio as gr
 from PIL import Image
 
+from r2id.demo.assets import function
 from r2id.demo.controls import view_request_of
 from r2id.demo.illustrations import MAX_STEPS_SHOWN, channel_maps, coordinate_systems, loss_against_t, trajectory
 from r2id.demo.page import Page
 from r2id.demo.request import ViewRequest
-from r2id.demo.session import Session, frame_size
-from r2id.demo.wiring import DECODE, image_html
+from r2id.demo.session import TROUBLES, Session, frame_size
+from r2id.demo.tabs.compare import MARK
+from r2id.demo.web_decoder import can_decode
+from r2id.demo.wiring import DECODE, IMMEDIATE, image_html
 from r2id.image import to_pil
 from r2id.latent import Latent
 from r2id.pipeline import Pipeline
@@ -20,6 +23,7 @@ STEP_SIDE, MANY_STEPS_SIDE = 128, 64  # long sides in pixels of a step, the latt
 
 def build(page: Page) -> None:
     with gr.Tab("Inside") as tab:
+        decoder = gr.HTML(elem_classes="inside")
         with gr.Row():
             with gr.Column(min_width=320):
                 channels = gr.HTML(elem_classes="inside")
@@ -27,6 +31,7 @@ def build(page: Page) -> None:
                 steps = gr.HTML(elem_classes="inside")
         with gr.Row():
             with gr.Column(min_width=320):
+                mark = gr.HTML(**MARK)
                 coordinates = gr.HTML(elem_classes="inside")
             with gr.Column(min_width=320):
                 loss = gr.HTML(elem_classes="inside")
@@ -36,18 +41,37 @@ def build(page: Page) -> None:
         pipe, row, model = session.pipe, session.row, session.request.model
         frames, done, selected = session.frames, session.done, session.selected
         shown = coordinates_html(view_request_of(*values), row.aspect)
-        yield [shown, channels_html(row), loss_html(page.models.report(model)), gr.skip()]
-        yield [*[gr.skip()] * 3, steps_html(pipe, [frame[selected] for frame in frames], done)]
+        yield [decoder_html(session), shown, channels_html(row), loss_html(page.models.report(model)), gr.skip()]
+        yield [*[gr.skip()] * 4, steps_html(pipe, [frame[selected] for frame in frames], done)]
 
     def moved(session: Session, *values) -> str:
         if session.tab != tab.label or session.latent is None:
             return gr.skip()
         return coordinates_html(view_request_of(*values), session.latent.aspect)
 
-    page.watch(tab, look, page.view_controls, [coordinates, channels, loss, steps])
+    def decoding(session: Session) -> str:
+        return decoder_html(session) if session.tab == tab.label and session.latent is not None else gr.skip()
+
+    page.decoder.then(decoding, page.session, decoder, **IMMEDIATE)
+    page.watch(tab, look, page.view_controls, [decoder, coordinates, channels, loss, steps])
     # Not the resolution: it does not change the illustration.
     shaped = [control.change for control in page.view_controls[1:]]
-    gr.on(shaped, moved, [page.session, *page.view_controls], coordinates, trigger_mode="always_last", **DECODE)
+    gr.on(shaped, None, None, mark, js=function("unique"))
+    mark.seen(moved, [page.session, *page.view_controls], coordinates, trigger_mode="always_last", **DECODE)
+
+
+def decoder_html(session: Session) -> str:
+    """Who decodes the large image."""
+    if not can_decode(session.pipe):
+        words = "The server decodes the image: this model's resampler is one that browsers cannot run."
+    elif session.local:
+        words = """This browser decodes the image, in its GPU: the server sent the latent's tokens once, and a new
+            size, shape or zoom asks it for nothing. Files to download are the server's."""
+    elif session.trouble:
+        words = f"The server decodes the image, not this browser: {TROUBLES[session.trouble]}."
+    else:
+        words = "The server decodes the image until this browser has shown that it can."
+    return f"<h3>Who decodes</h3><p>{words}</p>"
 
 
 def figure(title: str, images: list[tuple[Image.Image, str]], words: str) -> str:

@@ -47,7 +47,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
 
   class Decoder {
     constructor(canvas, { metadata: { config }, tensors }, { budget = 400, onTrouble = () => {} } = {}) {
-      const how = { alpha: false, antialias: false, depth: false, powerPreference: "high-performance" };
+      const how = { alpha: false, antialias: false, depth: false, preserveDrawingBuffer: true, powerPreference: "high-performance" };
       const gl = canvas.getContext("webgl2", how);
       if (!gl?.getExtension("EXT_color_buffer_float")) throw new Error("no WebGL2 with float textures here");
       Object.assign(this, { canvas, gl, config, budget, onTrouble, lost: false, slow: false });

@@ -54,7 +54,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       const after = middle(), by = [after[0] - before[0], after[1] - before[1]];
       const seconds = Math.max(0.001, (event.timeStamp - moved) / 1000);
       moved = event.timeStamp;
-      speed = speed.map((v, axis) => 0.5 * v + 0.5 * by[axis] / seconds);
+      speed = pointers.size > 1 ? [0, 0] : speed.map((v, axis) => 0.5 * v + 0.5 * by[axis] / seconds);
       pan(...by);
       if (wide && spread()) zoom(spread() / wide, after);
     });

@@ -2,10 +2,11 @@
 const part = name => element.querySelector(`[data-part="${name}"]`);
 const [screen, image, marks, map, thumbs, busy, bar, said, fault, caption, save, stop, handle] = ["screen", "image", "marks",
   "map", "thumbs", "busy", "bar", "said", "fault", "caption", "save", "stop", "handle"].map(part);
-const sheet = image.parentNode, TOKENS = 32, BUDGET = R2ID.budget ?? 150;  // latents kept; milliseconds for 256 x 256
+const sheet = image.parentNode, TOKENS = 32, BUDGET = R2ID.budget ?? 400;  // latents kept; milliseconds for 256 x 256
 const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
 const source = file => (typeof file === "string" ? file : file.url);
 const grouped = number => number.toLocaleString("en");
+const sentWithPage = props.value?.order ?? 0;
 let order = 0, frame = null, saving = false, playing = null, reason = "";
 
 const view = new R2ID.View({ screen, canvas: image, marks, map }, {
@@ -13,6 +14,8 @@ const view = new R2ID.View({ screen, canvas: image, marks, map }, {
   ask: asked => trigger("look", { view: asked }),
   rested: ({ x, y, zoom }) => {
     if (playing) return;
+    sent.push({ x: 100 * x, y: 100 * y, zoom });
+    sent.splice(0, sent.length - 20);
     props.value = { ...props.value, asked: [x, y, zoom] };
     trigger("input");
   },
@@ -84,6 +87,7 @@ async function update() {
   }
   if (next.order !== order) return;
   frame = next;
+  image.dataset.live = next.order > sentWithPage;
   const thumb = new Image();
   if (frame.thumbs[frame.selected]) thumb.src = source(frame.thumbs[frame.selected]);
   if (!view.view) view.set(frame.view, true);
@@ -142,7 +146,7 @@ function describe(drawn = null) {
   const { cells: [h, w], numbers, small: [height, width] } = frame.latent, lines = [...frame.caption];
   if (view.own) {
     const { width, height } = view.size, { zoom } = view.view;
-    lines[0] = `${width} × ${height} pixels${zoom > 1 ? ` at ${grouped(+zoom.toPrecision(3))} ×` : ""}`;
+    lines[0] = `${width} × ${height} pixels${zoom > 1 ? ` at ${grouped(zoom < 100 ? +zoom.toPrecision(3) : Math.round(zoom))} ×` : ""}`;
     if (drawn) lines[1] = `decoded here in ${Math.round(drawn.milliseconds)} ms from ${w} × ${h} cells`;
     else return;
     if (drawn.screen.width < width) lines[0] += `, shown at ${drawn.screen.width} × ${drawn.screen.height}`;
@@ -252,11 +256,26 @@ for (const name of Object.keys(SWEEPS)) part(name).onclick = () => (playing ? pl
 
 // what the controls say: (side, ratio, fit, x %, y %, zoom), see events.js
 
-element.addEventListener("view", ({ detail: { values: [side, ratio, fit, x, y, zoom], quiet } }) => {
+const NAMES = ["side", "ratio", "fit", "x", "y", "zoom"], controls = {}, sent = [];  // values as the controls hold them
+
+/** Whether a control only repeats what the stage sent it, which is rounded and arrives when the view has moved on. */
+function echoes(name, value) {
+  const found = sent.findLastIndex(each => Math.abs(each[name] - value) <= (name === "zoom" ? 1e-3 * value : 0.06));
+  sent.slice(0, found + 1).forEach(each => { delete each[name]; });
+  return found >= 0;
+}
+
+element.addEventListener("view", ({ detail: { values, quiet } }) => {
+  const changes = {};
+  NAMES.forEach((name, index) => {
+    const value = values[index];
+    if (value === controls[name]) return;
+    controls[name] = value;
+    if (!echoes(name, value)) changes[name] = name === "x" || name === "y" ? value / 100 : value;
+  });
+  if (!Object.keys(changes).length) return;
   playing = null;
-  const near = (a, b, by) => Math.abs(a - b) <= by ? a : b;  // the controls round
-  const { x: ownX, y: ownY, zoom: ownZoom } = view.view ?? { x: 0.5, y: 0.5, zoom: 1 }, by = 1e-3 / zoom;
-  view.set({ side, ratio, fit, x: near(ownX, x / 100, by), y: near(ownY, y / 100, by), zoom: near(ownZoom, zoom, 1e-3 * zoom) }, quiet);
+  view.set(changes, quiet);
 });
 
 // links
@@ -287,8 +306,8 @@ function query() {
 
 /** The lines of Python with the present view. */
 function python() {
-  const { side, ratio, fit, x, y, zoom } = view.view, [width, height] = R2ID.sizeOf(side, ratio), half = 0.5 / zoom;
-  const region = [x - half, y - half, x + half, y + half].join(", ");
+  const { side, ratio, fit, zoom } = view.view, [width, height] = R2ID.sizeOf(side, ratio);
+  const region = R2ID.regionOf(view.view).join(", ");
   const options = `size=(${height}, ${width}), fit='${fit}'${zoom > 1 ? `, region=(${region})` : ""}`;
   return frame.python.replace(/pipe\.resample\(latent, .*\)/, `pipe.resample(latent, ${options})`);
 }
@@ -302,5 +321,6 @@ save.onclick = event => {
   trigger("look", { view: { ...view.view }, image: true });
 };
 new ResizeObserver(() => view.draw(true)).observe(screen);
+R2ID.stage = { view };
 watch("value", update);
-update();
+if (!new URLSearchParams(location.search).has("model")) update();  // the first image; a link asks for another

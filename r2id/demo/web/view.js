@@ -12,9 +12,15 @@ globalThis.R2ID = globalThis.R2ID ?? {};
 
   /** Left, top, right, bottom in fractions of the whole image. */
   function regionOf({ x, y, zoom }) {
-    const half = 0.5 / zoom;
-    const [left, top] = [x, y].map(centre => clamp(centre - half, 0, 1 - 2 * half));
+    const half = 0.5 / zoom, centre = inside({ x, y, zoom });
+    const [left, top] = [centre.x - half, centre.y - half];
     return [left, top, left + 2 * half, top + 2 * half].map(v => clamp(v, 0, 1));
+  }
+
+  /** The nearest centre with nothing beyond the image. */
+  function inside({ x, y, zoom }) {
+    const half = 0.5 / zoom;
+    return { x: clamp(x, half, 1 - half), y: clamp(y, half, 1 - half) };
   }
 
   class View {
@@ -31,7 +37,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       this.view = null;  // side, ratio ("16:9" or a number), fit; x, y, zoom; as ViewRequest of request.py
       this.latent = null;  // h, w, aspect, background and what the server sends of it
       this.images = [];  // the server's, of this latent: { bitmap, view }
-      this.decoder = this.tokens = null;
+      this.decoder = this.tokens = this.kept = null;  // kept: what was decoded here last in full, as an image
       this.split = 0;  // share of the image, from the left, that shows the enlarged one
       this.grid = false;
       this.rate = 0;  // points a millisecond that the GPU decodes
@@ -42,7 +48,6 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     set(changes, quiet = false) {
       const view = { ...this.view, ...changes };
       view.zoom = clamp(view.zoom, 1, this.hooks.maxZoom);
-      [view.x, view.y] = [view.x, view.y].map(v => clamp(v, 0.5 / view.zoom, 1 - 0.5 / view.zoom));
       if (this.view && Object.entries(view).every(([name, value]) => this.view[name] === value)) return false;
       this.view = view;
       this.screen.style.touchAction = view.zoom > 1 ? "none" : "pan-y";
@@ -51,18 +56,19 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     }
 
     zoom(factor, [x, y]) {
-      const view = this.view, zoom = clamp(view.zoom * factor, 1, this.hooks.maxZoom), by = 1 / view.zoom - 1 / zoom;
-      this.set({ x: view.x + x * by, y: view.y + y * by, zoom });
+      const before = this.view.zoom, zoom = clamp(before * factor, 1, this.hooks.maxZoom), by = 1 / before - 1 / zoom;
+      const centre = inside(this.view);
+      this.set({ ...inside({ x: centre.x + x * by, y: centre.y + y * by, zoom }), zoom });
     }
 
     pan(dx, dy) {
-      const { x, y, zoom } = this.view;
-      this.set({ x: x - dx / zoom, y: y - dy / zoom });
+      const { zoom } = this.view, { x, y } = inside(this.view);
+      this.set(inside({ x: x - dx / zoom, y: y - dy / zoom, zoom }));
     }
 
     /** Takes over a latent; images of another are dropped. */
     show(latent, image) {
-      if (latent.id !== this.latent?.id) this.images = [];
+      if (latent.id !== this.latent?.id) [this.images, this.kept] = [[], null];
       if (latent.id !== this.latent?.id || !latent.tokens) this.tokens = null;
       this.latent = latent;
       if (image) {
@@ -119,7 +125,10 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       if (!this.latent || !this.view) return;
       if (this.own) this._drawDecoded(full);
       else if (this.images.length) this._drawImages();
-      else return;
+    }
+
+    /** What lies around and over an image that was drawn. */
+    _decorate() {
       this.canvas.hidden = false;
       this.canvas.style.setProperty("--ratio", this.canvas.width / this.canvas.height);
       this._drawMarks();
@@ -139,31 +148,50 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       else if (!full) [scale, supersample] = [scale * Math.min(1, Math.sqrt(Math.max(4096, this.rate * MOVING) / pixels)), 1];
       const exact = scale === 1, [width, height] = [size.width, size.height].map(v => Math.max(1, Math.round(v * scale)));
       const asked = { width, height, fit: this.view.fit, region: regionOf(this.view), supersample };
-      const cut = Math.round(this.split * width);
-      let drawn, enlarged;
+      const cut = Math.round(this.split * width), frames = [];
       try {
-        if (cut < width) drawn = decoder.render({ ...asked, columns: [cut, width] });
-        if (cut > 0) enlarged = decoder.renderEnlarged({ ...asked, columns: [0, cut] });
+        if (cut < width) frames.push(decoder.render({ ...asked, columns: [cut, width] }));
+        if (cut > 0) frames.push(decoder.renderEnlarged({ ...asked, columns: [0, cut] }));
       } catch (error) {  // more points than this GPU takes: the server can
         console.warn(error.message);
         return this.hooks.trouble("missing");
       }
-      if (decoder.lost || !(drawn ?? enlarged)) return;
-      [canvas.width, canvas.height] = [width, height];
-      this.paint.drawImage(decoder.canvas, 0, 0);
-      this._harden(exact || long * scale > 0.7 * shown);
+      if (decoder.lost || frames.includes(null)) return;
+      const drawn = { ...size, view: this.view, split: this.split, latent: this.latent.id, screen: { width, height } };
       this.busy = true;
-      const latent = this.latent.id;
-      (drawn ?? enlarged).milliseconds.then(milliseconds => {
+      Promise.all(frames.map(frame => frame.milliseconds)).then(([milliseconds]) => {
         this.busy = false;
-        if (drawn && milliseconds) this.rate = Math.max(this.rate * 0.9, drawn.points / milliseconds);
         const again = this.again;
         this.again = null;
-        if (!this.own) return;
+        if (!this.own || decoder.lost) return;
+        if (cut < width) this.rate = Math.max(this.rate * 0.9, frames[0].points / milliseconds);
+        const current = decoder === this.decoder && drawn.latent === this.latent.id;
+        if (current) {
+          this._present(drawn, full || exact ? 0 : Math.min(1024, shown) / Math.max(width, height));
+          this._harden(exact || long * scale > 0.7 * shown);
+        }
         if (again != null) this.draw(again);
-        else if (full && decoder.times.length < 5 && !exact) this.draw(true);
-        else if (full && latent === this.latent.id) this.hooks.drawn({ ...size, screen: { width, height }, milliseconds });
+        else if (current && full && decoder.times.length < 5 && !exact) this.draw(true);
+        else if (current && full) this.hooks.drawn({ ...drawn, milliseconds });
       });
+    }
+
+    /** Shows what the decoder drew. rough: how many times larger the canvas is than what was drawn, where the GPU does
+     * not keep up with a moving view: then the last image that was drawn in full lies over it as far as it is finer. */
+    _present({ view, split, screen: { width, height } }, rough) {
+      const { canvas, paint, kept } = this, larger = Math.max(1, rough);
+      [canvas.width, canvas.height] = [width, height].map(v => Math.round(v * larger));
+      paint.drawImage(this.decoder.canvas, 0, 0, canvas.width, canvas.height);
+      if (!rough) {
+        this.kept ??= { bitmap: document.createElement("canvas") };
+        Object.assign(this.kept, { view, split });
+        Object.assign(this.kept.bitmap, { width, height });
+        this.kept.bitmap.getContext("2d").drawImage(canvas, 0, 0);
+      } else if (kept && !split && !kept.split && kept.view.ratio === view.ratio && kept.view.fit === view.fit
+        && kept.bitmap.width * kept.view.zoom / view.zoom > width) {
+        place(paint, kept.bitmap, regionOf(kept.view), regionOf(view));
+      }
+      this._decorate();
     }
 
     /** Puts the view together from the server's images: exactly the newest, or enlarged and moved. */
@@ -184,6 +212,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       }
       if (this.split && this.small) this._drawEnlarged(look);
       this._harden(true);
+      this._decorate();
       if (whole) this.hooks.drawn({ width, height });
     }
 
@@ -270,10 +299,10 @@ globalThis.R2ID = globalThis.R2ID ?? {};
   function place(paint, bitmap, from, to) {
     const box = [Math.max(from[0], to[0]), Math.max(from[1], to[1]), Math.min(from[2], to[2]), Math.min(from[3], to[3])];
     if (box[0] >= box[2] || box[1] >= box[3]) return;
-    const inside = (region, [width, height]) => box.map((v, i) =>
+    const cut = (region, [width, height]) => box.map((v, i) =>
       (v - region[i % 2]) / (region[2 + i % 2] - region[i % 2]) * (i % 2 ? height : width));
-    const s = inside(from, [bitmap.naturalWidth, bitmap.naturalHeight]);
-    const d = inside(to, [paint.canvas.width, paint.canvas.height]);
+    const s = cut(from, [bitmap.naturalWidth ?? bitmap.width, bitmap.naturalHeight ?? bitmap.height]);
+    const d = cut(to, [paint.canvas.width, paint.canvas.height]);
     paint.drawImage(bitmap, s[0], s[1], s[2] - s[0], s[3] - s[1], d[0], d[1], d[2] - d[0], d[3] - d[1]);
   }
 
@@ -311,5 +340,5 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     const aspect = +`${ratio}`.split(":").reduce((w, h) => w / h);
     return [Math.max(1, Math.round(side * Math.min(1, aspect))), Math.max(1, Math.round(side * Math.min(1, 1 / aspect)))];
   };
-  R2ID.View = View;
+  Object.assign(R2ID, { View, regionOf });
 })();
