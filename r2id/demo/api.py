@@ -16,10 +16,11 @@ from r2id.condition import index_of
 from r2id.demo.animate import KINDS
 from r2id.demo.animate import encode as encode_animation
 from r2id.demo.serving.generation import GenerationService
-from r2id.demo.serving.worker import SMALL_PIXELS
+from r2id.demo.serving.worker import SMALL_PIXELS, worker
 from r2id.demo.session import frame_size, png
 from r2id.demo.svg import svg as svg_of
 from r2id.demo.walk import Walk, images, loop
+from r2id.demo.web_decoder import decoder_endpoint
 from r2id.demo.wiring import FAIR, gradio_errors, served_file, served_path
 from r2id.demo.word import resample_row, seeds_of, spell
 from r2id.image_file import open_image
@@ -268,6 +269,7 @@ def endpoints(service: GenerationService) -> None:
     gr.api(svg, **FAIR)
     gr.api(walk, **FAIR)
     gr.api(models, **FAIR)
+    gr.api(decoder_endpoint(chosen, uploaded, worker().call), **FAIR)
 
 
 def uploaded(file: Any, name: str) -> str:

@@ -109,7 +109,7 @@ class Events:
             frame = self.service.small(session)
         return stage_value(frame) if frame else gr.skip()
 
-    def decoder(self, session: Session, event: gr.EventData) -> None:
+    def decoder_reported(self, session: Session, event: gr.EventData) -> None:
         """The browser decodes from now on, or cannot and says why."""
         session.trouble = event.reason if event.reason in ("", *TROUBLES) else "missing"
         session.local = not session.trouble

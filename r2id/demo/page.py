@@ -151,7 +151,7 @@ def build(
         gr.on([control.change for control in view], None, view, None, js=function("showView"))
         stage.look(events.look, session, shown, trigger_mode="always_last", **IMMEDIATE)
         stage.small(events.small, session, stage, **IMMEDIATE)
-        page.decoder = stage.decoder(events.decoder, session, None, **IMMEDIATE)
+        page.decoder = stage.decoder(events.decoder_reported, session, None, **IMMEDIATE)
         large.change(events.complete, **work, **DECODE_LARGE)  # an event of its own, so the next view need not wait
         reset.click(events.reset, session, view, **IMMEDIATE)
         named["model"].change(lambda model: gr.Button(interactive=bool(model)), named["model"], button, **IMMEDIATE)

@@ -80,6 +80,13 @@ def test_programs_take_a_walk(client):
         client.predict("3", "", 1, 2, **how, api_name="/walk")
 
 
+def test_programs_get_what_they_need_to_decode_by_themselves(client):
+    latent = client.predict(**GOOD, api_name="/diffuse")[1]
+    files = client.predict(api_name="/decoder"), client.predict(handle_file(latent), "tiny", api_name="/decoder")
+    assert [Path(file).name for file in files] == ["decoder.safetensors.gz", "tokens.safetensors.gz"]
+    assert all(Path(file).read_bytes()[:2] == b"\x1f\x8b" for file in files)
+
+
 def test_the_endpoints_say_what_they_take(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     by_name = {parameter["parameter_name"]: parameter for parameter in endpoints["/diffuse"]["parameters"]}

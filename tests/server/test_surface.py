@@ -12,7 +12,7 @@ import gradio as gr
 import pytest
 from gradio_client import Client
 
-ENDPOINTS = {"/diffuse", "/encode", "/models", "/resample", "/svg", "/walk", "/word"}
+ENDPOINTS = {"/decoder", "/diffuse", "/encode", "/models", "/resample", "/svg", "/walk", "/word"}
 SECRET = "nobody is to read this"
 
 

@@ -226,6 +226,10 @@ screen.addEventListener("pointermove", event => {
   view.pointed = view.cell([(event.clientX - left) / width - 0.5, (event.clientY - top) / height - 0.5]);
   view._drawMarks();
 });
+screen.addEventListener("pointerleave", () => {
+  view.pointed = null;
+  if (view.grid && view.latent) view._drawMarks();
+});
 
 // sweeps: of what is played, the view at 0…1
 

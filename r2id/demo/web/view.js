@@ -254,9 +254,9 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       pen.stroke();
       if (this.pointed) {
         const [i, j] = this.pointed, reach = 1;  // a pixel is decoded from the 2 x 2 cells around it
-        pen.fillStyle = "#6d7dff55";
+        pen.fillStyle = "#6d7dff44";
         pen.fillRect(left + (i - reach / 2) * width / w, top + (j - reach / 2) * height / h, (1 + reach) * width / w, (1 + reach) * height / h);
-        pen.fillStyle = "#6d7dff88";
+        pen.fillStyle = "#6d7dff66";
         pen.fillRect(left + i * width / w, top + j * height / h, width / w, height / h);
       }
     }
