@@ -14,9 +14,10 @@ def test_the_strip_goes_up_to_1024_and_the_line_is_moved_with_the_keyboard(phone
     alts = page.locator(".wipe img")
     alts.nth(1).wait_for()
     assert ["enlarged" in alts.nth(i).get_attribute("alt") for i in (0, 1)] == [True, False]
-    page.get_by_label("Share of the bicubic enlargement").focus()
+    page.get_by_role("slider", name="Share of the bicubic enlargement").focus()
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function("document.querySelector('.wipe > div').style.getPropertyValue('--cut') === '49%'")
+    moved = "[...document.querySelectorAll('.wipe > div')].some(each => each.style.getPropertyValue('--cut') === '49%')"
+    page.wait_for_function(moved)
     page.get_by_role("heading", name="One latent, every size").scroll_into_view_if_needed()
     page.get_by_alt_text("decoded to pixels, 1024 × 1024 pixels").wait_for()
     assert page.locator(".images img").count() == 8
@@ -31,6 +32,7 @@ def test_the_line_stands_in_the_present_view(user):
     page.mouse.wheel(0, 300)
     page.locator(".wipe img").nth(1).wait_for()
     before = page.locator(".wipe img").nth(1).get_attribute("src")
+    user.drawer("Image")
     user.type("Zoom (×)", "8")
     page.get_by_role("heading", name="Decoded or enlarged?").scroll_into_view_if_needed()
     page.wait_for_function("before => document.querySelectorAll('.wipe img')[1].src !== before", arg=before)
