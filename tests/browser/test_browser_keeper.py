@@ -37,6 +37,7 @@ def test_a_restart_of_the_server_loses_no_history(open_page, weights, reloaded):
             user.page.get_by_role("tab", name="History").click()
         user.page.wait_for_function(f"{ENTRIES} === 2")
         user.page.locator("#history button").nth(int(reloaded)).click()  # a page begins with its first latent
+        user.drawer("Image")
         user.press("Reset")
         after = user.shows(f"512 × 512 {FINE}.*seed [1-9]")
         assert after.split("seed")[1] == words.split("seed")[1] and np.array_equal(user.pixels(), before)
