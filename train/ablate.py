@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from train.engine.cli import data_arguments, script
-from train.evaluation import equal_time
 from train.evaluation.ablation import SMALL, Data, denoisers, place, resamplers
 from train.evaluation.tables import Table
+from train.profiling import equal_time
 
 
 def main(argv: list[str] | None = None) -> None:

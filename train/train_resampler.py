@@ -13,16 +13,19 @@ from accelerate import PartialState
 from torch import nn
 
 from r2id.image import contact_sheet
-from r2id.pipeline import Pipeline
 from r2id.resamplers import RESAMPLERS
 from train.data.images import ImageSet, load_images, stream_images
-from train.engine.cli import arguments, draw, run, run_of, script, start_from
-from train.engine.loop import Compute, Run
-from train.engine.recipe import CrossAttentionRecipe, ResamplerRecipe, read_resampler_recipe, shape_sampler_of
+from train.engine.cli import arguments, run, run_of, script, start_from
+from train.engine.loop import Run
+from train.engine.recipe import CrossAttentionRecipe, ResamplerRecipe, read_resampler_recipe
 from train.losses.cross_attention import CrossAttentionLoss
 from train.losses.linear_codec import LinearCodecAlone, fit_linear_codec
-from train.losses.perceptual import PerceptualLoss
-from train.losses.resampler import ResamplerLoss, targets_of
+from train.losses.resampler_steps import (
+    cross_attention_loss,
+    cross_attention_step,
+    resampler_loss,
+    resampler_step,
+)
 
 # Settings for images without a known background, beyond whose frames nothing is known; the first for R2IR alone.
 WITHOUT_BACKGROUND = ("model.border_rings=0", "outside_fraction=0.0", "shape_sampler.p_square=1.0")
@@ -86,57 +89,6 @@ def data_of(args, recipe: ResamplerRecipe | CrossAttentionRecipe) -> tuple[Image
     return load("train", max_aspect=max_aspect), load("validation", limit=CHECKED)
 
 
-def resampler_loss(recipe: ResamplerRecipe, model: nn.Module, train: ImageSet, teacher: str | None) -> nn.Module:
-    return ResamplerLoss(
-        model,
-        background=train.background or (0.0,) * recipe.model.channels,
-        lattice=recipe.lattice,
-        outside_fraction=recipe.outside_fraction,
-        teacher=teacher and teacher_of(teacher, recipe),
-        perceptual=PerceptualLoss() if any(phase.perceptual for phase in recipe.optimisation.phases) else None,
-    )
-
-
-def teacher_of(weights: str, recipe: ResamplerRecipe) -> nn.Module:
-    """The resampler of exported weights. Raises ValueError for one whose latents are others than the recipe's."""
-    pipe = Pipeline.from_pretrained(weights, device="cpu")
-    has = (pipe.config.latent_channels, pipe.config.channels, pipe.config.encoder_size)
-    needed = (recipe.model.latent_channels, recipe.model.channels, recipe.encoder_size)
-    if pipe.resampler is None or has != needed:
-        raise ValueError(
-            f"--teacher {weights}: has {has[0]} latent channels, {has[1]} channels, encoder_size {has[2]}; "
-            f"the recipe has {needed[0]}, {needed[1]} and {needed[2]}"
-        )
-    return pipe.resampler
-
-
-def resampler_step(recipe: ResamplerRecipe, training: Run, train: ImageSet) -> Compute:
-    seed, device = recipe.optimisation.seed, training.accelerator.device
-    frame = None if recipe.native_aspect else recipe.encoder_size
-
-    def compute(loss, indices, phase, step, part):
-        shape, rng = draw(shape_sampler_of(recipe, phase), seed, step, part, size=frame, device=device)
-        images = train.images[indices]
-        targets = images if train.targets is None else train.targets[indices]
-        buckets = shape.buckets(images, background_C)
-        how = {"decoder_only": phase.decoder_only, "latent_noise": phase.latent_noise}
-        how |= {"perceptual_weight": phase.perceptual, "lattice": phase.lattice}
-        return loss(buckets, targets_of(buckets, targets), rng, **how)
-
-    background_C = training.accelerator.unwrap_model(training.loss).background
-    return compute
-
-
-def cross_attention_loss(recipe: CrossAttentionRecipe, model: nn.Module, train: ImageSet) -> nn.Module:
-    return CrossAttentionLoss(
-        model,
-        background=train.background or (0.0,) * recipe.model.channels,
-        jitter=recipe.jitter,
-        pre_tanh_l2=recipe.pre_tanh_l2,
-        outside_fraction=recipe.outside_fraction,
-    )
-
-
 def fit_codec(recipe: CrossAttentionRecipe, training: Run, loss: CrossAttentionLoss, train: ImageSet) -> None:
     """Fits the linear codec beside cross-attention alone, where there is one."""
     if loss.model.linear_codec:
@@ -144,18 +96,6 @@ def fit_codec(recipe: CrossAttentionRecipe, training: Run, loss: CrossAttentionL
         frame = None if recipe.native_aspect else recipe.training_size
         steps = recipe.linear_codec_steps
         fit_linear_codec(training, alone, train, recipe.shape_sampler, size=frame, steps=steps)
-
-
-def cross_attention_step(recipe: CrossAttentionRecipe, training: Run, train: ImageSet) -> Compute:
-    seed, device = recipe.optimisation.seed, training.accelerator.device
-    frame = None if recipe.native_aspect else recipe.training_size
-
-    def compute(loss, indices, phase, step, part):
-        shape, rng = draw(shape_sampler_of(recipe, phase), seed, step, part, size=frame, device=device)
-        how = {"consistency": phase.consistency, "decoder_only": phase.decoder_only}
-        return loss(train.images[indices], shape, phase.pixels_in, phase.pixels_out, rng, **how)
-
-    return compute
 
 
 @torch.no_grad()

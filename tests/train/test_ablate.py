@@ -11,7 +11,8 @@ import torch
 
 from train import ablate, train_denoiser, train_resampler
 from train.engine.recipe import CrossAttentionRecipe, DenoiserRecipe, read_recipe
-from train.evaluation import ablation, equal_time
+from train.evaluation import ablation
+from train.profiling import equal_time
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from r2id import Pipeline
 from train import export, train_denoiser, train_resampler
 from train.engine import cli
 from train.engine.state import load_state, save_state, states
-from train.losses import latent_source
+from train.losses import latent_source, resampler_steps
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +105,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(trained, images, tmp_path, monke
         return cli.draw(shape_sampler, seed, step, *part, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script if script is train_resampler else latent_source, "draw", asked)
+        patch.setattr(resampler_steps if script is train_resampler else latent_source, "draw", asked)
         script.main(command)
     assert load_state(run / stage).metadata["step"] == 4
     assert "stopped at step 4, state saved; the same command goes on" in "".join(capfd.readouterr())

@@ -25,7 +25,7 @@ from train.engine.state import load_state
 from train.evaluation.ablation import CONFIGS, ONE_SIZE, Data, cost, phase, place, untrained
 from train.evaluation.metrics import bring_to, mean_square, psnr
 from train.evaluation.tables import Table, name
-from train.train_resampler import cross_attention_loss, cross_attention_step, resampler_loss, resampler_step
+from train.losses.resampler_steps import cross_attention_loss, cross_attention_step, resampler_loss, resampler_step
 
 R2IR = {  # what is changed → settings of the recipe
     "as shipped": [],
