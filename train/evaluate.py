@@ -14,7 +14,7 @@ from pathlib import Path
 from r2id.config import PipelineConfig
 from r2id.pipeline import Pipeline
 from train.data.images import ImageSet, load_images
-from train.engine.cli import data_arguments, script
+from train.engine.cli import chosen_sections, data_arguments, report_arguments, script
 from train.evaluation.classifier import judge_of, load_classifier
 from train.evaluation.comparison import compare
 from train.evaluation.protocol import PROTOCOL, Evaluation, Protocol, in_cells, in_pixels
@@ -29,14 +29,10 @@ def main(argv: list[str] | None = None, protocol: Protocol = PROTOCOL) -> None:
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--count", type=int, help="real images to measure on (default: all of the split)")
     parser.add_argument("--generated", type=int, default=protocol.generated, help="images (default: %(default)s)")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas (default: %(default)s)")
     parser.add_argument("--classifier", help="the judge's weights (default: of the weights' name, or the digits')")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--out", type=Path, help="folder of the report (default: one of its name below runs/)")
+    report_arguments(parser, SECTIONS)
     args = parser.parse_args(argv)
-    chosen = args.only.split(",")
-    if unknown := [section for section in chosen if section not in SECTIONS]:
-        raise ValueError(f"--only {','.join(unknown)}: must be of {', '.join(SECTIONS)}")
+    chosen = chosen_sections(args.only, SECTIONS)
 
     judge_path = Path(args.classifier or judge_of(args.weights[0]))
     judge = load_classifier(judge_path)

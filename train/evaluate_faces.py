@@ -23,12 +23,13 @@ from r2id.image import to_pil
 from r2id.limits import BATCH
 from r2id.pipeline import Latent, Pipeline
 from train.data.images import load_images
-from train.engine.cli import data_arguments, script
+from train.engine.cli import chosen_sections, data_arguments, report_arguments, script
 from train.engine.flops import count_flops
 from train.engine.progress import progress_bar
 from train.evaluation.judges import face_embeddings, face_mesh, mobilenet_features, pose_edges, read_poses
 from train.evaluation.metrics import frechet, psnr
 from train.evaluation.nearest import novelty
+from train.evaluation.protocol import encoded, generated
 from train.evaluation.tables import Sheet, Table, name, titled_sheet
 
 RECONSTRUCTED, GENERATED = ((8, 8), (12, 12), (16, 16)), ((8, 8), (12, 12))
@@ -55,14 +56,10 @@ class Faces:
         return (self.train.images[: min(count, len(self.train))] + 1) / 2
 
     def encoded(self, cells: tuple[int, int]) -> list[Latent]:
-        parts = progress_bar(self.real_BCHW.split(BATCH), f"encode {name(cells)}")
-        return [self.pipe.encode(part_BCHW, latent_size=cells) for part_BCHW in parts]
+        return list(encoded(self.pipe, self.test.images[:], cells))
 
     def generated(self, cells: tuple[int, int]) -> list[Latent]:
-        parts = progress_bar(self.labels_N.split(BATCH), f"generate {name(cells)}")
-        return [
-            self.pipe.diffuse(part.tolist(), latent_size=cells, seed=index * BATCH) for index, part in enumerate(parts)
-        ]
+        return list(generated(self.pipe, self.labels_N, cells))
 
     def decoded(self, cells: tuple[int, int], what: str, times: int = 1) -> Tensor:
         """Images (N, C, H, W) in [0, 1] of "encoded" or "generated" latents, area-reduced from `times` the size."""
@@ -179,13 +176,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("weights", help="folder such as weights/faces, or a Hub id")
     data_arguments(parser)
     parser.add_argument("--count", type=int, default=1_500, help="images of each kind (default: %(default)s)")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--out", type=Path, help="folder of the report (default: one below runs/)")
+    report_arguments(parser, SECTIONS)
     args = parser.parse_args(argv)
-    chosen = args.only.split(",")
-    if unknown := [section for section in chosen if section not in SECTIONS]:
-        raise ValueError(f"--only {','.join(unknown)}: must be of {', '.join(SECTIONS)}")
+    chosen = chosen_sections(args.only, SECTIONS)
     pipe = Pipeline.from_pretrained(args.weights, device=args.device)
     faces = Faces(pipe, args.data, count=args.count, label_column=args.label_column)
     if faces.test.names != pipe.config.labels:

@@ -12,8 +12,6 @@ from PIL import Image, ImageChops, ImageDraw
 from r2id import Latent
 from r2id.demo.svg import LEVEL, TOLERANCE, UNITS, outline, straightened, svg
 
-pytest.importorskip("contourpy")
-
 
 @pytest.fixture(scope="module")
 def latent(tiny):

@@ -74,7 +74,6 @@ def test_animations_hold_their_frames_and_loop(kind):
 
 
 def test_an_mp4_is_one_and_without_ffmpeg_says_what_is_missing(monkeypatch):
-    pytest.importorskip("imageio_ffmpeg")
     assert encode(FRAMES, 1.0, "mp4")[4:8] == b"ftyp"
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)

@@ -204,7 +204,6 @@ def test_faces_of_a_collection_are_fonts(tmp_path):
 
 
 def test_compressed_fonts_are_read(tmp_path):
-    pytest.importorskip("brotli")
     font = TTFont(save_font(tmp_path / "a.ttf", "Font", alphabet(1)))
     font.flavor = "woff2"
     (tmp_path / "web").mkdir()

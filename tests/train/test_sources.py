@@ -282,7 +282,8 @@ def test_a_description_has_at_most_ten_lines(tmp_path):
 
 
 def test_images_beside_shards_are_refused_and_other_tables_left_alone(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     put(tmp_path, "cat/1.png", "dog/1.png")
     datasets.Dataset.from_dict({"score": [1.0]}).to_parquet(tmp_path / "scores.parquet")
     assert sizes(tmp_path) == {"train": 2} and "scores.parquet" in noted(tmp_path)

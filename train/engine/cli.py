@@ -6,7 +6,7 @@ import argparse
 import errno
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, median
@@ -52,6 +52,21 @@ def data_arguments(parser: argparse.ArgumentParser, default: str | None = "ylecu
     said = f"default: {default or 'that of the recipe'}"
     parser.add_argument("--data", default=default, help=f"Hub id, folder of images, shards or fonts, archive; {said}")
     parser.add_argument("--label-column", metavar="NAME", help="of shards, or of a table beside images: their classes")
+
+
+def report_arguments(parser: argparse.ArgumentParser, sections: Collection[str]) -> None:
+    """What scripts that write a report of weights take."""
+    parser.add_argument("--only", default=",".join(sections), help="sections, with commas (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--out", type=Path, help="folder of the report (default: one of its name below runs/)")
+
+
+def chosen_sections(only: str, sections: Collection[str]) -> list[str]:
+    """What --only names. Raises ValueError for a section that there is not."""
+    chosen = only.split(",")
+    if unknown := [section for section in chosen if section not in sections]:
+        raise ValueError(f"--only {','.join(unknown)}: must be of {', '.join(sections)}")
+    return chosen
 
 
 def run_of(

@@ -73,6 +73,18 @@ def in_pixels(protocol: Protocol, config: PipelineConfig) -> Protocol:
     return replace(protocol, cells=cells, generated_cells=cells)
 
 
+def generated(pipe: Pipeline, labels_N: Tensor, cells: tuple[int, int], **options) -> Iterator[Latent]:
+    """Batches of latents: image i with label i and seed i. options: of `Pipeline.diffuse`."""
+    for index, labels in enumerate(progress_bar(labels_N.split(BATCH), f"diffuse {name(cells)}")):
+        yield pipe.diffuse(labels.tolist(), latent_size=cells, seed=index * BATCH, **options)
+
+
+def encoded(pipe: Pipeline, images_NCHW: Tensor, cells: tuple[int, int]) -> Iterator[Latent]:
+    """Batches of latents of images in [-1, 1]."""
+    for part in progress_bar(images_NCHW.split(BATCH), f"encode {name(cells)}"):
+        yield pipe.encode((part + 1) / 2, latent_size=cells)
+
+
 @dataclass
 class Evaluation:
     """A pipeline, real images, a judge, and what was generated so far: once for all sections."""
@@ -107,16 +119,11 @@ class Evaluation:
         `Pipeline.diffuse`, in place of the configuration's."""
         key = (cells, aspect, *sorted(options.items()))
         if key not in self.latents:
-            batches = self.labels_N.split(BATCH)
-            self.latents[key] = [
-                self.pipe.diffuse(labels.tolist(), latent_size=cells, aspect=aspect, seed=index * BATCH, **options)
-                for index, labels in enumerate(progress_bar(batches, f"diffuse {name(cells)}"))
-            ]
+            self.latents[key] = list(generated(self.pipe, self.labels_N, cells, aspect=aspect, **options))
         return self.latents[key]
 
     def encoded(self, images_NCHW: Tensor, cells: tuple[int, int]) -> Iterator[Latent]:
-        for part in progress_bar(images_NCHW.split(BATCH), f"encode {name(cells)}"):
-            yield self.pipe.encode((part + 1) / 2, latent_size=cells)
+        return encoded(self.pipe, images_NCHW, cells)
 
     def seen(self, images_BCHW: Tensor) -> Tensor:
         """Images in [0, 1] as the judge takes them, in [-1, 1]."""
