@@ -11,7 +11,6 @@ from r2id.demo.assets import text
 from r2id.demo.serving.generation import GenerationService
 from r2id.demo.session import thumbs
 from r2id.demo.wiring import BACKGROUND, data_uri, gradio_errors
-from r2id.latent import Latent
 from r2id.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ SIDE = 160  # long side in pixels of a step
 
 
 class FirstSteps:
-    """The steps of the image that a new page shows, generated once for all users."""
+    """The steps of the image that a new page shows, as small images made once for all users."""
 
     def __init__(self, service: GenerationService):
         self._service = service
@@ -32,15 +31,10 @@ class FirstSteps:
         models = self._service.models
         if not models.names:
             return []
-        pipe = models.get(models.names[0])
+        pipe, latents = self._service.first_steps(self._service.default_request(models.names[0]))
         if pipe not in self._known:
-            steps = self._service.diffuse_steps(self._service.default_request(models.names[0]))
-            self._known[pipe] = [data_uri(self._image(pipe, step.latent)) for step in steps]
+            self._known[pipe] = [data_uri(thumbs(pipe.low_priority, latent, SIDE)[0]) for latent in latents]
         return self._known[pipe]
-
-    @staticmethod
-    def _image(pipe: Pipeline, latent: Latent) -> bytes:
-        return thumbs(pipe.low_priority, latent, SIDE)[0]
 
 
 def build(page: Page) -> None:

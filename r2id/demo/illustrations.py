@@ -276,6 +276,12 @@ def equal_numbers_size(latent: Latent, channels: int) -> tuple[float, float]:
     return math.sqrt(pixels / latent.aspect), math.sqrt(pixels * latent.aspect)
 
 
+def equal_numbers_pixels(latent: Latent, channels: int) -> tuple[int, int]:
+    """`equal_numbers_size` in whole pixels, 1 or more."""
+    height, width = equal_numbers_size(latent, channels)
+    return max(1, round(height)), max(1, round(width))
+
+
 def enlarge_bicubic(pipe: Pipeline, latent: Latent, view: ViewRequest) -> Image.Image:
     """Decodes the first row to an image of as many numbers as the latent holds and enlarges it bicubically to the view.
 

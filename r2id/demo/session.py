@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 import re
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r2id.demo.illustrations import equal_numbers_pixels
 from r2id.demo.request import GenerateRequest, ViewRequest, to_python, to_query
 from r2id.demo.serving.worker import SMALL_PIXELS
 from r2id.image import save_png
@@ -352,7 +352,10 @@ def describe(
     (height, width), (h, w), name = view.size, row.size, label_text(request)
     zoomed = f" at {view.zoom:,.4g} ×" if view.zoom > 1 else ""
     weights = request.model if "/" in request.model else f"weights/{request.model}"
-    small, ground = small_size(row, pipe.config.channels), [round(255 * c) for c in (pipe.config.background * 3)[:3]]
+    small, ground = (
+        equal_numbers_pixels(row, pipe.config.channels),
+        [round(255 * c) for c in (pipe.config.background * 3)[:3]],
+    )
     about = dict(id=latent_id, cells=row.size, aspect=row.aspect, numbers=row.tensor.shape[1], small=small)
     return dict(
         caption=[
@@ -370,12 +373,6 @@ def describe(
         query="" if origin else to_query(request, view),
         python="" if origin else to_python(request, view, weights, size_multiple=pipe.config.size_multiple),
     )
-
-
-def small_size(row: Latent, channels: int) -> tuple[int, int]:
-    """(height, width) in pixels of the image of a latent's frame that has as many numbers as the latent."""
-    pixels = math.prod(row.tensor.shape[1:]) / channels
-    return max(1, round(math.sqrt(pixels / row.aspect))), max(1, round(math.sqrt(pixels * row.aspect)))
 
 
 def label_text(request: GenerateRequest) -> str:

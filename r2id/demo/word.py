@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from r2id.condition import index_of
-from r2id.demo.illustrations import equal_numbers_size
+from r2id.demo.illustrations import equal_numbers_pixels
 from r2id.image import to_pil
 from r2id.latent import Latent
 from r2id.limits import SEEDS, check_int, short_repr
@@ -77,8 +77,7 @@ def resample_row(pipe: Pipeline, latent: Latent, *, height: int, region=FULL) ->
 def enlarge_row(pipe: Pipeline, latent: Latent, *, height: int, region=FULL) -> Image.Image:
     """What `resample_row` shows, enlarged bicubically from letters of as many pixels as a letter's latent holds
     numbers."""
-    size = tuple(max(1, round(side)) for side in equal_numbers_size(latent, pipe.config.channels))
-    small = pipe.resample(latent, size=size, fit="stretch")
+    small = pipe.resample(latent, size=equal_numbers_pixels(latent, pipe.config.channels), fit="stretch")
     image = to_pil(torch.cat(list(small), dim=-1))
     box = [edge * length for edge, length in zip(region, image.size * 2, strict=True)]
     return image.resize(row_size(latent, height)[::-1], Image.Resampling.BICUBIC, box)

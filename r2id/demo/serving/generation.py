@@ -14,11 +14,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from r2id.demo.illustrations import equal_numbers_pixels
 from r2id.demo.models import Models
 from r2id.demo.request import GenerateRequest, ViewRequest, to_dict
 from r2id.demo.serving.fair_queue import FairQueue
 from r2id.demo.serving.worker import worker
-from r2id.demo.session import Job, Session, describe, png, render, small_size, thumbs
+from r2id.demo.session import Job, Session, describe, png, render, thumbs
 from r2id.demo.web_decoder import can_decode, decoder_file
 from r2id.interpolation import share_done
 from r2id.latent import Latent
@@ -45,7 +46,7 @@ class GenerationService:
     def __init__(self, models: Models):
         self.models, self.queue = models, FairQueue()
         self.model_steps = on_gpu(self._model_steps)
-        self._first_latents: dict[str, tuple[Pipeline, Latent]] = {}
+        self._first_steps: dict[str, tuple[Pipeline, list[Latent]]] = {}
         self._first_frames: dict[str, tuple[Latent, ViewRequest, dict[str, Any]]] = {}
         self._decoders: WeakKeyDictionary[R2IR, Path] = WeakKeyDictionary()  # the file of each model's decoder
 
@@ -66,13 +67,18 @@ class GenerationService:
         fixed = dict(steps=how.steps, guidance=how.guidance, sampler=how.sampler)
         return GenerateRequest(model, label, cells=max(how.latent_size), shape=shape, **fixed)
 
-    def first_latent(self, request: GenerateRequest) -> tuple[Pipeline, Latent]:
-        """The model and the latent that a new page shows, generated once for all users."""
-        pipe, latent = self._first_latents.get(request.model, (None, None))
+    def first_steps(self, request: GenerateRequest) -> tuple[Pipeline, list[Latent]]:
+        """The model and every step of the latent that a new page shows, generated once for all users."""
+        pipe, latents = self._first_steps.get(request.model, (None, []))
         if pipe is not (installed := self.models.get(request.model)):
-            *_, last = self.diffuse_steps(request)
-            pipe, latent = self._first_latents[request.model] = installed, last.latent
-        return pipe, latent
+            latents = [step.latent for step in self.diffuse_steps(request)]
+            pipe, latents = self._first_steps[request.model] = installed, latents
+        return pipe, latents
+
+    def first_latent(self, request: GenerateRequest) -> tuple[Pipeline, Latent]:
+        """The model and the latent that a new page shows: the last of `first_steps`."""
+        pipe, latents = self.first_steps(request)
+        return pipe, latents[-1]
 
     def first_frame(self, request: GenerateRequest, view: ViewRequest) -> dict[str, Any]:
         """The frame of `first_latent` in this view, decoded once for all users."""
@@ -146,7 +152,7 @@ class GenerationService:
         row, pipe, shown = session.row, session.pipe, session.latent_id
         if row is None:
             return None
-        image_CHW = pipe.resample(row, size=small_size(row, pipe.config.channels), fit="stretch")[0]
+        image_CHW = pipe.resample(row, size=equal_numbers_pixels(row, pipe.config.channels), fit="stretch")[0]
         return session.add(small=dict(latent=shown, image=png(image_CHW)))
 
     def decoder_files(self, pipe: Pipeline, row: Latent) -> dict[str, str] | None:

@@ -15,7 +15,7 @@ from r2id.demo.illustrations import (
     SIZES,
     decode_view,
     enlarge_bicubic,
-    equal_numbers_size,
+    equal_numbers_pixels,
     fit_inside,
     resize_box,
 )
@@ -84,7 +84,7 @@ def wipe(session: Session, *values):
     before = image_html(enlarge_bicubic(pipe, row, view), "the current view, enlarged bicubically")
     after = image_html(decode_view(pipe, row, view), "the current view, decoded from the latent")
     (height, width), (h, w), (_, channels, *_) = view.size, row.size, row.tensor.shape
-    rows, columns = map(round, equal_numbers_size(row, pipe.config.channels))
+    rows, columns = equal_numbers_pixels(row, pipe.config.channels)
     words = f"Left: an image of {columns} × {rows} pixels, which are as many numbers as the latent holds "
     words += f"({w} × {h} cells of {channels}), enlarged bicubically. "
     words += f"Right: the latent decoded at {width} × {height} pixels. Zoom into the large image to look closer."
