@@ -40,10 +40,8 @@ class FirstSteps:
 def build(page: Page) -> None:
     """Call it after the large image. The browser asks where it was never here, no link names an image, and motion is
     welcome; see web/first_visit.js."""
-    first, steps = (
-        gr.HTML(html_template="", js_on_load=text("first_visit.js"), elem_classes="mark"),
-        FirstSteps(page.service),
-    )
+    first = gr.HTML(html_template="", js_on_load=text("first_visit.js"), elem_classes="mark")
+    steps = FirstSteps(page.service)
 
     def asked():
         with gradio_errors(), page.service.queue.turn(steps):

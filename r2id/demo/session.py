@@ -352,10 +352,8 @@ def describe(
     (height, width), (h, w), name = view.size, row.size, label_text(request)
     zoomed = f" at {view.zoom:,.4g} ×" if view.zoom > 1 else ""
     weights = request.model if "/" in request.model else f"weights/{request.model}"
-    small, ground = (
-        equal_numbers_pixels(row, pipe.config.channels),
-        [round(255 * c) for c in (pipe.config.background * 3)[:3]],
-    )
+    small = equal_numbers_pixels(row, pipe.config.channels)
+    ground = [round(255 * c) for c in (pipe.config.background * 3)[:3]]
     about = dict(id=latent_id, cells=row.size, aspect=row.aspect, numbers=row.tensor.shape[1], small=small)
     return dict(
         caption=[
