@@ -84,6 +84,17 @@ class UserPage:
     def drawer(self, name: str) -> None:
         """Opens a drawer, "Image" or "Latent"."""
         self.page.locator("#drawers button", has_text=f"{name}:").click()
+        self._settle()
+
+    def tab(self, name: str) -> None:
+        """Opens a tab."""
+        self.page.get_by_role("tab", name=name).click()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Waits for ten frames: Gradio sets the values of what it has just shown again in one of the next, and what a
+        test has typed by then would be lost."""
+        self.page.evaluate("async () => { for (let i = 0; i < 10; i++) await new Promise(requestAnimationFrame) }")
 
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()

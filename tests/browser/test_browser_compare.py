@@ -7,7 +7,7 @@ def test_the_strip_goes_up_to_1024_and_the_line_is_moved_with_the_keyboard(phone
     user = phone("dark")
     page = user.page
     user.shows("resampled in")
-    page.get_by_role("tab", name="Compare").click()
+    user.tab("Compare")
     page.get_by_role("heading", name="Decoded or enlarged?").scroll_into_view_if_needed()
     page.get_by_role("heading", name="Decoded or enlarged?").hover()
     page.mouse.wheel(0, 200)
@@ -27,7 +27,7 @@ def test_the_strip_goes_up_to_1024_and_the_line_is_moved_with_the_keyboard(phone
 def test_the_line_stands_in_the_present_view(user):
     page = user.page
     user.shows("resampled in")
-    page.get_by_role("tab", name="Compare").click()
+    user.tab("Compare")
     page.get_by_role("heading", name="Decoded or enlarged?").scroll_into_view_if_needed()
     page.mouse.wheel(0, 300)
     page.locator(".wipe img").nth(1).wait_for()
@@ -41,7 +41,7 @@ def test_the_line_stands_in_the_present_view(user):
 def test_latent_sizes_and_models_stand_side_by_side(user):
     page = user.page
     user.shows("resampled in")
-    page.get_by_role("tab", name="Compare").click()
+    user.tab("Compare")
     user.press("Generate at several sizes")
     for cells in (4, 8, 12, 16):
         page.get_by_text(re.compile(f"^{cells} × {cells} cells: generated in [0-9]+ ms")).wait_for()

@@ -26,7 +26,7 @@ def file(request=None, **changes) -> bytes:
 def opened(user):
     """The page of a user who has opened the tab."""
     user.shows(FINE)
-    user.page.get_by_role("tab", name="History").click()
+    user.tab("History")
     user.page.locator("#history button").first.wait_for()
     return user.page
 

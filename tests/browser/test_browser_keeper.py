@@ -12,7 +12,7 @@ KEPT = "JSON.parse(Object.values(sessionStorage).find(text => text.includes('ent
 def generated(user) -> np.ndarray:
     """Generates a second latent and opens the history; returns the image."""
     user.shows(FINE)
-    user.page.get_by_role("tab", name="History").click()
+    user.tab("History")
     user.press("Generate")
     user.shows(f"{FINE}.*seed [1-9]")
     user.page.wait_for_function(f"{ENTRIES} === 2 && {KEPT} === 2")
@@ -34,7 +34,7 @@ def test_a_restart_of_the_server_loses_no_history(open_page, weights, reloaded):
             user.slide("Resolution", "ArrowLeft")
         user.page.get_by_text("The server was restarted").wait_for()
         if reloaded:
-            user.page.get_by_role("tab", name="History").click()
+            user.tab("History")
         user.page.wait_for_function(f"{ENTRIES} === 2")
         user.page.locator("#history button").nth(int(reloaded)).click()  # a page begins with its first latent
         user.drawer("Image")

@@ -6,7 +6,7 @@ def test_a_model_is_chosen_and_a_broken_one_tells_why(phone, weights):
     user = phone("dark")
     page = user.page
     user.shows("resampled in")
-    page.get_by_role("tab", name="Models").click()
+    user.tab("Models")
     page.get_by_text("There is no model card beside its weights").wait_for()
     tiny, twin = (page.locator(f'#gallery [data-key="{name}"]') for name in ("tiny", "twin"))
     for card in (tiny, twin):
@@ -29,7 +29,7 @@ def test_a_model_is_chosen_and_a_broken_one_tells_why(phone, weights):
 def test_what_is_no_hub_id_is_refused_in_a_line(user):
     page = user.page
     user.shows("resampled in")
-    page.get_by_role("tab", name="Models").click()
+    user.tab("Models")
     hub = page.get_by_role("textbox", name="A model of the Hugging Face Hub")
     hub.fill("../weights")
     hub.press("Enter")

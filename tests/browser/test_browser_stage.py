@@ -197,7 +197,7 @@ def test_a_sweep_plays_every_size_and_returns(decoding):
 
 def test_the_server_takes_over_when_the_context_is_lost_and_inside_says_so(decoding):
     user = decoding()
-    user.page.get_by_role("tab", name="Inside").click()
+    user.tab("Inside")
     user.page.get_by_text("This browser decodes the image").wait_for()
     user.page.evaluate("() => R2ID.stage.view.decoder.gl.getExtension('WEBGL_lose_context').loseContext()")
     user.shows("64 × 64 pixels resampled in [0-9]+ ms")

@@ -16,7 +16,7 @@ def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
     user = phone("light")
     page = user.page
     user.shows("resampled in")
-    page.get_by_role("tab", name="Your image").click()
+    user.tab("Your image")
     button = page.get_by_role("button", name="Put it on the page")
     assert button.is_disabled()
     board = page.get_by_label("Board to draw on")
@@ -41,7 +41,7 @@ def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
 def test_an_image_is_uploaded_and_what_is_none_is_refused_in_a_line(user, tmp_path):
     page = user.page
     user.shows("resampled in")
-    page.get_by_role("tab", name="Your image").click()
+    user.tab("Your image")
     halves(60, 40).save(tmp_path / "halves.png")
     (tmp_path / "broken.png").write_bytes(b"not an image")
     upload = page.locator("input[type=file][accept*=image]")

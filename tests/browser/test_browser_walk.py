@@ -5,7 +5,7 @@ def test_a_walk_is_made_played_and_saved(phone):
     user = phone("dark")
     page = user.page
     user.shows("pixels")
-    page.get_by_role("tab", name="Between").click()
+    user.tab("Between")
     page.get_by_text("The walk starts from the image on the page").wait_for()
     user.press("Another seed")
     user.press("Make the walk")

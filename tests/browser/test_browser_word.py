@@ -6,7 +6,7 @@ from pathlib import Path
 def test_a_word_is_written_compared_zoomed_and_saved(phone):
     user = phone("light")
     page = user.page
-    page.get_by_role("tab", name="Word").click()
+    user.tab("Word")
     page.get_by_text("tiny writes 0 1 2").wait_for()
     page.get_by_label("Your word").fill("Hi")
     user.press("Write the word")
@@ -29,7 +29,7 @@ def test_a_word_is_written_compared_zoomed_and_saved(phone):
 
 
 def test_an_images_outline_is_saved(user):
-    user.page.get_by_role("tab", name="History").click()
+    user.tab("History")
     user.page.locator("#history button").first.wait_for()
     with user.page.expect_download() as saved:
         user.press("Save its outline as SVG")
