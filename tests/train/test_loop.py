@@ -55,12 +55,13 @@ class SmallLoss(nn.Module):
 EXACT = {"dropout": 0.0, "noise": 0.0}  # without draws, so that only the images count
 
 
-def small(folder: Path | None, optimisation: Optimisation = SMALL, **options) -> Run:
+def small(folder: Path | None, optimisation: Optimisation = SMALL, loss_type: type = SmallLoss, **options) -> Run:
     torch.set_num_threads(1)
     torch.manual_seed(optimisation.seed)
     metadata = {"model": {"width": options.get("width", 16)}, "recipe": {"sizes": (1, 2), "accumulate": 1}}
     metadata["recipe"]["accumulate"] = optimisation.accumulate
-    return Run(SmallLoss(**options), optimisation, count=COUNT, folder=folder, metadata=metadata, track="none")
+    loss = loss_type(**options)
+    return Run(loss, optimisation, count=COUNT, folder=folder, metadata=metadata, track="none")
 
 
 def compute(loss, indices, phase, step, part):
@@ -84,11 +85,38 @@ def train(run: Run, *, save_at: int = -1, send: int = 0, at: int = -1) -> list[P
     return seen
 
 
+class Judged(SmallLoss):
+    """With a network that learns beside the model, and is averaged and exported nowhere."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.critic = nn.Linear(1, 1)
+
+    def forward(self, rows: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        error, metrics = super().forward(rows, rng)
+        return error + (self.critic(error.detach().view(1)) - 3).square().sum(), metrics
+
+
 def same(first: Path, second: Path) -> bool:
     a, b = load_state(first), load_state(second)
     times = [state.metadata["cost"].pop("seconds") for state in (a, b)]
     assert min(times) > 0 and a.metadata == b.metadata and a.tensors.keys() == b.tensors.keys()
     return all(torch.equal(value, b.tensors[name]) for name, value in a.tensors.items())
+
+
+def test_a_critic_learns_beside_the_model_and_goes_on_where_it_stopped(tmp_path):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    run = small(whole, loss_type=Judged)
+    before = run.critic.bias.item()
+    train(run)
+    assert train(small(parted, loss_type=Judged), send=signal.SIGTERM, at=5)[-1].stopped
+    train(small(parted, loss_type=Judged))
+    assert same(whole, parted) and run.critic.bias.item() > before and not any("critic" in name for name in run.ema)
+
+
+def test_a_run_goes_on_with_a_critic_that_it_had_not_before(tmp_path):
+    assert train(small(tmp_path), send=signal.SIGTERM, at=5)[-1].stopped
+    assert train(small(tmp_path, loss_type=Judged))[-1].step == SMALL.steps
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])

@@ -172,24 +172,25 @@ def test_a_wrong_recipe_is_named_in_one_line(tmp_path, text, message):
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["perceptual", "adversarial"])
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lattice": 48}, r"phases\[0\].lattice 48: perceptual needs a multiple of 32, at most decoder_size, 32"),
-        ({"lattice": 64}, r"phases\[0\].lattice 64: perceptual needs a multiple of 32, at most decoder_size, 32"),
-        ({"lattice": 32, "p_square": 0.5}, r"phases\[0\].perceptual: needs square frames; set shape_sampler.p_square"),
-        ({"lattice": 32, "native": "true"}, r"phases\[0\].perceptual: needs square frames"),
+        ({"lattice": 48}, r"phases\[0\].lattice 48: {name} needs a multiple of 32, at most decoder_size, 32"),
+        ({"lattice": 64}, r"phases\[0\].lattice 64: {name} needs a multiple of 32, at most decoder_size, 32"),
+        ({"lattice": 32, "p_square": 0.5}, r"phases\[0\].{name}: needs square frames; set shape_sampler.p_square"),
+        ({"lattice": 32, "native": "true"}, r"phases\[0\].{name}: needs square frames"),
     ],
 )
-def test_a_perceptual_phase_compares_windows_of_square_frames(tmp_path, settings, message):
+def test_windows_are_compared_in_square_frames(tmp_path, name, settings, message):
     path = tmp_path / "recipe.toml"
-    text = "native_aspect = {native}\n{MINIMAL}perceptual = 0.1\nlattice = {lattice}\n"
+    text = "native_aspect = {native}\n{MINIMAL}{name} = 0.1\nlattice = {lattice}\n"
     text += "[shape_sampler]\np_square = {p_square}\n"
-    values = {"MINIMAL": MINIMAL, "native": "false", "p_square": 1.0}
+    values = {"MINIMAL": MINIMAL, "name": name, "native": "false", "p_square": 1.0}
     path.write_text(text.format(**values, lattice=32))
-    assert read_recipe(ResamplerRecipe, path).optimisation.phases[0].perceptual == 0.1
+    assert getattr(read_recipe(ResamplerRecipe, path).optimisation.phases[0], name) == 0.1
     path.write_text(text.format(**values | settings))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message.format(name=name)):
         read_recipe(ResamplerRecipe, path)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from r2id import R2IR, R2IRConfig
 from r2id.position import Positions
 from train.data.buckets import NativeAspect, Shape, pad_to
+from train.losses.adversarial import AdversarialLoss
 from train.losses.resampler import ResamplerLoss, read_lattice, targets_of
 
 TINY = R2IRConfig(
@@ -165,6 +166,38 @@ def test_the_perceptual_distance_is_of_a_window_of_whole_pixels():
         assert (parts["mse"].item(), parts["perceptual"].item()) == pytest.approx((mse, distance))
         assert total.item() == pytest.approx(mse + 0.1 * distance)
     assert len(seen) > 6
+
+
+def test_the_decoder_learns_from_the_critic_by_the_weight_and_the_critic_from_its_own_loss():
+    torch.manual_seed(0)
+    loss, decoded, real = AdversarialLoss(3), images(32, 32).requires_grad_(), images(32, 32, seed=1)
+    towards, hinge = loss(decoded, real, 0.5)
+    (from_critic,) = torch.autograd.grad(towards, decoded, retain_graph=True)
+    (from_error,) = torch.autograd.grad(F.mse_loss(decoded, real), decoded)
+    assert (from_critic.norm() / from_error.norm()).item() == pytest.approx(0.5, rel=1e-4) and towards.item() == 0
+    before = loss.network(decoded.detach()).mean()
+    moved = decoded.detach() - 20 * from_critic / from_critic.norm()  # a step downhill
+    assert loss.network(moved).mean() > before
+    (towards + hinge).backward()
+    weights = [parameter for parameter in loss.parameters() if parameter.ndim > 1]
+    assert all(weight.grad.abs().max() > 0 for weight in weights)
+    loss.zero_grad()
+    loss(decoded, real, 0.5)[0].backward()
+    assert all(parameter.grad is None for parameter in loss.parameters())
+
+
+def test_a_critic_learns_to_tell_blurred_images_from_sharp_ones():
+    torch.manual_seed(0)
+    loss = AdversarialLoss(1)
+    optimiser = torch.optim.AdamW(loss.parameters(), 1e-3)
+    sharp = images(32, 32, count=8, channels=1).sign()
+    blurred = F.avg_pool2d(F.pad(sharp, (1, 1, 1, 1)), 3, stride=1)
+    for _ in range(12):
+        hinge = loss(blurred, sharp, 0.5)[1]
+        optimiser.zero_grad()
+        hinge.backward()
+        optimiser.step()
+    assert hinge.item() < 0.5 < 2 < loss(sharp, sharp, 0.5)[1].item() + 0.1
 
 
 def cut(image: Tensor, place: tuple[int, int], side: int = 12) -> Tensor:

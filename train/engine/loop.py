@@ -65,12 +65,15 @@ class Run:
         track: str = "tensorboard",
         stream: Stream | None = None,
     ):
-        """loss: module with `.model`; count: training images, None for a stream; folder: of the states, None to read
-        and write nothing; metadata: JSON kept with them; track: one of TRACKERS."""
+        """loss: module with `.model`, and with `.critic` where a network learns beside it for the loss alone; count:
+        training images, None for a stream; folder: of the states, None to read and write nothing; metadata: JSON kept
+        with them; track: one of TRACKERS."""
         if track != "none" and importlib.util.find_spec(track) is None:
             raise ValueError(f"track {track}: it is not installed; pip install {track}, or --track none")
         tracker = track if folder and track != "none" else None
-        unused = DistributedDataParallelKwargs(find_unused_parameters=any(p.partial for p in optimisation.phases))
+        model, critic = loss.model, getattr(loss, "critic", None)
+        partial = critic is not None or any(phase.partial for phase in optimisation.phases)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=partial)
         options = {"log_with": tracker, "project_dir": folder, "kwargs_handlers": [unused]}
         self.accelerator = Accelerator(mixed_precision="no", **options)  # `autocast` does what it is asked to
         self.optimisation, self.count, self.stream, self.folder = optimisation, count, stream, folder
@@ -85,16 +88,15 @@ class Run:
             options = {"wandb": {"dir": str(folder), "group": str(folder), "config": metadata}}
             self.accelerator.init_trackers("tensorboard" if track == "tensorboard" else "r2id", init_kwargs=options)
         self.metadata = json.loads(json.dumps(metadata))  # as it reads back
-        model = loss.model
         if optimisation.compile:
             for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
                 for block in blocks:
                     block.compile(dynamic=True)
-        optimiser = torch.optim.AdamW(
-            model.parameters(), betas=(0.9, optimisation.beta2), weight_decay=optimisation.weight_decay, fused=True
-        )
+        options = {"betas": (0.9, optimisation.beta2), "weight_decay": optimisation.weight_decay, "fused": True}
+        learning = [*model.parameters(), *(critic.parameters() if critic else ())]
+        optimiser = torch.optim.AdamW(learning, **options)
         self.loss, self.optimiser = self.accelerator.prepare(loss, optimiser)
-        self.model = self.accelerator.unwrap_model(self.loss).model
+        self.model, self.critic = self.accelerator.unwrap_model(self.loss).model, critic
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.step = 0
         self.order: tuple[int | None, Tensor | None] = None, None  # of an epoch's images
@@ -248,6 +250,8 @@ class Run:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
+        if self.critic:
+            tensors |= {f"critic.{name}": value for name, value in self.critic.state_dict().items()}
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
         place = self.stream and self.stream.position(self.step * self.optimisation.batch)
@@ -277,6 +281,8 @@ class Run:
         if self.stream and state.metadata.get("stream") and state.metadata.get("data") == self.metadata.get("data"):
             self.stream.seek(*state.metadata["stream"])
         self.model.load_state_dict(state.part("model"))
+        if self.critic and state.part("critic"):  # a run may go on with a phase that needs one
+            self.critic.load_state_dict(state.part("critic"))
         self.ema = {name: value.to(self.ema[name].device) for name, value in state.part("ema").items()}
         wanted = self.optimiser.state_dict()
         wanted["state"] = {}

@@ -70,11 +70,13 @@ class AutoEncoderPhase(Phase):
 class ResamplerPhase(AutoEncoderPhase):
     """Decoded points against the image: see `ResamplerLoss`. latent_noise: of normal noise on the latents that are
     decoded, the largest standard deviation in their root mean square, so that a denoiser's small errors do not show.
-    perceptual: weight of the distance in features of ImageNet, see `PerceptualLoss`. lattice: in place of the
-    recipe's; with `perceptual` the side of the window that is compared, in pixels, a multiple of 32."""
+    perceptual: weight of the distance in features of ImageNet, see `PerceptualLoss`. adversarial: weight of a critic of
+    patches, see `AdversarialLoss`. lattice: in place of the recipe's; with either of these the side of the window that
+    is compared, in pixels, a multiple of 32."""
 
     latent_noise: float = 0.0
     perceptual: float = 0.0
+    adversarial: float = 0.0
     lattice: int | None = None
 
 
@@ -230,11 +232,12 @@ class ResamplerRecipe:
             raise ValueError("native_aspect: needs decoder_size and encoder_size to be the same")
         for number, phase in enumerate(self.optimisation.phases):
             lattice = phase.lattice or self.lattice
-            if phase.perceptual and (lattice % 32 or lattice > self.decoder_size):
+            name = "perceptual" if phase.perceptual else "adversarial" if phase.adversarial else None
+            if name and (lattice % 32 or lattice > self.decoder_size):
                 most = f"at most decoder_size, {self.decoder_size}"
-                raise ValueError(f"phases[{number}].lattice {lattice}: perceptual needs a multiple of 32, {most}")
-            if phase.perceptual and (self.native_aspect or self.shape_sampler.p_square < 1):
-                raise ValueError(f"phases[{number}].perceptual: needs square frames; set shape_sampler.p_square = 1")
+                raise ValueError(f"phases[{number}].lattice {lattice}: {name} needs a multiple of 32, {most}")
+            if name and (self.native_aspect or self.shape_sampler.p_square < 1):
+                raise ValueError(f"phases[{number}].{name}: needs square frames; set shape_sampler.p_square = 1")
 
     @property
     def needs_background(self) -> bool:

@@ -31,14 +31,16 @@ class ResamplerLoss(nn.Module):
         outside_fraction: float,
         teacher: nn.Module | None = None,
         perceptual: nn.Module | None = None,
+        adversarial: nn.Module | None = None,
     ):
         """lattice: rows, and columns, that are decoded of each image. outside_fraction: share of them around the frame,
         where the background goes on; 0 for models without border rings. teacher: another resampler, whose latents are
         learned: the squared error to them is part of the loss, and half of what is decoded are they. perceptual: a
-        distance of images, see `PerceptualLoss`."""
+        distance of images, see `PerceptualLoss`. adversarial: see `AdversarialLoss`."""
         super().__init__()
         self.model, self.lattice, self.outside_fraction = model, lattice, outside_fraction
         self.teacher, self.perceptual = teacher and teacher.eval().requires_grad_(False), perceptual
+        self.critic = adversarial
         self.register_buffer("background", torch.tensor(background) * 2 - 1, persistent=False)
 
     def forward(
@@ -50,16 +52,18 @@ class ResamplerLoss(nn.Module):
         decoder_only: bool = False,
         latent_noise: float = 0.0,
         perceptual_weight: float = 0.0,
+        adversarial_weight: float = 0.0,
         lattice: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """buckets: images in [-1, 1] as the encoder sees them. targets: see `targets_of`. decoder_only: the encoder
         learns nothing. latent_noise: standard deviations of noise on latents, in their root mean square, are uniform
-        from 0 to this, one an image. perceptual_weight: of the perceptual distance beside the squared error; if it is
-        not 0, a window of neighbouring pixels is decoded in place of a lattice, and frames must be square. lattice: in
-        place of the loss's own.
+        from 0 to this, one an image. perceptual_weight, adversarial_weight: of these losses beside the squared error;
+        if either is not 0, a window of neighbouring pixels is decoded in place of a lattice, and frames must be square.
+        lattice: in place of the loss's own.
         → the loss, and parts of it."""
+        weights = perceptual_weight, adversarial_weight
         losses = [
-            self.of(bucket, sources, generator, lattice or self.lattice, decoder_only, latent_noise, perceptual_weight)
+            self.of(bucket, sources, generator, lattice or self.lattice, decoder_only, latent_noise, *weights)
             for bucket, sources in zip(buckets, targets, strict=True)
         ]
         return mean_of(buckets, losses)
@@ -73,6 +77,7 @@ class ResamplerLoss(nn.Module):
         decoder_only: bool,
         latent_noise: float,
         perceptual_weight: float,
+        adversarial_weight: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         model, cells, device = self.model, bucket.cells, self.background.device
         aspects = [aspect for aspect, count in zip(bucket.aspects, bucket.counts, strict=True) for _ in range(count)]
@@ -95,7 +100,7 @@ class ResamplerLoss(nn.Module):
             rms = latent_BChw.float().square().mean().sqrt()  # with its gradient: larger latents would gain nothing
             latent_BChw = (latent_BChw + rms * noise_BChw).clamp(-1, 1)
         context = model.prepare(latent_BChw, aspect)
-        if perceptual_weight:
+        if perceptual_weight or adversarial_weight:
             values = [window(lattice, sources[0].shape[-1], generator) for _ in range(2)]
         else:
             values = [self.coordinates(lattice, cells[1 - axis], generator) for axis in (0, 1)]
@@ -111,6 +116,9 @@ class ResamplerLoss(nn.Module):
         if perceptual_weight:
             seen = self.perceptual(decoded_BCHW, wanted_BCHW)
             distance, metrics["perceptual"] = distance + perceptual_weight * seen, seen.detach()
+        if adversarial_weight:
+            towards, hinge = self.critic(decoded_BCHW, wanted_BCHW, adversarial_weight)
+            distance, metrics["critic"] = distance + towards + hinge, hinge.detach()
         return error + distance, metrics
 
     def coordinates(self, lattice: int, cells: int, generator: torch.Generator) -> Tensor:

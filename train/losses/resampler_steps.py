@@ -9,19 +9,22 @@ from train.data.images import ImageSet
 from train.engine.cli import draw
 from train.engine.loop import Compute, Run
 from train.engine.recipe import CrossAttentionRecipe, ResamplerRecipe, shape_sampler_of
+from train.losses.adversarial import AdversarialLoss
 from train.losses.cross_attention import CrossAttentionLoss
 from train.losses.perceptual import PerceptualLoss
 from train.losses.resampler import ResamplerLoss, targets_of
 
 
 def resampler_loss(recipe: ResamplerRecipe, model: nn.Module, train: ImageSet, teacher: str | None) -> nn.Module:
+    phases = recipe.optimisation.phases
     return ResamplerLoss(
         model,
         background=train.background or (0.0,) * recipe.model.channels,
         lattice=recipe.lattice,
         outside_fraction=recipe.outside_fraction,
         teacher=teacher and teacher_of(teacher, recipe),
-        perceptual=PerceptualLoss() if any(phase.perceptual for phase in recipe.optimisation.phases) else None,
+        perceptual=PerceptualLoss() if any(phase.perceptual for phase in phases) else None,
+        adversarial=AdversarialLoss(recipe.model.channels) if any(phase.adversarial for phase in phases) else None,
     )
 
 
@@ -48,7 +51,8 @@ def resampler_step(recipe: ResamplerRecipe, training: Run, train: ImageSet) -> C
         targets = images if train.targets is None else train.targets[indices]
         buckets = shape.buckets(images, background_C)
         how = {"decoder_only": phase.decoder_only, "latent_noise": phase.latent_noise}
-        how |= {"perceptual_weight": phase.perceptual, "lattice": phase.lattice}
+        how |= {"perceptual_weight": phase.perceptual, "adversarial_weight": phase.adversarial}
+        how |= {"lattice": phase.lattice}
         return loss(buckets, targets_of(buckets, targets), rng, **how)
 
     background_C = training.accelerator.unwrap_model(training.loss).background
