@@ -23,7 +23,7 @@ from r2id.limits import MAX_CELLS
 from r2id.pipeline import Pipeline
 from r2id.resampler import R2IR
 
-SCRIPTS = ("decoder_axes.js", "decoder_shaders.js", "decoder.js")
+SCRIPTS = ("decoder_axes.js", "decoder_shaders.js", "decoder_program.js", "decoder.js")
 ROWS = 16  # of a batch that are computed at once: bounds memory
 SUFFIX = ".safetensors.gz"
 RESAMPLER_FIELDS = """channels latent_channels width features decoder_harmonics base_frequency border_rings pixel_width

@@ -11,6 +11,7 @@ from conftest import PATIENCE
 
 from r2id import R2IR, Latent, Pipeline
 from r2id.demo import export_page, web_decoder
+from r2id.demo.word import resample_row
 from r2id.interpolation import interpolate_tiles
 from r2id.position import FULL, window_of
 
@@ -55,8 +56,8 @@ window.create = async (model, options) => {
     { budget: Infinity, onTrouble, ...options });
 };
 window.show = async latent => {
-  const { metadata, tensors: { token: { data, shape: [, h, w] } } } = await R2ID.unpack(bytes(latent));
-  decoder.setLatent(data, h, w, metadata.aspect);
+  const { metadata, tensors: { token: { data, shape: [count, h, w] } } } = await R2ID.unpack(bytes(latent));
+  decoder.setLatent(data, h, w, metadata.aspect, count);
 };
 """
 
@@ -157,6 +158,25 @@ def test_an_image_of_as_many_numbers_is_enlarged_in_the_same_view_beside_the_dec
         decoder.render({ ...view, columns: [30, 80] }); return text(decoder.readPixels()) }"""
     drawn = np.frombuffer(base64.b64decode(page.evaluate(script, view)), np.uint8).reshape(90, 80, 4)[..., :3]
     assert_same(drawn.transpose(2, 0, 1), torch.cat((enlarged_CHW[..., :30], decoded_CHW[..., 30:]), dim=2))
+
+
+def test_latents_side_by_side_are_the_servers_row(page, tiny):
+    pipe = pipeline(tiny, **MODELS["shipped sizes"])
+    generator = torch.Generator().manual_seed(2)
+    latent = Latent(torch.rand(3, 24, 8, 6, generator=generator) * 2 - 1, 0.75)
+    page.evaluate("model => create(model)", text(web_decoder.pack_model(pipe)))
+    page.evaluate("latent => show(latent)", text(web_decoder.pack_latent(pipe, latent)))
+    for region in (FULL, (0.25, 0.5, 0.75, 1.0), (0.35, 0.2, 0.6, 0.45)):
+        view = dict(height=64, width=144, fit="stretch", region=region)
+        assert_same(pixels_of(page, view, pipe), resample_row(pipe, latent, height=64, region=region))
+    size = page.evaluate("decoder.smallSize")
+    small_BCHW = pipe.resample(latent, size=(size["height"], size["width"] // 3), fit="stretch") * 2 - 1
+    small_BCHW = torch.cat(list(small_BCHW), dim=-1)[None]
+    window, background_C = window_of((64, 144), aspect=2.25, fit="stretch"), torch.tensor(pipe.config.background)
+    boxes = iter([(0, 0, 144, 64)])
+    [(_, tile)] = interpolate_tiles(small_BCHW, window, width=144, background_C=background_C * 2 - 1, boxes=boxes)
+    view = dict(height=64, width=144, fit="stretch", region=FULL)
+    assert_same(pixels_of(page, view, pipe, "renderEnlarged"), (tile[0] + 1) / 2)
 
 
 def test_a_thousand_latents_leave_no_textures_and_no_memory(page, tiny):

@@ -2,10 +2,10 @@
 //
 //   const model = await R2ID.unpack(bytes);  // of r2id/demo/web_decoder.py, pack_model
 //   const decoder = R2ID.createDecoder(canvas, model, { onTrouble: reason => useTheServer(reason) });
-//   decoder.setLatent(tokens, h, w, aspect);  // a row of pack_latent
+//   decoder.setLatent(tokens, h, w, aspect);  // a row of pack_latent, or several side by side
 //   decoder.render({ width: 256, height: 256, fit: "contain", region: [0.4, 0.4, 0.6, 0.6] });
 //
-// Needs decoder_axes.js and decoder_shaders.js. Shapes are written as in Python: h, w cells of the latent, D numbers of
+// Needs decoder_axes.js, decoder_shaders.js and decoder_program.js. Shapes are written as in Python: h, w cells of the latent, D numbers of
 // a token, F basis functions of an axis, N points.
 "use strict";
 globalThis.R2ID = globalThis.R2ID ?? {};
@@ -14,6 +14,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
   const TILE_POINTS = 2 ** 18;  // of a draw call: bounds memory, and the time for which it holds the GPU
   const LINE_TEXELS = 2 ** 20;
   const WATCHED = 3;  // frames after the first, whose shaders are still being compiled
+  const { Program, padded, coefficientTexels, pixelMlpLiterals } = R2ID;
 
   /**
    * A file of web_decoder.py: gzip around safetensors.
@@ -62,21 +63,24 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     }
 
     /**
-     * The latent that is shown from now on.
-     * @param {Uint16Array | Float32Array} tokens  half or single floats (h, w, D)
-     * @param {number} h  cells
+     * The latent that is shown from now on, or the latents: their frames lie side by side.
+     * @param {Uint16Array | Float32Array} tokens  half or single floats (count, h, w, D)
+     * @param {number} h  cells of one latent
      * @param {number} w
-     * @param {number} aspect  of the frame, width / height
+     * @param {number} aspect  of one frame, width / height
+     * @param {number} [count]
      */
-    setLatent(tokens, h, w, aspect) {
-      const { F, T, D, D4 } = this.sizes;
-      if (tokens.length !== h * w * D) throw new Error(`${tokens.length} numbers: must be ${h} x ${w} x ${D}`);
-      if (Math.max(w * F * T, h * F, w * D4) > this.maxSide) throw new Error(`${h} x ${w} cells: too many for this GPU`);
+    setLatent(tokens, h, w, aspect, count = 1) {
+      const { F, T, D, D4 } = this.sizes, shape = [...(count > 1 ? [count] : []), h, w];
+      if (tokens.length !== count * h * w * D) throw new Error(`${tokens.length} numbers: must be ${[...shape, D].join(" x ")}`);
+      if (Math.max(w * F * T, count * h * F, w * D4) > this.maxSide) {
+        throw new Error(`${shape.join(" x ")} cells: too many for this GPU`);
+      }
       if (this.lost) return;
-      this.latent = { h, w, aspect };
+      this.latent = { h, w, aspect, count };
       this.small = null;
-      this._texture("token", w * D4, h, padded(tokens, h * w, D));
-      this._coefficients("coefficient", "token", w, h);
+      this._texture("token", w * D4, count * h, padded(tokens, count * h * w, D));
+      this._coefficients("coefficient", "token", w, count * h);
     }
 
     /**
@@ -108,19 +112,18 @@ globalThis.R2ID = globalThis.R2ID ?? {};
         for (const [name, { data, taps }, side] of [["column_weights", columns, "width"], ["row_weights", rows, "height"]]) {
           this._texture(name, 2 + taps, asked[side], data, this.gl.R32F);
         }
-        const [left, right] = asked.columns;
-        const target = this._screen(asked), box = { left, right, top: 0, bottom: asked.height };
+        const [left, right] = asked.columns, box = { left, right, top: 0, bottom: asked.height };
+        const target = this._screen(asked);
         this._draw("enlarge", target, box, [0, 0], { taps: [columns.taps, rows.taps], background: this.background });
         return this.small.points;
       });
     }
 
-    /** Height and width in pixels of the small image that has as many numbers as the latent. */
+    /** Height and width in pixels of the small image that has as many numbers as the latent; of several, side by side. */
     get smallSize() {
-      const { h, w, aspect } = this.latent, { latent_channels: channels, channels: C } = this.config;
-      const pixels = h * w * channels / C;
-      return [["height", 1 / aspect], ["width", aspect]].reduce((size, [side, ratio]) =>
-        ({ ...size, [side]: Math.max(1, Math.round(Math.sqrt(pixels * ratio))) }), {});
+      const { h, w, aspect, count } = this.latent, { latent_channels: channels, channels: C } = this.config;
+      const side = ratio => Math.max(1, Math.round(Math.sqrt(h * w * channels / C * ratio)));
+      return { height: side(1 / aspect), width: count * side(aspect) };
     }
 
     /** What the last call in this task drew, RGBA (height, width, 4), rows from the top. */
@@ -178,29 +181,42 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       if (this.lost) return null;
       if (!this.latent) throw new Error("no latent yet: call setLatent first");
       const asked = { fit: this.config.fit, region: FULL, columns: [0, view.width], ...view }, { canvas } = this;
-      const window = R2ID.windowOf(asked, this.latent.aspect), start = performance.now();
+      const window = R2ID.windowOf(asked, this._aspect), start = performance.now();
       if (canvas.width !== asked.width) canvas.width = asked.width;
       if (canvas.height !== asked.height) canvas.height = asked.height;
       const points = draw(asked, window);
       return { points, milliseconds: this._measure(start) };
     }
 
+    /** Of all frames together. */
+    get _aspect() { return this.latent.count * this.latent.aspect; }
+
     _screen = ({ width, height, columns }) => ({ framebuffer: null, width, height, columns });
 
     /** Decodes a window into a target, as far as the decoder reaches; beyond lies the background. Returns the number of
      * points. factors: points of a pixel [across, down], null for as many as it takes. */
     _decode(target, { width, height, columns = [0, width] }, window, factors) {
-      const { gl, latent, config, sizes: { F, T, A } } = this;
-      const [across, down] = factors ?? R2ID.pointsPerPixel(window, latent.aspect, config.decoder_size);
-      const fine = R2ID.supersample(window, [across, down]);
-      const x = R2ID.axisFeatures(R2ID.coordinates(fine, 0, width * across), latent.w, config);
-      const y = R2ID.axisFeatures(R2ID.coordinates(fine, 1, height * down), latent.h, config);
-      const left = Math.max(columns[0], Math.floor(x.inside[0] / across));
-      const right = Math.min(columns[1], Math.ceil(x.inside[1] / across));
-      const top = Math.floor(y.inside[0] / down), bottom = Math.ceil(y.inside[1] / down);
-
-
+      const { aspect, count } = this.latent;
       this._clear(target, columns, height);
+      let points = 0;
+      for (let index = 0; index < count; index++) {
+        const own = R2ID.partOf(window, index, count, columns);
+        if (own.left >= own.right) continue;
+        factors ??= R2ID.pointsPerPixel(own.window, aspect, this.config.decoder_size);
+        points += this._decodePart(target, own, height, index, factors);
+      }
+      return points;
+    }
+
+    /** The same for the columns of one latent: its window, of which column 0 is column `first` of the target, and the
+     * ends beyond which another latent begins. */
+    _decodePart(target, { window, left: first, right: end, ends }, height, index, [across, down]) {
+      const { gl, latent: { h, w }, config, sizes: { F, T } } = this, { border_rings: rings } = config;
+      const fine = R2ID.supersample(window, [across, down]);
+      const x = R2ID.axisFeatures(R2ID.coordinates(fine, 0, (end - first) * across, ends), w, config);
+      const y = R2ID.axisFeatures(R2ID.coordinates(fine, 1, height * down), h, config);
+      const [left, right, top, bottom] = [[x, across], [y, down]].flatMap(([{ inside }, points]) =>
+        [Math.floor(inside[0] / points), Math.ceil(inside[1] / points)]);
       const widest = Math.max(1, Math.floor(Math.min(this.maxSide, TILE_POINTS / down) / across));
       const lines = Math.min(this.maxSide, Math.floor(LINE_TEXELS / (x.count * F * T)));
       if (x.count * F * T > this.maxSide || lines < down || across > this.maxSide) throw new Error("too many cells for this GPU");
@@ -209,18 +225,18 @@ globalThis.R2ID = globalThis.R2ID ?? {};
         const tallest = Math.max(1, Math.floor(Math.min(lines, TILE_POINTS / ((r - l) * across)) / down));
         this._axis("column_features", x, l * across, r * across);
         for (let t = top; t < bottom; t += tallest) {
-          const b = Math.min(t + tallest, bottom), rows = (b - t) * down, box = { left: l, right: r, top: t, bottom: b };
+          const b = Math.min(t + tallest, bottom), rows = (b - t) * down;
+          const box = { left: first + l, right: first + r, top: t, bottom: b };
           this._axis("row_features", y, t * down, b * down);
-          const line = this._target("line", x.count * F * T, rows, gl.RGBA32F);
-          const { w, h } = latent, { low } = x;
-          this._draw("lines", line, line.box, [0, 0], { cells: [w, h], rings: config.border_rings, low });
+          const line = this._target("line", x.count * F * T, rows, gl.RGBA32F), { low } = x;
+          this._draw("lines", line, line.box, [0, 0], { cells: [w, h], first_row: index * h, rings, low });
           const colours = { low, background: this.background };
           if (across * down === 1) {
-            this._draw("points", target, box, [l, t], colours);
+            this._draw("points", target, box, [box.left, t], colours);
           } else {
             const point = this._target("point", (r - l) * across, rows, gl.RGBA16F);
             this._draw("points", point, point.box, [0, 0], colours);
-            this._draw("means", target, box, [l, t], { points_per_pixel: [across, down] });
+            this._draw("means", target, box, [box.left, t], { points_per_pixel: [across, down] });
           }
         }
       }
@@ -228,7 +244,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     }
 
     _decodeSmall() {
-      const size = this.smallSize, window = R2ID.windowOf({ ...size, fit: "stretch" }, this.latent.aspect);
+      const size = this.smallSize, window = R2ID.windowOf({ ...size, fit: "stretch" }, this._aspect);
       const target = this._target("small_image", size.width, size.height, this.gl.RGBA32F);
       return { points: this._decode(target, size, window, null) };
     }
@@ -322,86 +338,6 @@ globalThis.R2ID = globalThis.R2ID ?? {};
 
     /** A colour of 1 or 3 channels as RGBA. */
     _colour = channels => [...(channels.length === 1 ? [channels[0], channels[0], channels[0]] : channels), 1];
-  }
-
-  /** A shader program; `use` sets its uniforms and textures by name. */
-  class Program {
-    constructor(gl, fragment) {
-      this.gl = gl;
-      this.program = gl.createProgram();
-      for (const [kind, source] of [[gl.VERTEX_SHADER, R2ID.shaders.VERTEX], [gl.FRAGMENT_SHADER, fragment]]) {
-        const shader = gl.createShader(kind);
-        gl.shaderSource(shader, source);
-        gl.compileShader(shader);
-        gl.attachShader(this.program, shader);
-        gl.deleteShader(shader);  // once the program is
-      }
-      gl.linkProgram(this.program);
-    }
-
-    /** Found at the first use, so that programs compile side by side. Name → [location, type]. */
-    get uniforms() {
-      if (this.known) return this.known;
-      const { gl, program } = this;
-      if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) {
-        const shaders = gl.getAttachedShaders(program).map(shader => gl.getShaderInfoLog(shader));
-        throw new Error(`shader: ${gl.getProgramInfoLog(program)} ${shaders.join(" ")}`);
-      }
-      this.known = {};
-      for (let i = 0; i < gl.getProgramParameter(program, gl.ACTIVE_UNIFORMS); i++) {
-        const { name, type } = gl.getActiveUniform(program, i), location = gl.getUniformLocation(program, name);
-        if (location) this.known[name] = [location, type];
-      }
-      return this.known;
-    }
-
-    use(values, textureOf) {
-      const { gl } = this;
-      let unit = 0;
-      gl.useProgram(this.program);
-      for (const [name, [location, type]] of Object.entries(this.uniforms)) {
-        if (type === gl.SAMPLER_2D) {
-          gl.activeTexture(gl.TEXTURE0 + unit);
-          gl.bindTexture(gl.TEXTURE_2D, textureOf(name));
-          gl.uniform1i(location, unit++);
-        } else if (type === gl.INT_VEC2) gl.uniform2iv(location, values[name]);
-        else if (type === gl.INT) gl.uniform1i(location, values[name]);
-        else gl.uniform4fv(location, values[name]);
-      }
-    }
-  }
-
-  const fours = numbers => 4 * Math.ceil(numbers / 4);
-
-  /** Rows (count, size) with zeros behind each, so that they fill texels. */
-  function padded(data, count, size) {
-    if (size % 4 === 0) return data;
-    const result = new data.constructor(count * fours(size));
-    for (let row = 0; row < count; row++) result.set(data.subarray(row * size, (row + 1) * size), row * fours(size));
-    return result;
-  }
-
-  /** Weight (F·F·features, D) and bias of `coefficients_out` as texels (F·F·T, 4·D4 + 1): of four outputs, what each
-   * input gives, and the bias last. */
-  function coefficientTexels(weight, bias, { F, T, D, D4 }, { features }) {
-    const stride = 4 * (4 * D4 + 1), texels = new weight.constructor(F * F * T * stride);
-    for (let basis = 0; basis < F * F; basis++) {
-      for (let feature = 0; feature < features; feature++) {
-        const output = basis * features + feature, at = (basis * T + (feature >> 2)) * stride + (feature & 3);
-        for (let d = 0; d < D; d++) texels[at + 4 * d] = weight[output * D + d];
-        texels[at + 16 * D4] = bias[output];
-      }
-    }
-    return texels;
-  }
-
-  /** The pixel MLP and the linear map beside it, as the shader `points` takes them. */
-  function pixelMlpLiterals(tensors, { features, pixel_width: width }) {
-    const of = (name, inputs) => R2ID.shaders.literals(tensors[`${name}.weight`].data, tensors[`${name}.bias`]?.data, inputs);
-    return {
-      mlp0: of("pixel_mlp.0", features), mlp2: of("pixel_mlp.2", width), mlp4: of("pixel_mlp.4", width),
-      linear: of("pixel_linear", features),
-    };
   }
 
   Object.assign(R2ID, { createDecoder, unpack });

@@ -57,9 +57,25 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     pitch: pitch.map((p, axis) => p / factors[axis]),
   });
 
-  /** Absolute x (axis 0) or y (1) of the first `count` columns or rows, Float64Array (N). */
-  const coordinates = (window, axis, count) =>
-    Float64Array.from({ length: count }, (_, i) => (i + 0.5 + window.origin[axis]) * window.pitch[axis]);
+  /** Absolute x (axis 0) or y (1) of the first `count` columns or rows, no further than `ends`, Float64Array (N). */
+  const coordinates = (window, axis, count, ends = [-Infinity, Infinity]) =>
+    Float64Array.from({ length: count }, (_, i) => clamp((i + 0.5 + window.origin[axis]) * window.pitch[axis], ...ends));
+
+  /**
+   * The part of a window that shows one of `count` frames side by side; those at the ends reach on beyond.
+   * @returns {{left: number, right: number, window: object, ends: number[]}}  first and last + 1 column of the part, of
+   *   those in `columns`; the frame's own window, in which `left` is column 0; the x at which its neighbours begin
+   */
+  function partOf({ origin, pitch }, index, count, columns) {
+    const edge = i => clamp(Math.ceil((i / count - 0.5) / pitch[0] - origin[0] - 0.5), ...columns);
+    const left = index ? edge(index) : columns[0], right = index < count - 1 ? edge(index + 1) : columns[1];
+    const middle = ((index + 0.5) / count - 0.5) / pitch[0];
+    return {
+      left, right,
+      window: { origin: [origin[0] + left - middle, origin[1]], pitch: [pitch[0] * count, pitch[1]] },
+      ends: [index ? -0.5 : -Infinity, index < count - 1 ? 0.5 : Infinity],
+    };
+  }
 
   /** Texels that hold what a shader needs of a column or row: first cell, inside or not, basis of two cells. */
   const axisTexels = harmonics => Math.ceil((2 + 2 * (2 * harmonics + 1)) / 4);
@@ -127,5 +143,5 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     return x < 2 ? ((2.5 - 0.5 * x) * x - 4) * x + 2 : 0;
   }
 
-  Object.assign(R2ID, { windowOf, pointsPerPixel, supersample, coordinates, axisTexels, axisFeatures, axisWeights });
+  Object.assign(R2ID, { windowOf, pointsPerPixel, supersample, coordinates, partOf, axisTexels, axisFeatures, axisWeights });
 })();

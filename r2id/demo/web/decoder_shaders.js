@@ -56,7 +56,7 @@ void main() {
   const linesOfRows = ({ F, T, A }) => `${HEAD}
 uniform sampler2D coefficient, border_coefficient, row_features;
 uniform ivec2 cells;  // x, y, without the border
-uniform int rings, low;
+uniform int first_row, rings, low;  // first_row: of cells, of the latents one below the other
 out vec4 line;
 void main() {
   ivec2 at = ivec2(gl_FragCoord.xy);
@@ -67,7 +67,7 @@ void main() {
   if (x < 0 || y < 0 || x >= cells.x || y >= cells.y) {
     ${lines(F, i => `line += ${component("row", 2 + cell * F + i)} * texelFetch(border_coefficient, ivec2(j_t, ${i}), 0);`)}
   } else {
-    int c = x * ${F * T} + j_t, r = y * ${F};
+    int c = x * ${F * T} + j_t, r = (first_row + y) * ${F};
     ${lines(F, i => `line += ${component("row", 2 + cell * F + i)} * texelFetch(coefficient, ivec2(c, r + ${i}), 0);`)}
   }`)}
 }`;
