@@ -1,7 +1,6 @@
 """The tab History: what was made comes back, from the user and from a file; what can be taken along is complete."""
 
 import io
-import re
 import zipfile
 from dataclasses import replace
 
@@ -106,15 +105,23 @@ def test_the_grid_and_an_animation_can_be_taken_along(phone):
     images = [np.asarray(Image.open(each), int) for each in files]
     assert np.array_equal(images[0], user.pixels()) and not np.array_equal(images[0], images[1])
     user.press("Make the animation")  # of the resolution
-    page.get_by_text(re.compile("Frame [0-9]+ of 25")).wait_for()
-    user.press("Stop making")
-    page.get_by_role("button", name="Stop making", disabled=True).wait_for()
-    page.locator("#making progress").wait_for(state="detached")
+    page.wait_for_function("""() => { const stop = [...document.querySelectorAll('button')].find(
+        button => button.innerText === 'Stop the animation'); return !stop.disabled && (stop.click(), true) }""")
+    page.get_by_role("button", name="Stop the animation", disabled=True).wait_for()
+    page.locator(".making progress").wait_for(state="detached")
+    assert page.locator(".movie").is_hidden()
     page.get_by_label("ratio, 9:16 to 16:9").check()
+    for kind in ("GIF", "WebP"):
+        page.get_by_role("radio", name=kind).locator("visible=true").check()
+        user.press("Make the animation")
+        with page.expect_download() as download:
+            page.get_by_text(f"Download label 3 ({kind.upper()}").click()
+        with Image.open(download.value.path()) as file:
+            assert file.format == kind.upper() and file.is_animated and file.info["loop"] == 0
+        page.get_by_alt_text("animation: label 3, its ratio goes up and down").wait_for()
+    page.get_by_role("radio", name="MP4").locator("visible=true").check()
     user.press("Make the animation")
-    with page.expect_download() as download:
-        page.get_by_text("Download label 3 (GIF").click()
-    with Image.open(download.value.path()) as gif:
-        assert gif.is_animated and gif.info["loop"] == 0
-    page.get_by_alt_text("animation: label 3, its ratio goes up and down").wait_for()
+    video = page.get_by_label("animation: label 3, its ratio goes up and down")
+    page.wait_for_function("document.querySelector('.movie video')?.videoWidth > 0")
+    assert video.evaluate("video => video.loop && video.duration === 4")
     assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")

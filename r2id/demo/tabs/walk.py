@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import gradio as gr
 
-from r2id.demo.animate import KINDS, encode
+from r2id.demo.animate import encode
 from r2id.demo.assets import constant, template
 from r2id.demo.controls import Dropdown
 from r2id.demo.page import SESSION_SECONDS, Page
 from r2id.demo.session import Session, label_text
 from r2id.demo.tabs.compare import repeatable_request, title
-from r2id.demo.tabs.history import bar_html, download
+from r2id.demo.tabs.history import FILES, bar_html, download
 from r2id.demo.walk import MAX_POSITIONS, Walk, images, loop
 from r2id.demo.wiring import BACKGROUND, GENERATE, IMMEDIATE, data_uri, gradio_errors, served_file, stoppable
 from r2id.latent import Latent
@@ -110,7 +110,7 @@ def build(page: Page) -> None:
             stage = gr.HTML(None, **template("walk"))
         with gr.Column(scale=1, min_width=260):
             gr.HTML("<h3>Save as an animation</h3>It goes there and back, and loops.")
-            kind = gr.Radio([(name.upper().replace("WEBP", "WebP"), name) for name in KINDS], value="gif", label="File")
+            kind = gr.Radio(FILES, value="gif", label="File")
             side = gr.Radio(SIZES, value=256, label="Long side (pixels)")
             length = gr.Slider(2, 10, value=5, step=0.5, label="Length, there and back (seconds)")
             make = gr.Button("Make the file", size="sm")
