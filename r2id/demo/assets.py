@@ -10,9 +10,13 @@ def text(name: str) -> str:
     return (WEB / name).read_text(encoding="utf-8")
 
 
-def template(name: str) -> dict[str, str]:
-    """Arguments of `gr.HTML` for a component whose markup is name.html and whose script is name.js."""
-    return dict(html_template=text(f"{name}.html"), js_on_load=text(f"{name}.js"))
+def template(name: str, library: str = "") -> dict[str, str]:
+    """Arguments of `gr.HTML` for a component whose markup is name.html and whose script is name.js, after that of a
+    library. `<!-- sheet -->` and `<!-- tools -->` in the markup are those of every pane, see web/pane.js."""
+    markup = text(f"{name}.html")
+    for part in ("sheet", "tools"):
+        markup = markup.replace(f"<!-- {part} -->", text(f"{part}.html"))
+    return dict(html_template=markup, js_on_load=library + text(f"{name}.js"))
 
 
 def function(name: str, file: str = "events.js") -> str:

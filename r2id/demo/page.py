@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from r2id.demo import controls, first_visit, web_decoder
-from r2id.demo.assets import function, text
+from r2id.demo.assets import function, template, text
 from r2id.demo.controls import generate_control_values, view_control_values
 from r2id.demo.events import Events
 from r2id.demo.models import Models
@@ -96,9 +96,10 @@ class Page:
         self.version.change(renewed, [self.session, *inputs], outputs, trigger_mode="always_last", **BACKGROUND)
 
 
-def stage_script() -> str:
-    """The script of the stage, with the decoder that it uses."""
-    return web_decoder.script() + "".join(text(f"{name}.js") for name in ("gestures", "view", "stage"))
+def pane_script() -> str:
+    """What the panes of the page share, with the decoder; the large image, the first of them, brings it along."""
+    names = ("gestures", "view_drawing", "view", "pane")
+    return web_decoder.script() + "".join(text(f"{name}.js") for name in names)
 
 
 def build(
@@ -113,7 +114,7 @@ def build(
         version, large = (gr.Number(0, visible="hidden") for _ in range(2))  # a State has no change without a queue
         keeper = gr.HTML(html_template="", js_on_load=text("keeper.js"), elem_classes="mark")
         with gr.Column(elem_id="show"):
-            stage = gr.HTML(apply_default_css=False, html_template=text("stage.html"), js_on_load=stage_script())
+            stage = gr.HTML(apply_default_css=False, **template("stage", pane_script()))
         first = controls.first_row()
         note = gr.HTML(elem_id="note")
         with gr.Row(elem_id="drawers"):

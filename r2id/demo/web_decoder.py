@@ -36,6 +36,13 @@ def can_decode(pipe: Pipeline) -> bool:
     return isinstance(pipe.resampler, R2IR) and pipe.config.channels in (1, 3)
 
 
+def cell_reach(pipe: Pipeline) -> dict | None:
+    """How far from its centre, in cells, a cell acts on the image, and whether beyond the frame; None: everywhere."""
+    if pipe.resampler is None:
+        return dict(cells=2, beyond=False)  # of bicubic interpolation
+    return dict(cells=1, beyond=pipe.resampler.config.border_rings > 0) if isinstance(pipe.resampler, R2IR) else None
+
+
 def script() -> str:
     """The JavaScript that decodes, as one text."""
     return "\n".join(text(name) for name in SCRIPTS)

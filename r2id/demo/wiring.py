@@ -99,6 +99,12 @@ def file_value(path: Path | str) -> dict[str, Any]:
     return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
 
+def pane_value(service, session, pipe, latent) -> dict[str, Any]:
+    """With what the browser decodes the rows of a latent, in the value of a pane; None where the server does."""
+    files = None if session.trouble else service.decoder_files(pipe, latent)
+    return dict(decoder=files and {name: file_value(path) for name, path in files.items()})
+
+
 def stage_value(frame: dict[str, Any]) -> dict[str, Any]:
     """A frame of a session as web/stage.js takes it."""
     if "latent" not in frame:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from r2id.condition import index_of
 from r2id.demo.illustrations import equal_numbers_pixels
-from r2id.image import to_pil
 from r2id.latent import Latent
 from r2id.limits import SEEDS, check_int, short_repr
 from r2id.pipeline import Pipeline
@@ -74,10 +72,7 @@ def resample_row(pipe: Pipeline, latent: Latent, *, height: int, region=FULL) ->
     return torch.cat(parts, dim=-1)
 
 
-def enlarge_row(pipe: Pipeline, latent: Latent, *, height: int, region=FULL) -> Image.Image:
-    """What `resample_row` shows, enlarged bicubically from letters of as many pixels as a letter's latent holds
-    numbers."""
+def small_row(pipe: Pipeline, latent: Latent) -> Tensor:
+    """All rows of a latent side by side, each an image of as many pixels as it holds numbers: (C, H, W) in [0, 1]."""
     small = pipe.resample(latent, size=equal_numbers_pixels(latent, pipe.config.channels), fit="stretch")
-    image = to_pil(torch.cat(list(small), dim=-1))
-    box = [edge * length for edge, length in zip(region, image.size * 2, strict=True)]
-    return image.resize(row_size(latent, height)[::-1], Image.Resampling.BICUBIC, box)
+    return torch.cat(list(small), dim=-1)

@@ -20,6 +20,7 @@ SERVER_DECODES = ["--disable-3d-apis"]  # no WebGL
 SOFTWARE_GL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--js-flags=--expose-gc"]
 CHROMIUM = "/usr/bin/chromium"
 PATIENCE = 90_000  # milliseconds: a busy machine is slow, not wrong
+HERE = "decoded here in [0-9]+ ms"
 WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -46,14 +47,15 @@ class UserPage:
     """The page of one user."""
 
     def __init__(self, page: sync_api.Page, url: str):
-        self.hosts, self.page = set(), page
+        self.hosts, self.page, self.requests = set(), page, []
         page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+        page.on("request", lambda request: self.requests.append(request.url))
         page.goto(url)
 
     def part(self, name: str) -> sync_api.Locator:
         """A part of the big image's component: image, thumbs, said, caption, save, …"""
-        return self.page.locator(f'[data-part="{name}"]')
+        return self.page.locator(f'#show [data-part="{name}"]')
 
     def shows(self, pattern: str, part: str = "caption") -> str:
         """Waits until the page is live and this text matches; returns it in one line."""
@@ -99,6 +101,12 @@ class UserPage:
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
 
+    def asked(self) -> list[str]:
+        """The requests since the last call, but for Gradio's signs of life."""
+        requests = [url for url in self.requests if not re.search("heartbeat|queue/data|^blob:|^data:", url)]
+        self.requests.clear()
+        return requests
+
     def file(self) -> bytes:
         """What Download PNG gives."""
         script = """link => fetch(link.href).then(r => r.blob()).then(blob => new Promise(done => {
@@ -133,6 +141,27 @@ def open_page(browser):
 def user(open_page, url):
     """A user with a wide window."""
     return open_page(url)
+
+
+@pytest.fixture
+def decoding(software, url):
+    """`decoding()` → the page of a user whose browser decodes, however slow it is."""
+    contexts = []
+
+    def opened(viewport=WIDE, **options) -> UserPage:
+        contexts.append(software.new_context(viewport=viewport, **options))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: pytest.fail(str(error)))
+        page.add_init_script("globalThis.R2ID = { budget: Infinity }")
+        user = UserPage(page, f"{url}?model=tiny&label=3&seed=0&cells=4&steps=4&side=64")
+        user.shows(f"64 × 64 pixels {HERE}")
+        page.wait_for_timeout(500)  # what the opening still sends
+        user.requests.clear()
+        return user
+
+    yield opened
+    for context in contexts:
+        context.close()
 
 
 @pytest.fixture

@@ -1,38 +1,14 @@
 """The large image where the browser decodes it: zoom, pan, handle, cells, sweeps, and when the server takes over."""
 
 import itertools
-import re
 import time
 
 import numpy as np
 import pytest
-from conftest import WIDE, UserPage
+from conftest import HERE, UserPage
 
-HERE = "decoded here in [0-9]+ ms"
 PIXELS = """() => { const image = document.querySelector('[data-part=image]');
     return Array.from(image.getContext('2d').getImageData(0, 0, image.width, image.height).data) }"""
-
-
-@pytest.fixture
-def decoding(software, url):
-    """`decoding()` → the page of a user whose browser decodes however slow it is; `requests` are its addresses."""
-    contexts = []
-
-    def opened(viewport=WIDE, **options) -> UserPage:
-        contexts.append(software.new_context(viewport=viewport, **options))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: pytest.fail(str(error)))
-        page.add_init_script("globalThis.R2ID = { budget: Infinity }")
-        user = UserPage(page, f"{url}?model=tiny&label=3&seed=0&cells=4&steps=4&side=64")
-        user.shows(f"64 × 64 pixels {HERE}")
-        page.wait_for_timeout(500)  # what the opening still sends
-        user.requests = []
-        page.on("request", lambda request: user.requests.append(request.url))
-        return user
-
-    yield opened
-    for context in contexts:
-        context.close()
 
 
 def centre(user: UserPage, x: float = 0.5, y: float = 0.5) -> tuple[float, float]:
@@ -55,13 +31,6 @@ def changed(user: UserPage, before_HWC: np.ndarray) -> np.ndarray:
     return pixels(user)
 
 
-def asked(user: UserPage) -> list[str]:
-    """The requests since the last call, but for Gradio's signs of life."""
-    requests = [url for url in user.requests if not re.search("heartbeat|queue/data|^blob:|^data:", url)]
-    user.requests.clear()
-    return requests
-
-
 def test_the_wheel_zooms_to_the_pointer_up_to_4096_times_without_asking_the_server(decoding):
     user = decoding()
     whole = pixels(user)
@@ -73,14 +42,14 @@ def test_the_wheel_zooms_to_the_pointer_up_to_4096_times_without_asking_the_serv
         seen.append(user.part("image").evaluate("image => image.hidden"))
     user.shows(f"64 × 64 pixels at 4,096 × {HERE}")
     assert not any(seen)
-    assert asked(user) == []
+    assert user.asked() == []
     assert user.part("map").is_visible()
     link = user.page.evaluate("() => R2ID.stage.view.view")
     assert (link["x"], link["y"], link["zoom"]) == (pytest.approx(0.7, abs=0.01), pytest.approx(0.4, abs=0.01), 4096)
     user.part("screen").focus()
     user.page.keyboard.press("0")
     user.shows(f"64 × 64 pixels {HERE}")
-    assert (pixels(user) == whole).all() and user.part("map").is_hidden() and asked(user) == []
+    assert (pixels(user) == whole).all() and user.part("map").is_hidden() and user.asked() == []
 
 
 def test_two_fingers_pinch_and_one_drags_and_glides(decoding):
@@ -106,7 +75,7 @@ def test_two_fingers_pinch_and_one_drags_and_glides(decoding):
     send("touchEnd")
     dragged = zoomed + 80 / user.part("image").bounding_box()["width"] / 4
     user.page.wait_for_function("x => R2ID.stage.view.view.x > x + 0.001", arg=dragged)
-    assert asked(user) == []
+    assert user.asked() == []
 
 
 def test_reduced_motion_does_not_glide(decoding):
@@ -160,7 +129,7 @@ def test_the_handle_sets_the_decoded_image_beside_one_of_as_many_numbers(decodin
     user.page.wait_for_function(
         f"whole => ({PIXELS})().every((v, i) => i % 4 === 3 || v === whole[i])", arg=rgba(decoded)
     )
-    assert asked(user) == []
+    assert user.asked() == []
 
 
 def test_the_cells_are_laid_over_the_image_and_light_what_they_reach(decoding):
@@ -173,9 +142,33 @@ def test_the_cells_are_laid_over_the_image_and_light_what_they_reach(decoding):
     user.page.mouse.move(*centre(user, 0.4, 0.4))
     user.page.wait_for_function(f"before => ({drawn})() !== before", arg=lines)
     assert user.page.evaluate("() => R2ID.stage.view.pointed") == [1, 1]
+    assert user.shows("coefficients act where it is lit, up to one cell from its centre", "lit")
     user.press("Cells")
     marks.wait_for(state="hidden")
-    assert asked(user) == []
+    assert user.part("lit").is_hidden() and user.asked() == []
+
+
+@pytest.mark.parametrize("cell", [(1, 1), (3, 0)])
+def test_what_a_cell_lights_is_what_its_coefficients_change(decoding, cell):
+    user = decoding()
+    script = """cell => {
+      const { view } = R2ID.stage, { decoder } = view, [h, w] = view.latent.cells, { D } = decoder.sizes, size = 96;
+      const render = token => {
+        decoder.setLatent(token, h, w, 1);
+        decoder.render({ width: size, height: size, fit: "stretch", supersample: 1 });
+        return decoder.readPixels();
+      };
+      const token = new Float32Array(h * w * D), before = render(token);
+      token.fill(3, (cell[1] * w + cell[0]) * D, (cell[1] * w + cell[0] + 1) * D);
+      const after = render(token), pixels = Array.from({ length: size * size }, (_, n) => n);
+      const changed = pixels.filter(n => before[4 * n] !== after[4 * n]).map(n => [n % size, Math.floor(n / size)]);
+      const ends = [0, 1].map(axis => changed.map(at => at[axis])).map(at => [Math.min(...at), Math.max(...at) + 1]);
+      const inFrame = view.lit(cell).map(v => Math.min(Math.max(v / 4, 0), 1) * size);
+      return [inFrame, [ends[0][0], ends[1][0], ends[0][1], ends[1][1]]];
+    }"""
+    lit, changed = user.page.evaluate(script, list(cell))
+    assert all(abs(a - b) <= 3 for a, b in zip(lit, changed, strict=True)), (lit, changed)
+    assert lit[0] <= changed[0] and lit[1] <= changed[1] and lit[2] >= changed[2] and lit[3] >= changed[3]
 
 
 def test_a_sweep_plays_every_size_and_returns(decoding):
@@ -188,7 +181,7 @@ def test_a_sweep_plays_every_size_and_returns(decoding):
     sides = user.page.evaluate("() => [...sides]")
     assert min(sides) <= 16 and max(sides) >= 1024
     user.shows(f"64 × 64 pixels {HERE}")
-    assert asked(user) == []
+    assert user.asked() == []
     user.press("▶ Ratios")
     user.page.wait_for_function("+document.querySelector('[data-part=image]').style.getPropertyValue('--ratio') > 1.5")
     user.press("▶ Ratios")
@@ -223,7 +216,7 @@ def test_memory_stays_flat_over_a_thousand_latents(decoding):
       for (let n = 0; n < 1000; n++) {
         const token = Float32Array.from({ length }, (_, i) => Math.sin(i + n));
         view.show({ ...view.latent, id: `latent ${n}` }, null);
-        view.decode(decoder, `latent ${n}`, token, [h, w], 1);
+        view.decode(decoder, `latent ${n}`, token, h, w, 1);
         view.draw(false);
         if (n % 10 === 9) await new Promise(requestAnimationFrame);
         if (n % 250 === 249) {

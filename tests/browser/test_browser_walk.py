@@ -1,5 +1,15 @@
 """The tab that moves between two images, as a user sees it."""
 
+from conftest import HERE
+
+DRAWN = "() => document.querySelector('.walk [data-part=image]').toDataURL()"
+
+
+def says(user, pattern: str) -> None:
+    """Waits until the caption of the walk matches."""
+    script = "pattern => RegExp(pattern).test(document.querySelector('.walk [data-part=caption]')?.innerText)"
+    user.page.wait_for_function(script, arg=pattern)
+
 
 def test_a_walk_is_made_played_and_saved(phone):
     user = phone("dark")
@@ -9,18 +19,41 @@ def test_a_walk_is_made_played_and_saved(phone):
     page.get_by_text("The walk starts from the image on the page").wait_for()
     user.press("Another seed")
     user.press("Make the walk")
-    image = page.locator(".walk img")
-    image.wait_for()
-    assert image.get_attribute("alt") == "0 % of the way"
+    says(user, "256 × 256 pixels, decoded by the server")
+    image = page.locator(".walk canvas").first
+    assert image.get_attribute("aria-label") == "0 % of the way"
     page.get_by_label("Position on the way").press("End")
-    assert image.get_attribute("alt") == "100 % of the way"
-    page.wait_for_function("document.querySelector('.walk img').naturalWidth === 256")
+    assert image.get_attribute("aria-label") == "100 % of the way"
     user.press("Play")
-    page.wait_for_function("document.querySelector('.walk img').alt.startsWith('5')")
+    page.wait_for_function("document.querySelector('.walk canvas').ariaLabel.startsWith('5')")
     user.press("Pause")
+    page.locator(".walk").get_by_role("button", name="Zoom in").click()
+    says(user, "256 × 256 pixels at 2 ×, decoded by the server")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.get_by_role("radio", name="WebP").check()
     user.press("Make the file")
     with page.expect_download() as saved:
         page.get_by_role("button", name="Download (WEBP").click()
     assert saved.value.suggested_filename == "r2id-walk.webp"
+
+
+def test_the_slider_decodes_latents_that_were_sent_once(decoding):
+    user = decoding()
+    page = user.page
+    user.tab("Between")
+    page.get_by_label("number input for Images on the way").fill("8")
+    user.press("Make the walk")
+    says(user, HERE)
+    page.wait_for_timeout(500)  # what the server still sends
+    sent = [url for url in user.requests if "tokens" in url]
+    assert len(sent) == 1
+    user.requests.clear()
+    seen, slider = [page.evaluate(DRAWN)], page.get_by_label("Position on the way")
+    for share in ("500", "1000"):
+        slider.fill(share)
+        page.wait_for_function(f"seen => !seen.includes(({DRAWN})())", arg=seen)
+        page.wait_for_timeout(400)
+        seen.append(page.evaluate(DRAWN))
+    slider.fill("0")
+    page.wait_for_function(f"first => ({DRAWN})() === first", arg=seen[0])
+    assert user.asked() == []

@@ -1,8 +1,9 @@
 """Moves between the image on the page and another one: a slider, a loop, and animations of it."""
 
-import io
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gradio as gr
 
@@ -10,16 +11,30 @@ from r2id.demo.animate import encode
 from r2id.demo.assets import constant, template
 from r2id.demo.controls import Dropdown
 from r2id.demo.page import SESSION_SECONDS, Page
-from r2id.demo.session import Session, label_text
+from r2id.demo.request import ViewRequest
+from r2id.demo.session import ORDER, Session, label_text, latent_value, png, render
 from r2id.demo.tabs.compare import repeatable_request, title
 from r2id.demo.tabs.history import FILES, bar_html, download
 from r2id.demo.walk import MAX_POSITIONS, Walk, images, loop
-from r2id.demo.wiring import BACKGROUND, GENERATE, IMMEDIATE, data_uri, gradio_errors, served_file, stoppable
+from r2id.demo.wiring import (
+    BACKGROUND,
+    DECODE,
+    GENERATE,
+    IMMEDIATE,
+    data_uri,
+    gradio_errors,
+    pane_value,
+    served_file,
+    stoppable,
+)
+from r2id.demo.word import small_row
 from r2id.latent import Latent
-from r2id.limits import SEEDS
+from r2id.limits import SEEDS, check_int
 from r2id.pipeline import Pipeline
 
-SIDE = 256  # long side in pixels of an image on the slider
+SIDE = 512  # long side in pixels of an image on the slider
+SERVER_SIDE, PREVIEW_SIDE = 256, 64  # the same where the server decodes all of them, and while they are generated
+PREVIEWS = 5  # positions that are shown while all are generated
 SIZES = [128, 256, 512, 1024]  # long sides in pixels of an animation
 POSITIONS = 24
 STOP = "Stop the walk"
@@ -28,11 +43,12 @@ HEADING, HINT = "Between two images", "every position is an image generated on i
 
 @dataclass(frozen=True, eq=False)
 class Walked:
-    """A walk that was made. latent: one row a position."""
+    """A walk that was made. latent: one row a position. number: a later walk has a larger one."""
 
     pipe: Pipeline
     latent: Latent
     name: str
+    number: int
 
 
 def way(walk: Walk) -> str:
@@ -48,13 +64,17 @@ def words_at(walk: Walk, share: float, label: dict[str, float] | None) -> str:
     return f"{100 * share:.0f} % of the way" + (f": {named}" if len(parts) > 1 else "")
 
 
-def slider_value(walk: Walk, walked: Walked) -> dict:
-    """The value of the slider's component."""
-    frames = []
-    for image, share, label in zip(images(walked.pipe, walked.latent, SIDE), walk.shares, walk.labels(), strict=True):
-        image.save(file := io.BytesIO(), "PNG")
-        frames.append([data_uri(file.getvalue()), words_at(walk, share, label)])
-    return dict(frames=frames, ratio=walked.latent.aspect)
+def slider_value(walk: Walk, walked: Walked, rows: Sequence[int], side: int, **parts) -> dict[str, Any]:
+    """The value of the slider's component, see web/walk.js. rows: those it goes through. parts: what else it holds."""
+    named = [words_at(walk, share, label) for share, label in zip(walk.shares, walk.labels(), strict=True)]
+    latent, words = latent_value(walked.pipe, walked.latent[0], ""), [named[row] for row in rows]
+    return dict(number=walked.number, latent=latent, words=words, side=side, images=[], decoder=None) | parts
+
+
+def sources(walked: Walked, rows: Sequence[int], side: int) -> list[str]:
+    """Images of some positions with this long side, as a browser takes them."""
+    view = ViewRequest(side, f"{walked.latent.aspect:.6g}", fit="stretch")
+    return [data_uri(png(render(walked.pipe, walked.latent[row], view))) for row in rows]
 
 
 def build(page: Page) -> None:
@@ -63,14 +83,33 @@ def build(page: Page) -> None:
         with gradio_errors(), page.service.queue.turn(session):
             start = replace(repeatable_request(session), count=1)
             pipe = page.models.get(start.model)
-            walk = Walk(start, label or "", int(seed), int(positions))
+            walk, number = Walk(start, label or "", int(seed), int(positions)), next(ORDER)
+            some = [round(i * (walk.positions - 1) / (PREVIEWS - 1)) for i in range(PREVIEWS)]
             for step in page.service.model_steps(start.model, walk.labels(), walk.options(pipe)):
                 if STOP in session.stopped:
                     return (yield gr.skip(), gr.skip(), title(HEADING, HINT))
                 said = f"{walk.positions} images together: step {step.index} of {step.steps}"
-                yield gr.skip(), gr.skip(), title(HEADING, said)
-            walked = Walked(pipe.low_priority, step.latent, way(walk))
-            yield walked, slider_value(walk, walked), title(HEADING, walked.name)
+                walked = Walked(pipe.low_priority, step.latent, way(walk), number)
+                previews = dict(preview=True, images=sources(walked, some, PREVIEW_SIDE))
+                yield gr.skip(), slider_value(walk, walked, some, PREVIEW_SIDE, **previews), title(HEADING, said)
+            shown = pane_value(page.service, session, pipe, walked.latent)
+            if session.local and shown["decoder"]:
+                side = SIDE
+            else:
+                side, shown["images"] = SERVER_SIDE, sources(walked, range(walk.positions), SERVER_SIDE)
+            value = slider_value(walk, walked, range(walk.positions), side, **shown)
+            yield walked, value, title(HEADING, walked.name)
+
+    def look(walked: Walked | None, event: gr.EventData):
+        """A position in a view that is asked for, where the server decodes."""
+        if walked is None:
+            return gr.skip()
+        with gradio_errors():
+            view, row = dict(event.view), walked.latent[check_int(event.at, "position", 0, len(walked.latent) - 1)]
+            asked = ViewRequest(**view | dict(ratio=f"{row.aspect:.6g}"))
+            both = render(walked.pipe, row, asked), small_row(walked.pipe, row)
+            source, small = (data_uri(png(image_CHW)) for image_CHW in both)
+            return dict(number=walked.number, look=dict(at=event.at, view=view, src=source, small=small))
 
     def saved(walked: Walked | None, kind: str, side: int, length: float):
         """Progress, download."""
@@ -124,6 +163,7 @@ def build(page: Page) -> None:
     run = stoppable(
         press, halt, page.session, go, [page.session, label, seed, positions], [walked, stage, said], **GENERATE
     )
+    stage.look(look, walked, stage, trigger_mode="always_last", **DECODE)
     run.failure(None, None, said, js=constant(title(HEADING, HINT)))
     made = make.click(saved, [walked, kind, side, length], [bar, file], **BACKGROUND)
     made.failure(lambda: "", None, bar, **IMMEDIATE)

@@ -1,50 +1,71 @@
 """A word of up to twelve letters, one latent each, side by side; as PNG and as SVG."""
 
 import html
-import math
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import gradio as gr
+from torch import Tensor
 
 from r2id.demo.assets import function, template
-from r2id.demo.controls import Number, Slider, generate_request_of, logarithmic_slider
+from r2id.demo.controls import Number, generate_request_of, logarithmic_slider
 from r2id.demo.page import SESSION_SECONDS, Page
-from r2id.demo.request import LIMITS, ViewRequest, sides
-from r2id.demo.session import Session, png
+from r2id.demo.request import ViewRequest, sides
+from r2id.demo.session import ORDER, Session, latent_value, png
 from r2id.demo.svg import svg
 from r2id.demo.tabs.compare import title
-from r2id.demo.wiring import BACKGROUND, DECODE, GENERATE, IMMEDIATE, gradio_errors, image_html, served_file, stoppable
-from r2id.demo.word import MAX_LETTERS, can_spell, enlarge_row, resample_row, row_size, seeds_of, spell
-from r2id.image import to_pil
+from r2id.demo.wiring import (
+    BACKGROUND,
+    DECODE,
+    GENERATE,
+    IMMEDIATE,
+    data_uri,
+    gradio_errors,
+    image_source,
+    pane_value,
+    stoppable,
+)
+from r2id.demo.word import MAX_LETTERS, can_spell, resample_row, row_size, seeds_of, small_row, spell
 from r2id.latent import Latent
-from r2id.limits import SEEDS
+from r2id.limits import SEEDS, check_int
 from r2id.pipeline import Pipeline
+from r2id.position import FULL
 
 FRAMES = ["9:16", "3:4", "1:1", "4:3", "16:9"]
 HEIGHT, MAX_HEIGHT = 256, 1024  # pixels
-MAX_ZOOM = LIMITS["zoom"][1]
 PREVIEW_HEIGHT = 48  # pixels, while the word is generated
 STOP = "Stop writing"
-HEADING, HINT = "A word", "each letter is a latent of its own; the row below is decoded from all of them"
+HEADING, HINT = "A word", "each letter is a latent of its own; the row below is decoded from all of them: zoom in"
+NONE = "there is no word yet: press Write the word"
 
 
 @dataclass(frozen=True, eq=False)
 class Word:
-    """What was written. latent: one row a letter."""
+    """What was written. latent: one row a letter. number: a later word has a larger one."""
 
     pipe: Pipeline
     latent: Latent
     parameters: dict
+    number: int = field(default_factory=lambda: next(ORDER))
 
     @property
     def name(self) -> str:
         return self.parameters["word"]
 
+    def image(self, height: int, region: tuple[float, ...]) -> Tensor:
+        """The row, or a part of it, (C, H, W) in [0, 1]."""
+        return resample_row(self.pipe.low_priority, self.latent, height=height, region=region)
+
+    def value(self, **parts) -> dict[str, Any]:
+        """The value of the row's component, see web/row.js. parts: what else it holds."""
+        latent = latent_value(self.pipe, self.latent, str(self.number))
+        return dict(order=next(ORDER), latent=latent, text=self.name) | parts
+
 
 def build(page: Page) -> None:
-    def write(session: Session, text: str, seeds: str, seed: int, keep: bool, frame: str, *values):
-        """Word, seed, title with progress, image: after every step."""
+    def write(session: Session, text: str, seeds: str, seed: int, keep: bool, frame: str, height: int, *values):
+        """Word, seed, title with progress, row: after every step."""
         with gradio_errors(), page.service.queue.turn(session):
             request = replace(generate_request_of(*values), count=1, shape=frame)
             pipe = page.models.get(request.model)
@@ -53,42 +74,47 @@ def build(page: Page) -> None:
             options = request.diffuse_options(pipe.config.size_multiple)
             options["seed"] = seeds_of(seed, len(letters), one_seed=seeds == "one")
             parameters = dict(model=request.model, word="".join(letters), **options)
+            word, known = None, dict(number=next(ORDER))
             for step in page.service.model_steps(request.model, letters, options):
                 if STOP in session.stopped:
                     break
-                row = resample_row(pipe.low_priority, step.latent, height=PREVIEW_HEIGHT)
+                word = Word(pipe, step.latent, parameters, **known)
+                image = dict(src=data_uri(png(word.image(PREVIEW_HEIGHT, FULL))))
                 said = title(HEADING, f"step {step.index} of {step.steps}")
-                yield gr.skip(), seed, said, image_html(to_pil(row), f"{''.join(letters)}, taking shape")
+                yield gr.skip(), seed, said, word.value(height=int(height), preview=True, image=image)
             else:
-                yield Word(pipe, step.latent, parameters), seed, title(HEADING, HINT), gr.skip()
+                shown = word.value(height=int(height), **pane_value(page.service, session, pipe, word.latent))
+                yield word, seed, title(HEADING, HINT), shown
                 return
             yield gr.skip(), gr.skip(), title(HEADING, HINT), gr.skip()
 
-    def show(word: Word | None, height: int, zoom: float, x: float, y: float, compare: bool):
-        """The row, the row beside its enlargement, the file."""
+    def look(session: Session, word: Word | None, event: gr.EventData):
+        """The row in a view that it asks for, where the server decodes."""
         if word is None:
-            return gr.skip(), gr.skip(), gr.skip()
+            return gr.skip()
         with gradio_errors():
-            region = ViewRequest(x=x / 100, y=y / 100, zoom=zoom).region
-            pipe, how = word.pipe.low_priority, dict(height=int(height), region=region)
-            row_CHW = resample_row(pipe, word.latent, **how)
-            rows, columns = row_size(word.latent, how["height"])
-            file = served_file(f"{word.name}-{columns}x{rows}.png", png(row_CHW, word.parameters | how))
-            button = gr.DownloadButton("Save the row as PNG", value=str(file), interactive=True)
-            shown = image_html(to_pil(row_CHW), f"the word {word.name}, {columns} by {rows} pixels")
-            if not compare:
-                return gr.HTML(shown, visible=True), gr.HTML(visible="hidden"), button
-            enlarged = image_html(enlarge_row(pipe, word.latent, **how), f"the word {word.name}, enlarged bicubically")
-            words = "Left: every letter as an image of as many numbers as its latent holds, enlarged bicubically. "
-            words += "Right: decoded from the latents. Drag the line."
-            pair = dict(images=enlarged + shown, ratio=columns / rows, words=words)
-            return gr.HTML(visible="hidden"), gr.HTML(pair, visible=True), button
+            view, height = dict(event.view), check_int(event.height, "height", 8, MAX_HEIGHT)
+            region = ViewRequest(**{name: view[name] for name in ("x", "y", "zoom")}).region
+            source = image_source(png(word.image(height, region)), f"{word.name}.png")
+            small = data_uri(png(small_row(word.pipe.low_priority, word.latent)))
+            decoder = pane_value(page.service, session, word.pipe, word.latent)
+            return word.value(image=dict(src=source, view=view, small=small), **decoder)
+
+    def saved(word: Word | None, height: int, seen: list[float]) -> list[str]:
+        """The PNG file of the part that is seen, centre and zoom: its name, type and content."""
+        with gradio_errors():
+            if word is None:
+                raise ValueError(NONE)
+            rows, columns = row_size(word.latent, int(height))
+            how = dict(height=rows, region=ViewRequest(**dict(zip(("x", "y", "zoom"), seen, strict=True))).region)
+            content = png(word.image(**how), word.parameters | how)
+            return [f"{word.name}-{columns}x{rows}.png", "image/png", data_uri(content)]
 
     def drawn(word: Word | None) -> list[str]:
         """The SVG file: its name, type and content."""
         with gradio_errors():
             if word is None:
-                raise ValueError("there is no word yet: press Write the word")
+                raise ValueError(NONE)
             content = svg(word.pipe.low_priority, word.latent, title=word.name)
             return [f"{word.name}.svg", "image/svg+xml", content]
 
@@ -125,31 +151,23 @@ def build(page: Page) -> None:
                 halt = gr.Button(STOP, size="sm", min_width=110, scale=0, interactive=False)
         with gr.Column(scale=3, min_width=320):
             said = gr.HTML(title(HEADING, HINT))
-            image = gr.HTML(elem_classes="row-image")
-            pair = gr.HTML(**template("wipe"), visible="hidden", elem_classes="row-image")
+            row, seen = gr.HTML(None, **template("row")), gr.JSON(visible="hidden")
             with gr.Row():
                 with gr.Column(min_width=200):
                     height = Number(HEIGHT, precision=0, minimum=8, maximum=MAX_HEIGHT, label="Height (pixels)",
                                     elem_classes="typed")  # fmt: skip
                     logarithmic_slider(height, 3, 10, 8, 0.05, "Side")
-                    compare = gr.Checkbox(False, label="compare with the bicubic enlargement", container=False)
                 with gr.Column(min_width=200):
-                    zoom = Number(1, minimum=1, maximum=MAX_ZOOM, label="Zoom into the row (×)", elem_classes="typed")
-                    logarithmic_slider(zoom, 0, math.log2(MAX_ZOOM), 0, 0.05, "Zoom")
-                with gr.Column(min_width=200):
-                    x = Slider(0, 100, value=50, step=0.1, label="Centre of the row's zoom, from the left (%)")
-                    y = Slider(0, 100, value=50, step=0.1, label="Centre of the row's zoom, from the top (%)")
-            with gr.Row():
-                save = gr.DownloadButton("Save the row as PNG", size="sm", min_width=140, interactive=False)
-                draw = gr.Button("Save the row as SVG", size="sm", min_width=140)
+                    save = gr.Button("Save the row as PNG", size="sm", min_width=140)
+                    draw = gr.Button("Save the row as SVG", size="sm", min_width=140)
 
-    view = [word, height, zoom, x, y, compare]
-    inputs = [page.session, text, seeds, seed, keep, frame, *page.generate_controls]
-    run = stoppable(press, halt, page.session, write, inputs, [word, seed, said, image], **GENERATE)
-    run.success(show, view, [image, pair, save], **DECODE)
+    inputs = [page.session, text, seeds, seed, keep, frame, height, *page.generate_controls]
+    run = stoppable(press, halt, page.session, write, inputs, [word, seed, said, row], **GENERATE)
     run.failure(lambda: title(HEADING, HINT), None, said, **IMMEDIATE)
     text.submit(None, None, None, js="() => document.getElementById('write-word').click()")
-    changes = [control.change for control in view[1:]]
-    gr.on(changes, show, view, [image, pair, save], trigger_mode="always_last", **DECODE)
-    draw.click(drawn, word, file, **BACKGROUND).success(None, file, None, js=function("saveText", "tabs.js"))
+    row.look(look, [page.session, word], row, trigger_mode="always_last", **DECODE)
+    height.change(None, height, None, js=function("resizeRow", "tabs.js"))
+    save_text = dict(fn=None, inputs=file, js=function("saveText", "tabs.js"))
+    save.click(saved, [word, height, seen], file, js=function("seenRow", "tabs.js"), **BACKGROUND).success(**save_text)
+    draw.click(drawn, word, file, **BACKGROUND).success(**save_text)
     page.generate_controls[0].change(offer, [page.generate_controls[0], frame], [known, press, frame], **IMMEDIATE)

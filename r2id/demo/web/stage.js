@@ -1,17 +1,17 @@
-// The main area: the view, its tools, the small images, progress and links. `props.value` is a frame of session.py.
+// The main area: the large image, the small ones, progress and links. `props.value` is a frame of session.py.
 const part = name => element.querySelector(`[data-part="${name}"]`);
-const [screen, image, marks, map, thumbs, busy, bar, said, fault, caption, save, stop, handle] = ["screen", "image", "marks",
-  "map", "thumbs", "busy", "bar", "said", "fault", "caption", "save", "stop", "handle"].map(part);
-const sheet = image.parentNode, TOKENS = 32, BUDGET = R2ID.budget ?? 400;  // latents kept; milliseconds for 256 x 256
-const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
+const [screen, image, thumbs, busy, bar, said, fault, caption, save, stop] = ["screen", "image", "thumbs", "busy", "bar", "said",
+  "fault", "caption", "save", "stop"].map(part);
 const source = file => (typeof file === "string" ? file : file.url);
 const grouped = number => number.toLocaleString("en");
 const sentWithPage = props.value?.order ?? 0;
-let order = 0, frame = null, saving = false, playing = null, reason = "";
+let order = 0, frame = null, saving = false, playing = null;
 
-const view = new R2ID.View({ screen, canvas: image, marks, map }, {
+const pane = new R2ID.Pane(element, {
   maxZoom: 4096,
+  acted: () => { playing = null; },
   ask: asked => trigger("look", { view: asked }),
+  small: () => trigger("small"),
   rested: ({ x, y, zoom }) => {
     if (playing) return;
     sent.push({ x: 100 * x, y: 100 * y, zoom });
@@ -20,47 +20,10 @@ const view = new R2ID.View({ screen, canvas: image, marks, map }, {
     trigger("input");
   },
   drawn: describe,
-  trouble,
+  decoding: () => trigger("decoder", { reason: "" }),
+  trouble: reason => trigger("decoder", { reason }),
 });
-
-// decoding here
-
-const decoders = new Map(), known = new Map();  // of models, of latents, by the address of their files: their content
-const read = async file => R2ID.unpack(await (await fetch(file.url)).arrayBuffer());
-
-function trouble(why) {
-  if (reason) return;
-  reason = why;
-  view.forgetDecoder();
-  trigger("decoder", { reason });
-}
-
-async function decoderOf(file) {
-  if (!decoders.has(file.url)) {
-    for (const old of decoders.values()) old.then(decoder => decoder.dispose(), () => {});  // a browser has few contexts
-    decoders.clear();
-    const canvas = document.createElement("canvas");
-    decoders.set(file.url, read(file).then(model => R2ID.createDecoder(canvas, model, { budget: BUDGET, onTrouble: trouble })));
-  }
-  return decoders.get(file.url);
-}
-
-/** Decodes the frame's latent here, if this browser can. */
-async function decodeHere({ decoder: files, latent: { id, aspect } }) {
-  if (!files || reason || view.tokens === id) return;
-  try {
-    const decoder = await decoderOf(files.model);
-    if (!known.has(files.tokens.url)) known.set(files.tokens.url, read(files.tokens));
-    if (known.size > TOKENS) known.delete(known.keys().next().value);
-    const { data, shape: [, h, w] } = (await known.get(files.tokens.url)).tensors.token;
-    const first = !view.decoder;
-    view.decode(decoder, id, data, [h, w], aspect);
-    if (first) trigger("decoder", { reason: "" });
-  } catch (error) {
-    console.warn(error.message);
-    trouble("missing");
-  }
-}
+const { view } = pane;
 
 // frames of the server
 
@@ -91,10 +54,10 @@ async function update() {
   const thumb = new Image();
   if (frame.thumbs[frame.selected]) thumb.src = source(frame.thumbs[frame.selected]);
   if (!view.view) view.set(frame.view, true);
-  stageGround(frame.latent.background);
-  if (frame.small) await readSmall();
-  view.show({ ...frame.latent, tokens: frame.decoder, thumb },
-    bitmap?.naturalWidth ? { bitmap, view: frame.view, preview: Boolean(frame.busy) } : null);
+  if (frame.small?.latent === frame.latent.id) await pane.setSmall(frame.latent.id, frame.small.image);
+  const preview = Boolean(frame.busy);
+  pane.show({ ...frame.latent, tokens: frame.decoder, thumb, preview },
+    bitmap?.naturalWidth ? { bitmap, view: frame.view, preview } : null);
   showThumbs();
   image.setAttribute("aria-label", frame.alt);
   part("actions").dataset.off = Boolean(frame.busy);
@@ -106,17 +69,8 @@ async function update() {
     saving = false;
     Object.assign(document.createElement("a"), { href: bitmap.src, download: frame.name }).click();
   }
-  handle.hidden = false;
   describe();
-  setSplit(view.split);
-  decodeHere(frame);
-}
-
-/** The colour around the image is its own; what stands on it has to be readable. */
-function stageGround(background) {
-  const [r, g, b] = background.match(/\d+/g).map(Number);
-  screen.style.background = background;
-  screen.classList.toggle("bright", 0.3 * r + 0.59 * g + 0.11 * b > 140);
+  pane.decode(frame.decoder);
 }
 
 function showThumbs() {
@@ -145,91 +99,18 @@ function describe(drawn = null) {
   if (!frame) return;
   const { cells: [h, w], numbers, small: [height, width] } = frame.latent, lines = [...frame.caption];
   if (view.own) {
-    const { width, height } = view.size, { zoom } = view.view;
-    lines[0] = `${width} × ${height} pixels${zoom > 1 ? ` at ${grouped(zoom < 100 ? +zoom.toPrecision(3) : Math.round(zoom))} ×` : ""}`;
-    if (drawn) lines[1] = `decoded here in ${Math.round(drawn.milliseconds)} ms from ${w} × ${h} cells`;
-    else return;
-    if (drawn.screen.width < width) lines[0] += `, shown at ${drawn.screen.width} × ${drawn.screen.height}`;
+    if (!drawn) return;
+    const { width, height } = view.size, [size, how] = pane.describe(drawn);
+    [lines[0], lines[1]] = [size, `${how} from ${w} × ${h} cells`];
     image.setAttribute("aria-label", frame.alt.replace(/\d+ by \d+ pixels$/, `${width} by ${height} pixels`));
     image.dataset.drawn = `${frame.latent.id} ${width} × ${height}`;
   }
   caption.replaceChildren(...lines.map((text, index) => element_(index ? "span" : "b", text)));
   part("numbers").textContent = `${w} × ${h} cells × ${numbers} numbers = ${grouped(w * h * numbers)} numbers; ` +
     `as an image, that many numbers are ${width} × ${height} pixels`;
-  part("enlarged").textContent = `${width} × ${height} pixels, enlarged`;
-  part("decoded").textContent = "decoded";
 }
 
-// gestures and tools
-
-R2ID.gestures(screen, {
-  box: () => image.getBoundingClientRect(),
-  magnification: () => view.view?.zoom ?? 1,
-  zoom: (factor, at) => { if (view.view) { playing = null; view.zoom(factor, at); } },
-  pan: (dx, dy) => { if (view.view) view.pan(dx, dy); },
-  own: target => target.closest("[data-part=busy], [data-part=handle]"),
-});
-part("closer").onclick = () => view.zoom(2, [0, 0]);
-part("farther").onclick = () => view.zoom(0.5, [0, 0]);
-part("all").onclick = () => view.zoom(0, [0, 0]);
 stop.onclick = () => trigger("stop");
-
-function setSplit(share) {
-  view.split = clamp(share, 0, 1);
-  sheet.style.setProperty("--split", view.split);
-  handle.setAttribute("aria-valuenow", Math.round(100 * view.split));
-  part("compare").setAttribute("aria-pressed", view.split > 0);
-  part("enlarged").hidden = view.split < 0.3;
-  part("decoded").hidden = view.split === 0 || view.split > 0.8;
-  if (view.split && frame && !view.own && view.smallOf !== frame.latent.id && !frame.busy) {
-    view.smallOf = frame.latent.id;  // asked for once
-    trigger("small");
-  }
-}
-
-const split = share => { setSplit(share); view.change(true); };
-part("compare").onclick = () => split(view.split ? 0 : 0.5);
-handle.onpointerdown = event => { handle.setPointerCapture(event.pointerId); event.preventDefault(); handle.focus(); };
-handle.onpointermove = event => {
-  if (!handle.hasPointerCapture(event.pointerId)) return;
-  const { left, width } = image.getBoundingClientRect();
-  split((event.clientX - left) / width);
-};
-handle.onkeydown = event => {
-  const to = { ArrowLeft: view.split - 0.01, ArrowRight: view.split + 0.01, Home: 0, End: 1 }[event.key];
-  if (to === undefined) return;
-  event.preventDefault();
-  split(to);
-};
-
-/** The image with as many numbers as the latent, as pixels. */
-async function readSmall() {
-  if (frame.small.latent !== frame.latent.id || view.small?.of === frame.latent.id) return;
-  const bitmap = new Image();
-  bitmap.src = frame.small.image;
-  await bitmap.decode().catch(() => {});
-  const canvas = Object.assign(document.createElement("canvas"), { width: bitmap.naturalWidth, height: bitmap.naturalHeight });
-  const pen = canvas.getContext("2d");
-  pen.drawImage(bitmap, 0, 0);
-  const { data, width, height } = pen.getImageData(0, 0, canvas.width, canvas.height);
-  view.small = { data, width, height, of: frame.latent.id };
-}
-
-part("grid").onclick = () => {
-  view.grid = !view.grid;
-  part("grid").setAttribute("aria-pressed", view.grid);
-  view.change(true);
-};
-screen.addEventListener("pointermove", event => {
-  if (!view.grid || !view.latent) return;
-  const { left, top, width, height } = image.getBoundingClientRect();
-  view.pointed = view.cell([(event.clientX - left) / width - 0.5, (event.clientY - top) / height - 0.5]);
-  view._drawMarks();
-});
-screen.addEventListener("pointerleave", () => {
-  view.pointed = null;
-  if (view.grid && view.latent) view._drawMarks();
-});
 
 // sweeps: of what is played, the view at 0…1
 
@@ -324,7 +205,6 @@ save.onclick = event => {
   saving = true;
   trigger("look", { view: { ...view.view }, image: true });
 };
-new ResizeObserver(() => view.draw(true)).observe(screen);
-R2ID.stage = { view };
+R2ID.stage = pane;
 watch("value", update);
 if (!new URLSearchParams(location.search).has("model")) update();  // the first image; a link asks for another

@@ -8,7 +8,9 @@ globalThis.R2ID = globalThis.R2ID ?? {};
   const PROBE = 2 ** 16;  // pixels of the first frames: what they take tells how fast the GPU is
   const MAX_DRAWN = 2048;  // pixels of a side; a screen shows hardly more
   const MAP = 96;  // pixels, long side
+  const ACCENT = "#6d7dff";
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+  const { enlarge, line, place, reduced, tent } = R2ID.drawing;
 
   /** Left, top, right, bottom in fractions of the whole image. */
   function regionOf({ x, y, zoom }) {
@@ -35,9 +37,10 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     constructor({ screen, canvas, marks, map }, hooks) {
       Object.assign(this, { screen, canvas, marks, map, hooks });
       this.view = null;  // side, ratio ("16:9" or a number), fit; x, y, zoom; as ViewRequest of request.py
-      this.latent = null;  // h, w, aspect, background and what the server sends of it
+      this.latent = null;  // id, cells, aspect, background and what else the server sends of it
       this.images = [];  // the server's, of this latent: { bitmap, view }
-      this.decoder = this.tokens = this.kept = null;  // kept: what was decoded here last in full, as an image
+      this.decoder = this.tokens = null;
+      this.kept = this.whole = null;  // what was decoded here last in full, as an image; the same of everything, small
       this.split = 0;  // share of the image, from the left, that shows the enlarged one
       this.grid = false;
       this.rate = 0;  // points a millisecond that the GPU decodes
@@ -68,7 +71,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
 
     /** Takes over a latent; images of another are dropped. */
     show(latent, image) {
-      if (latent.id !== this.latent?.id) [this.images, this.kept] = [[], null];
+      if (latent.id !== this.latent?.id) [this.images, this.kept, this.whole] = [[], null, null];
       if (latent.id !== this.latent?.id || !latent.tokens) this.tokens = null;
       this.latent = latent;
       if (image) {
@@ -77,12 +80,11 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       }
     }
 
-    /** The browser decodes this latent from now on. token: (h, w, D) of the latent with this id. */
-    decode(decoder, id, token, [h, w], aspect) {
+    /** The browser decodes the latent with this id from now on; the rest is what `Decoder.setLatent` takes. */
+    decode(decoder, id, ...tokens) {
       if (id !== this.latent?.id || decoder.lost) return;
-      decoder.setLatent(token, h, w, aspect);
+      decoder.setLatent(...tokens);
       Object.assign(this, { decoder, tokens: id });
-      this.smallMap = null;
       if (this.view) this.change(true);
     }
 
@@ -122,7 +124,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     }
 
     draw(full) {
-      if (!this.latent || !this.view) return;
+      if (!this.latent || !this.view || !this.screen.clientWidth) return;  // in a tab that is not open
       if (this.own) this._drawDecoded(full);
       else if (this.images.length) this._drawImages();
     }
@@ -187,6 +189,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
         Object.assign(this.kept, { view, split });
         Object.assign(this.kept.bitmap, { width, height });
         this.kept.bitmap.getContext("2d").drawImage(canvas, 0, 0);
+        if (view.zoom === 1 && !split) this.whole = { view, bitmap: reduced(canvas, MAP) };
       } else if (kept && !split && !kept.split && kept.view.ratio === view.ratio && kept.view.fit === view.fit
         && kept.bitmap.width * kept.view.zoom / view.zoom > width) {
         place(paint, kept.bitmap, regionOf(kept.view), regionOf(view));
@@ -210,7 +213,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       for (const { bitmap, view } of images) {
         if (view.ratio === look.ratio && view.fit === look.fit) place(paint, bitmap, regionOf(view), regionOf(look));
       }
-      if (this.split && this.small) this._drawEnlarged(look);
+      if (this.split && this.small?.of === this.latent.id) this._drawEnlarged(look);
       this._harden(true);
       this._decorate();
       if (whole) this.hooks.drawn({ width, height });
@@ -219,7 +222,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     _drawEnlarged({ fit, ...look }) {
       const { width, height } = this.canvas, cut = Math.round(this.split * width);
       const window = R2ID.windowOf({ width, height, fit, region: regionOf(look) }, this.latent.aspect);
-      if (cut) this.paint.putImageData(R2ID.enlarge(this.small, window, cut, height, this.latent.background), 0, 0);
+      if (cut) this.paint.putImageData(enlarge(this.small, window, cut, height, this.latent.background), 0, 0);
     }
 
     /** Images far enough enlarged show their pixels as squares. exact: the canvas holds the pixels that were asked for. */
@@ -236,7 +239,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       return [left, top, 1 / pitch[0] / width, 1 / pitch[1] / height];
     }
 
-    /** The latent's cells, over the image. */
+    /** The latent's cells, over the image, and where the one that is pointed at acts. */
     _drawMarks() {
       const { marks, canvas } = this;
       marks.hidden = !this.grid;
@@ -246,19 +249,49 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       [marks.width, marks.height] = [clientWidth * devicePixelRatio, clientHeight * devicePixelRatio];
       const pen = marks.getContext("2d");
       pen.scale(marks.width, marks.height);
-      pen.strokeStyle = "#6d7dff";
+      if (this.pointed) this._light(pen, [left, top, width, height]);
+      pen.strokeStyle = ACCENT;
       pen.lineWidth = 1 / clientWidth;
       pen.beginPath();
       for (let i = 0; i <= w; i++) line(pen, left + i * width / w, Math.max(0, top), left + i * width / w, Math.min(1, top + height));
       for (let j = 0; j <= h; j++) line(pen, Math.max(0, left), top + j * height / h, Math.min(1, left + width), top + j * height / h);
       pen.stroke();
-      if (this.pointed) {
-        const [i, j] = this.pointed, reach = 1;  // a pixel is decoded from the 2 x 2 cells around it
-        pen.fillStyle = "#6d7dff44";
-        pen.fillRect(left + (i - reach / 2) * width / w, top + (j - reach / 2) * height / h, (1 + reach) * width / w, (1 + reach) * height / h);
-        pen.fillStyle = "#6d7dff66";
-        pen.fillRect(left + i * width / w, top + j * height / h, width / w, height / h);
+    }
+
+    /** The part of the plane that the coefficients of a cell [column, row] act on, in cells of the frame: left, top,
+     * right, bottom. It ends where the frame of another latent begins, and without a border at the frame's own edge. */
+    lit(cell = this.pointed) {
+      const { cells: [h, w], count = 1, reach: { cells, beyond } } = this.latent, own = w / count;
+      const first = cell[0] - cell[0] % own, last = first + own;
+      const low = [first || !beyond ? first : -cells, beyond ? -cells : 0];
+      const high = [last < w || !beyond ? last : w + cells, beyond ? h + cells : h];
+      const ends = cell.map(c => [c + 0.5 - cells, c + 0.5 + cells]);
+      return [...ends.map(([end], axis) => Math.max(low[axis], end)), ...ends.map(([, end], axis) => Math.min(high[axis], end))];
+    }
+
+    /** Lights it: the nearer to the cell's centre, the more its coefficients weigh. */
+    _light(pen, [left, top, width, height]) {
+      const { cells: [h, w], reach } = this.latent, [i, j] = this.pointed;
+      pen.save();
+      pen.fillStyle = "#6d7dff66";
+      if (!reach) pen.fillRect(0, 0, 1, 1);
+      else {
+        const [x0, y0, x1, y1] = this.lit(), { cells } = reach;
+        pen.translate(left, top);
+        pen.scale(width / w, height / h);
+        pen.beginPath();
+        pen.rect(x0, y0, x1 - x0, y1 - y0);
+        pen.clip();
+        this.tent ??= tent();
+        pen.drawImage(this.tent, i + 0.5 - cells, j + 0.5 - cells, 2 * cells, 2 * cells);
       }
+      pen.restore();
+    }
+
+    /** Points at what is visible there, at nothing without it. */
+    point(at) {
+      this.pointed = at && this.cell(at);
+      if (this.grid && this.latent) this._drawMarks();
     }
 
     /** The cell at a point of what is visible, [column, row]; null beyond the frame. */
@@ -266,6 +299,12 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       const [h, w] = this.latent.cells, [left, top, width, height] = this.frame();
       const at = [Math.floor((x + 0.5 - left) / width * w), Math.floor((y + 0.5 - top) / height * h)];
       return at[0] >= 0 && at[1] >= 0 && at[0] < w && at[1] < h ? at : null;
+    }
+
+    /** What was drawn here last of everything, if it still looks like that. */
+    _whole() {
+      const { whole, view } = this;
+      return whole?.view.ratio === view.ratio && whole.view.fit === view.fit ? whole.bitmap : null;
     }
 
     /** Where one is, small, while not everything is visible. */
@@ -277,63 +316,18 @@ globalThis.R2ID = globalThis.R2ID ?? {};
       [map.width, map.height] = [Math.round(MAP * Math.min(1, ratio)), Math.round(MAP / Math.max(1, ratio))];
       pen.fillStyle = this.latent.background;
       pen.fillRect(0, 0, map.width, map.height);
-      const whole = this.images.find(image => image.view.zoom === 1)?.bitmap ?? this.latent.thumb;
+      const whole = this.images.find(image => image.view.zoom === 1)?.bitmap ?? this._whole() ?? this.latent.thumb;
       if (whole === this.latent.thumb && whole?.naturalWidth) {
         const [left, top, width, height] = this.frame([0, 0, 1, 1]);
         pen.drawImage(whole, left * map.width, top * map.height, width * map.width, height * map.height);
       } else if (whole) pen.drawImage(whole, 0, 0, map.width, map.height);
       const [left, top, right, bottom] = regionOf(view), [W, H] = [map.width, map.height];
       const [width, height] = [Math.max(5, (right - left) * W), Math.max(5, (bottom - top) * H)];
-      pen.strokeStyle = "#6d7dff";
+      pen.strokeStyle = ACCENT;
       pen.lineWidth = 2;
       pen.strokeRect(clamp((left + right) / 2 * W - width / 2, 1, W - 1 - width), clamp((top + bottom) / 2 * H - height / 2, 1, H - 1 - height), width, height);
     }
   }
-
-  function line(pen, x0, y0, x1, y1) {
-    pen.moveTo(x0, y0);
-    pen.lineTo(x1, y1);
-  }
-
-  /** Draws the part of an image of the region `from` that lies in the region `to`, which fills the canvas. */
-  function place(paint, bitmap, from, to) {
-    const box = [Math.max(from[0], to[0]), Math.max(from[1], to[1]), Math.min(from[2], to[2]), Math.min(from[3], to[3])];
-    if (box[0] >= box[2] || box[1] >= box[3]) return;
-    const cut = (region, [width, height]) => box.map((v, i) =>
-      (v - region[i % 2]) / (region[2 + i % 2] - region[i % 2]) * (i % 2 ? height : width));
-    const s = cut(from, [bitmap.naturalWidth ?? bitmap.width, bitmap.naturalHeight ?? bitmap.height]);
-    const d = cut(to, [paint.canvas.width, paint.canvas.height]);
-    paint.drawImage(bitmap, s[0], s[1], s[2] - s[0], s[3] - s[1], d[0], d[1], d[2] - d[0], d[3] - d[1]);
-  }
-
-  /** `enlarge` of decoder_shaders.js without a GPU: the first columns of a small image's bicubic enlargement. */
-  R2ID.enlarge = (small, window, width, height, background) => {
-    const { width: w, height: h, data } = small, result = new ImageData(width, height);
-    const x = R2ID.axisWeights(window, 0, width, w), y = R2ID.axisWeights(window, 1, height, h);
-    const ground = background.match(/\d+/g).map(Number), line = new Float32Array(3 * width * h);
-    for (let row = 0; row < h; row++) {
-      for (let column = 0, at = 0; column < width; column++, at += 2 + x.taps) {
-        for (let tap = 0; tap < x.taps && x.data[at] + tap < w; tap++) {
-          const weight = x.data[at + 2 + tap], from = 4 * (row * w + x.data[at] + tap), to = 3 * (row * width + column);
-          for (let c = 0; c < 3; c++) line[to + c] += weight * data[from + c];
-        }
-      }
-    }
-    for (let row = 0, at = 0; row < height; row++, at += 2 + y.taps) {
-      for (let column = 0; column < width; column++) {
-        const inside = x.data[column * (2 + x.taps) + 1] * y.data[at + 1], to = 4 * (row * width + column);
-        for (let c = 0; c < 3; c++) {
-          let sum = 0;
-          for (let tap = 0; tap < y.taps && y.data[at] + tap < h; tap++) {
-            sum += y.data[at + 2 + tap] * line[3 * ((y.data[at] + tap) * width + column) + c];
-          }
-          result.data[to + c] = inside * clamp(sum, 0, 255) + (1 - inside) * ground[c];
-        }
-        result.data[to + 3] = 255;
-      }
-    }
-    return result;
-  };
 
   /** Long side and ratio → [width, height] in pixels, as `sides` of request.py. */
   R2ID.sizeOf = (side, ratio) => {
