@@ -148,7 +148,7 @@ def build(
         version.change(events.keep, session, keeper, **IMMEDIATE)
         stage.stop(events.stop, session, stage, **IMMEDIATE)
         stage.select(events.select, session, None, **IMMEDIATE).then(**page.refresh)
-        stage.input(None, stage, view[3:], js=function("fromStage"))
+        stage.input(None, None, view[3:], js=function("fromStage"))
         gr.on([control.change for control in view], None, view, None, js=function("showView"))
         stage.look(events.look, session, shown, trigger_mode="always_last", **IMMEDIATE)
         stage.small(events.small, session, stage, **IMMEDIATE)

@@ -30,7 +30,8 @@ const showView = (...values) => toStage(values, false);
 const refreshView = (session, ...values) => { toStage(values, true); return [session, ...values]; };
 
 /* the stage's view as values of the controls: centre in percent, zoom */
-const fromStage = ({ asked: [x, y, zoom] }) => {
+const fromStage = () => {
+  const { x, y, zoom } = R2ID.stage.view.view;
   const digits = 2 + Math.ceil(Math.log10(zoom));  // finer than a pixel
   return [+(100 * x).toFixed(digits), +(100 * y).toFixed(digits), +zoom.toPrecision(4)];
 };

@@ -6,7 +6,6 @@ const pane = new R2ID.Pane(element, {
   maxZoom: 4096,
   ask: view => trigger("look", { view, height }),
   small: () => trigger("look", { view: view.view, height }),
-  rested: () => {},
   drawn: describe,
 });
 const { view } = pane;

@@ -12,11 +12,10 @@ const pane = new R2ID.Pane(element, {
   acted: () => { playing = null; },
   ask: asked => trigger("look", { view: asked }),
   small: () => trigger("small"),
-  rested: ({ x, y, zoom }) => {
+  settled: ({ x, y, zoom }) => {
     if (playing) return;
     sent.push({ x: 100 * x, y: 100 * y, zoom });
     sent.splice(0, sent.length - 20);
-    props.value = { ...props.value, asked: [x, y, zoom] };
     trigger("input");
   },
   drawn: describe,

@@ -4,6 +4,7 @@
 globalThis.R2ID = globalThis.R2ID ?? {};
 (() => {
   const REST = 120;  // milliseconds without a change until a view is drawn, or asked for, in full
+  const SETTLED = 400;  // the same until others hear of it: what they do then takes longer than a frame
   const MOVING = 16;  // milliseconds that a frame may take while the view moves
   const PROBE = 2 ** 16;  // pixels of the first frames: what they take tells how fast the GPU is
   const MAX_DRAWN = 2048;  // pixels of a side; a screen shows hardly more
@@ -31,7 +32,7 @@ globalThis.R2ID = globalThis.R2ID ?? {};
      * @param {object} hooks
      * @param {number} hooks.maxZoom
      * @param {(view: object) => void} hooks.ask  the server's image of this view is wanted
-     * @param {(view: object) => void} hooks.rested  the view has come to rest
+     * @param {(view: object) => void} [hooks.settled]  the view has not moved for a while
      * @param {(drawn: {width: number, height: number, milliseconds?: number}) => void} hooks.drawn  in full
      */
     constructor({ screen, canvas, marks, map }, hooks) {
@@ -105,16 +106,17 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     change(quiet = false) {
       cancelAnimationFrame(this.due);
       clearTimeout(this.resting);
+      clearTimeout(this.settling);
       this.quiet = quiet;
       this.due = requestAnimationFrame(() => this.draw(false));
       this.resting = setTimeout(() => this.rest(), REST);
+      this.settling = setTimeout(() => this.hooks.settled?.(this.view), SETTLED);
     }
 
     rest() {
       cancelAnimationFrame(this.due);
       if (this.own) this.draw(true);
       else if (!this.quiet && !this.complete) this.hooks.ask({ ...this.view });
-      this.hooks.rested(this.view);
     }
 
     /** Whether the server's newest image is the view. */

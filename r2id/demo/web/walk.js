@@ -8,7 +8,6 @@ const pane = new R2ID.Pane(element, {
   maxZoom: 4096,
   ask: asked => trigger("look", { view: asked, at }),
   small: () => trigger("look", { view: view.view, at }),
-  rested: () => {},
   drawn: drawn => { if (!walk.preview) part("caption").textContent = pane.describe(drawn).join(", "); },
 });
 const { view } = pane;
