@@ -35,14 +35,27 @@ SHORT_SIDE = 1024  # pixels to which larger images are reduced before they are e
 
 def endpoints(service: GenerationService) -> None:
     """Adds the endpoints to the page that is being built."""
-    decoding, reading = Semaphore(4), Semaphore(2)  # bound the memory for large images; small ones do not wait
+    each = Endpoints(service)
+    served = [each.diffuse, each.resample, each.encode, each.word, each.svg, each.walk, each.models]
+    for function in (*served, decoder_endpoint(each.chosen, uploaded, worker().call)):
+        gr.api(function, **FAIR)
 
-    def chosen(model: str | None) -> tuple[str, Pipeline]:
+
+class Endpoints:
+    """A method each; its docstring is what programs read of it."""
+
+    def __init__(self, service: GenerationService):
+        self.service = service
+        # They bound the memory for large images; small ones do not wait.
+        self.decoding, self.reading = Semaphore(4), Semaphore(2)
+
+    def chosen(self, model: str | None) -> tuple[str, Pipeline]:
         """The name and the pipeline of a model, by default the first one."""
-        name = next(iter(service.models.names), "") if model in (None, "") else model
-        return name, service.models.get(name)
+        name = next(iter(self.service.models.names), "") if model in (None, "") else model
+        return name, self.service.models.get(name)
 
     def diffuse(
+        self,
         http: gr.Request,
         label: str,
         latent_height: int = 8,
@@ -75,15 +88,15 @@ def endpoints(service: GenerationService) -> None:
             other_label: a second label to blend with
             blend: the second label's weight, 0 to 1
         """
-        with gradio_errors(), service.queue.turn(http.session_hash):
-            name, pipe = chosen(model)
+        with gradio_errors(), self.service.queue.turn(http.session_hash):
+            name, pipe = self.chosen(model)
             blend, mixed = check_float(blend, "blend", 0.0, 1.0), None if label == "" else label
             if other_label not in (None, "", label):
                 for part in (label, other_label):
                     index_of(part, pipe.config.labels)  # in a mixture there is no other mixture
                 mixed = {label: 1 - blend, other_label: blend}
             how = dict(latent_size=(latent_height, latent_width), aspect=aspect, steps=steps, guidance=guidance)
-            *_, last = service.model_steps(name, [mixed], how | dict(sampler=sampler, eta=eta, seed=seed))
+            *_, last = self.service.model_steps(name, [mixed], how | dict(sampler=sampler, eta=eta, seed=seed))
             latent = last.latent
             latent.save(file := served_path("latent.safetensors"))
             image_CHW = pipe.low_priority.resample(latent, size=frame_size(latent, SIDE))[0]
@@ -91,6 +104,7 @@ def endpoints(service: GenerationService) -> None:
             return saved(image_CHW, parameters), gr.FileData(path=str(file))
 
     def resample(
+        self,
         http: gr.Request,
         latent: gr.FileData,
         height: int,
@@ -110,17 +124,18 @@ def endpoints(service: GenerationService) -> None:
             model: the one that made the latent, by default the first
             region: left, top, right, bottom in fractions of the whole image; that part is decoded at full detail
         """
-        with gradio_errors(), service.queue.turn((http.session_hash, "images")):
-            (name, pipe), loaded = chosen(model), Latent.load(uploaded(latent, "latent"))
+        with gradio_errors(), self.service.queue.turn((http.session_hash, "images")):
+            (name, pipe), loaded = self.chosen(model), Latent.load(uploaded(latent, "latent"))
             if len(loaded) > 1:
                 raise ValueError(f"latent of {len(loaded)} rows: one is decoded; send each row, latent[i].save(file)")
             how = dict(size=(height, width), fit=fit, region=FULL if region is None else region)
             large = math.prod(check_size((height, width))) > SMALL_PIXELS
-            with decoding if large else nullcontext():
+            with self.decoding if large else nullcontext():
                 image_CHW = pipe.resample(loaded, **how)[0]
                 return saved(image_CHW, dict(model=name, labels=loaded.labels, seeds=loaded.seeds, **how))
 
     def encode(
+        self,
         http: gr.Request,
         image: gr.FileData,
         latent_height: int = 8,
@@ -135,9 +150,9 @@ def endpoints(service: GenerationService) -> None:
             latent_width: cells from left to right
             model: the one to encode with, by default the first
         """
-        with gradio_errors(), service.queue.turn((http.session_hash, "images")):
-            _, pipe = chosen(model)
-            with reading:
+        with gradio_errors(), self.service.queue.turn((http.session_hash, "images")):
+            _, pipe = self.chosen(model)
+            with self.reading:
                 pil = open_image(uploaded(image, "image"), shortest=SHORT_SIDE)
                 pil.info.clear()  # notes are for people
                 latent = pipe.encode(pil, latent_size=(latent_height, latent_width))
@@ -145,6 +160,7 @@ def endpoints(service: GenerationService) -> None:
             return gr.FileData(path=str(file))
 
     def word(
+        self,
         http: gr.Request,
         text: str,
         height: int = 256,
@@ -172,31 +188,32 @@ def endpoints(service: GenerationService) -> None:
             model: one that models lists, by default the first
             aspect: width / height of a letter's frame, by default that of its cells
         """
-        with gradio_errors(), service.queue.turn(http.session_hash):
-            name, pipe = chosen(model)
+        with gradio_errors(), self.service.queue.turn(http.session_hash):
+            name, pipe = self.chosen(model)
             letters = spell(text, pipe.labels)
             seed = secrets.randbelow(SEEDS) if seed is None else seed
             how = dict(latent_size=(latent_height, latent_width), aspect=aspect, steps=steps, guidance=guidance)
             how["seed"] = seeds_of(seed, len(letters), one_seed=one_seed)
-            *_, last = service.model_steps(name, letters, how)
+            *_, last = self.service.model_steps(name, letters, how)
             last.latent.save(file := served_path("latent.safetensors"))
-            with decoding:
+            with self.decoding:
                 image_CHW = resample_row(pipe.low_priority, last.latent, height=height)
                 parameters = dict(model=name, word="".join(letters), **how)
                 return saved(image_CHW, parameters), gr.FileData(path=str(file))
 
-    def svg(http: gr.Request, latent: gr.FileData, model: str | None = None) -> gr.FileData:
+    def svg(self, http: gr.Request, latent: gr.FileData, model: str | None = None) -> gr.FileData:
         """Draw the outline of a latent as an SVG file: where its image crosses one half, exact to 1/4,096 of the frame.
 
         Args:
             latent: a file that diffuse, encode or word returned; its rows stand side by side
             model: the one that made the latent, by default the first
         """
-        with gradio_errors(), service.queue.turn((http.session_hash, "images")), decoding:
-            text = svg_of(chosen(model)[1].low_priority, Latent.load(uploaded(latent, "latent")))
+        with gradio_errors(), self.service.queue.turn((http.session_hash, "images")), self.decoding:
+            text = svg_of(self.chosen(model)[1].low_priority, Latent.load(uploaded(latent, "latent")))
             return gr.FileData(path=str(served_file("outline.svg", text.encode())))
 
     def walk(
+        self,
         http: gr.Request,
         label: str,
         other_label: str,
@@ -229,22 +246,22 @@ def endpoints(service: GenerationService) -> None:
             guidance: how strongly the label counts; 1 is none
             model: one that models lists, by default the first
         """
-        with gradio_errors(), service.queue.turn(http.session_hash):
-            name, pipe = chosen(model)
+        with gradio_errors(), self.service.queue.turn(http.session_hash):
+            name, pipe = self.chosen(model)
             for each in {label, other_label} - {""}:
                 index_of(each, pipe.config.labels)
             check_int(side, "side", 1, 1024)
             check_choice(kind, "kind", KINDS)
             how = dict(cells=cells, shape=ratio, steps=steps, guidance=guidance)
             how = {key: value for key, value in how.items() if value is not None}
-            start = replace(service.default_request(name), label=label, seed=seed, **how)
+            start = replace(self.service.default_request(name), label=label, seed=seed, **how)
             way = Walk(start, other_label, other_seed, positions)
-            *_, last = service.model_steps(name, way.labels(), way.options(pipe))
-            with decoding:
+            *_, last = self.service.model_steps(name, way.labels(), way.options(pipe))
+            with self.decoding:
                 frames = loop(list(images(pipe.low_priority, last.latent, side)))
                 return gr.FileData(path=str(served_file(f"walk.{kind}", encode_animation(frames, seconds, kind))))
 
-    def models() -> list[dict[str, Any]]:
+    def models(self) -> list[dict[str, Any]]:
         """List the installed models: name, labels, trained latent sizes (cells) and aspects (w / h), defaults."""
         known = (
             "labels",
@@ -256,20 +273,11 @@ def endpoints(service: GenerationService) -> None:
             "size_multiple",
             "fit",
         )
-        configs = {name: service.models.get(name).config for name in service.models.names}
+        configs = {name: self.service.models.get(name).config for name in self.service.models.names}
         return [
             {"name": name, **{key: getattr(config, key) for key in known}, "defaults": asdict(config.defaults)}
             for name, config in configs.items()
         ]
-
-    gr.api(diffuse, **FAIR)
-    gr.api(resample, **FAIR)
-    gr.api(encode, **FAIR)
-    gr.api(word, **FAIR)
-    gr.api(svg, **FAIR)
-    gr.api(walk, **FAIR)
-    gr.api(models, **FAIR)
-    gr.api(decoder_endpoint(chosen, uploaded, worker().call), **FAIR)
 
 
 def uploaded(file: Any, name: str) -> str:

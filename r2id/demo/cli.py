@@ -30,7 +30,10 @@ from r2id.demo.tabs import TABS
 from r2id.hub import HUB_ID
 from r2id.precision import DTYPES
 
-THEME = gr.themes.Default(primary_hue="indigo", spacing_size="sm", font=["system-ui", "sans-serif"])
+FONTS = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+FAINT = dict(body_text_color_subdued="*neutral_600", input_placeholder_color="*neutral_500")  # Gradio's are too faint
+FAINT["input_placeholder_color_dark"] = "*neutral_400"
+THEME = gr.themes.Default(primary_hue="indigo", spacing_size="sm", **FONTS).set(**FAINT)
 
 
 def main(weights: Path = Path("weights")) -> None:

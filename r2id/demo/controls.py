@@ -19,7 +19,7 @@ RATIOS = ["1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9"]
 NAMES = {  # fields of GenerateRequest as the page calls them
     "model": "model", "label": "label", "other": "second label", "blend": "share of the second label",
     "count": "number of images", "cells": "latent size", "shape": "latent ratio", "steps": "steps",
-    "guidance": "guidance", "sampler": "sampler", "eta": "η", "seed": "seed",
+    "guidance": "guidance", "sampler": "sampler", "eta": "fresh noise", "seed": "seed",
 }  # fmt: skip
 
 # Gradio would write a .pyi file beside the source of every component class.
@@ -87,16 +87,19 @@ def latent_drawer(first: dict) -> tuple[list[gr.components.Component], dict[str,
             blend = Slider(0, 100, value=50, step=5, precision=0, label="Share of the second label (%)")
             count = Slider(1, MAX_COUNT, value=1, step=1, precision=0, label="Number of images")
         with gr.Column(min_width=200):
-            cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size, long side (cells)")
+            named = dict(label="Latent size, long side (cells)", info="more hold more detail")
+            cells = Slider(1, 64, value=8, step=1, precision=0, **named)
             shape = ratio_control("Latent ratio (w : h)")
             with gr.Row():
                 follow = gr.Checkbox(False, label="follows the image's ratio", min_width=100, container=False)
                 grid = gr.HTML(elem_id="cells")
         with gr.Column(min_width=200):
-            steps = Slider(1, MAX_STEPS, value=20, step=1, precision=0, label="Steps (denoiser runs)")
-            guidance = Slider(0, 8, value=1.5, step=0.05, label="Guidance (×, 1 is none)")
+            named = dict(label="Steps (denoiser runs)", info="from noise to the image; more take longer")
+            steps = Slider(1, MAX_STEPS, value=20, step=1, precision=0, **named)
+            named = dict(label="Guidance (×, 1 is none)", info="how strongly the label counts")
+            guidance = Slider(0, 8, value=1.5, step=0.05, **named)
             sampler = gr.Dropdown(list(SAMPLERS), value="dpm++", label="Sampler")
-            eta = Slider(0, 2, value=0, step=0.05, label="η: fresh noise at every step (×, ddim only)")
+            eta = Slider(0, 2, value=0, step=0.05, label="Fresh noise at every step (η ×, ddim only)")
     controls = [first["model"], first["label"], other, blend, count, cells, shape]
     controls += [steps, guidance, sampler, eta, first["seed"], first["lock"]]
     return controls, dict(follow=follow, grid=grid)
@@ -113,7 +116,8 @@ def image_drawer(side: gr.Number) -> tuple[list[gr.components.Component], gr.But
                 wide = Number(SIDE, label="Width (pixels)", min_width=80, **limits)
                 high = Number(SIDE, label="Height (pixels)", min_width=80, **limits)
         with gr.Column(min_width=200):
-            fit = gr.Radio(["contain", "cover", "stretch"], label="Fit", info="go on beyond the edge, cut, or pull")
+            fits = "contain goes on beyond the edge, cover crops, stretch distorts"
+            fit = gr.Radio(["contain", "cover", "stretch"], label="Fit", info=fits)
             reset = gr.Button("Reset", size="sm")
         with gr.Column(min_width=200):
             zoom = Number(1, minimum=1, maximum=MAX_ZOOM, label="Zoom (×)", elem_classes="typed")

@@ -165,6 +165,7 @@ def plain_markdown(text: str) -> str:
     code too. Gradio sanitises the result once more in the browser.
     """
     text = re.sub(r"\A---[ \t]*\n(?:.*\n)*?---[ \t]*(?:\n|\Z)", "", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = re.sub(r"\[([^\[\]]*)\]\((?!https?:|#)[^()\s]*\)", r"\1", text)  # links to files lead nowhere on the page
     text = re.sub(r"<(https?://[^<>\s]+)>", r"\1", text.replace("\0", ""))
     text = re.sub(r"</?[A-Za-z!?][^<>]*>", "", text)
     text = re.sub(r"!\[[^\[\]]*\](?:\([^()]*\)|\[[^\[\]]*\])", "", text)

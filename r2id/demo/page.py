@@ -38,6 +38,11 @@ class Page:
     refresh: dict[str, Any] = field(default_factory=dict)  # `event.then(**page.refresh)` updates the large image
 
     @property
+    def named(self) -> dict[str, gr.components.Component]:
+        """The generate controls by the names of GenerateRequest's fields."""
+        return dict(zip(controls.NAMES, self.generate_controls, strict=False))
+
+    @property
     def restored(self) -> list[gr.components.Component]:
         """The outputs of an event whose function returns `restore(…)`."""
         return [self.session, *self.generate_controls, *self.view_controls]
@@ -127,48 +132,64 @@ def build(
                     load = gr.UploadButton("Load latent", size="sm", min_width=80, file_types=[".safetensors"])
         page = Page(models, service, session, version, stage, keeper, generate, view)
         first_visit.build(page)
-        events, named, ratio = Events(page), dict(zip(controls.NAMES, generate, strict=False)), view[1]
-        button, follow = first["generate"], extra["follow"]
+        events = Events(page)
         stage.value = events.first_value()
         shown = [session, stage, version, large, keeper]
         page.refresh = dict(
             fn=events.show, inputs=[session, *view], outputs=shown, js=function("refreshView"), **IMMEDIATE
         )
-        work = dict(inputs=session, outputs=[session, stage], trigger_mode="multiple")
-        run = dict(fn=events.generate, **work, **GENERATE)
-
         opening = blocks.load(events.open, session, [notice, stage, *page.restored, keeper], **DECODE)
         opening.then(**page.refresh)
-        opening.then(**run).then(**page.refresh)
-        submitted = button.click(
-            events.submit, [session, *generate], [session, stage, named["seed"], keeper], **IMMEDIATE
-        )
-        submitted.success(**run).then(**page.refresh)
-        keeper.restore(events.restore, session, [*page.restored, version], **DECODE).then(**page.refresh)
-        version.change(events.keep, session, keeper, **IMMEDIATE)
-        stage.stop(events.stop, session, stage, **IMMEDIATE)
-        stage.select(events.select, session, None, **IMMEDIATE).then(**page.refresh)
-        stage.input(None, None, view[3:], js=function("fromStage"))
-        gr.on([control.change for control in view], None, view, None, js=function("showView"))
-        stage.look(events.look, session, shown, trigger_mode="always_last", **IMMEDIATE)
-        stage.small(events.small, session, stage, **IMMEDIATE)
-        page.decoder = stage.decoder(events.decoder_reported, session, None, **IMMEDIATE)
-        large.change(events.complete, **work, **DECODE_LARGE)  # an event of its own, so the next view need not wait
-        reset.click(events.reset, session, view, **IMMEDIATE)
-        named["model"].change(lambda model: gr.Button(interactive=bool(model)), named["model"], button, **IMMEDIATE)
-        named["model"].input(events.adapt_to_model, generate, generate, **IMMEDIATE)
+        submitted = wire_generating(page, events, opening, first["generate"])
+        wire_view(page, events, large, reset)
+        wire_latent(page, events, extra["follow"], save, load)
         mark = dict(fn=events.mark, inputs=[session, *generate], outputs=[extra["grid"], note], **IMMEDIATE)
         gr.on([control.change for control in (*generate, version)], trigger_mode="always_last", **mark)
         submitted.success(**mark)
-        to_shape = dict(inputs=[follow, ratio, named["shape"]], outputs=named["shape"], js=function("followRatio"))
-        gr.on([follow.change, ratio.change], None, **to_shape)
-        version.change(events.save_latent, session, save, **IMMEDIATE)
-        loaded = load.upload(events.load_latent, [session, load, *generate, *view], page.restored, **DECODE)
-        loaded.then(**page.refresh)
         if tabs:
-            with gr.Tabs() as strip:
+            with gr.Tabs(overflow_behavior="wrap") as strip:
                 for tab in tabs:
                     tab(page)
             strip.select(events.open_tab, session, None, **IMMEDIATE)
         api(service)
     return blocks
+
+
+def wire_generating(page: Page, events: Events, opening, button: gr.Button):
+    """The opening of the page and the button generate. Returns the event that follows the button."""
+    session, stage, keeper, generate, named = page.session, page.stage, page.keeper, page.generate_controls, page.named
+    run = dict(fn=events.generate, inputs=session, outputs=[session, stage], trigger_mode="multiple", **GENERATE)
+    opening.then(**run).then(**page.refresh)
+    submitted = button.click(events.submit, [session, *generate], [session, stage, named["seed"], keeper], **IMMEDIATE)
+    submitted.success(**run).then(**page.refresh)
+    stage.stop(events.stop, session, stage, **IMMEDIATE)
+    keeper.restore(events.restore, session, [*page.restored, page.version], **DECODE).then(**page.refresh)
+    page.version.change(events.keep, session, keeper, **IMMEDIATE)
+    named["model"].change(lambda model: gr.Button(interactive=bool(model)), named["model"], button, **IMMEDIATE)
+    named["model"].input(events.adapt_to_model, generate, generate, **IMMEDIATE)
+    return submitted
+
+
+def wire_view(page: Page, events: Events, large: gr.Number, reset: gr.Button) -> None:
+    """Stage and controls show one view. large: changes where a large image is to be decoded."""
+    session, stage, view = page.session, page.stage, page.view_controls
+    stage.select(events.select, session, None, **IMMEDIATE).then(**page.refresh)
+    stage.input(None, None, view[3:], js=function("fromStage"))
+    gr.on([control.change for control in view], None, view, None, js=function("showView"))
+    stage.look(events.look, session, page.refresh["outputs"], trigger_mode="always_last", **IMMEDIATE)
+    stage.small(events.small, session, stage, **IMMEDIATE)
+    page.decoder = stage.decoder(events.decoder_reported, session, None, **IMMEDIATE)
+    # An event of its own, so the next view need not wait.
+    large.change(events.complete, session, [session, stage], trigger_mode="multiple", **DECODE_LARGE)
+    reset.click(events.reset, session, view, **IMMEDIATE)
+
+
+def wire_latent(
+    page: Page, events: Events, follow: gr.Checkbox, save: gr.DownloadButton, load: gr.UploadButton
+) -> None:
+    """The latent's ratio follows that of the image, and its file goes out and in."""
+    session, ratio, shape = page.session, page.view_controls[1], page.named["shape"]
+    gr.on([follow.change, ratio.change], None, [follow, ratio, shape], shape, js=function("followRatio"))
+    page.version.change(events.save_latent, session, save, **IMMEDIATE)
+    inputs = [session, load, *page.generate_controls, *page.view_controls]
+    load.upload(events.load_latent, inputs, page.restored, **DECODE).then(**page.refresh)

@@ -12,7 +12,7 @@ from r2id.demo.request import GenerateRequest, ViewRequest, to_dict
 from r2id.demo.session import png
 from r2id.image import read_parameters
 
-FINE = r"pixels.* resampled in [0-9]+ ms"
+FINE = r"pixels.* decoded in [0-9]+ ms"
 DROP = "#history-drop input[type=file]"
 DRAWN = GenerateRequest("tiny", "3", cells=4, steps=4)
 

@@ -9,7 +9,7 @@ SIDEWAYS = "document.documentElement.scrollWidth > innerWidth"
 def test_channels_steps_and_coordinates_are_those_of_the_latent_on_the_page(phone):
     user = phone("dark")
     page = user.page
-    user.shows("resampled in")
+    user.shows("decoded in")
     user.tab("Inside")
     page.get_by_alt_text("3 maps of 4 by 4 cells, one a channel").wait_for()
     page.get_by_text("This latent was not generated just now").wait_for()

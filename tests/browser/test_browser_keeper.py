@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from load import App
 
-FINE = "pixels.*resampled in [0-9]+ ms"
+FINE = "pixels.*decoded in [0-9]+ ms"
 ENTRIES = "document.querySelectorAll('#history button').length"
 KEPT = "JSON.parse(Object.values(sessionStorage).find(text => text.includes('entries')) || '{}').entries?.length"
 

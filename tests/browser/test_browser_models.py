@@ -5,7 +5,7 @@ def test_a_model_is_chosen_and_a_broken_one_tells_why(phone, weights):
     (weights / "twin" / "README.md").write_text("---\nlicense: mit\n---\n# The twin\n\n| a | b |\n|---|---|\n| 1 | 2 |")
     user = phone("dark")
     page = user.page
-    user.shows("resampled in")
+    user.shows("decoded in")
     user.tab("Models")
     page.get_by_text("There is no model card beside its weights").wait_for()
     tiny, twin = (page.locator(f'#gallery [data-key="{name}"]') for name in ("tiny", "twin"))
@@ -22,13 +22,13 @@ def test_a_model_is_chosen_and_a_broken_one_tells_why(phone, weights):
     assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
     user.press("Generate")
     page.wait_for_function("/-seed[1-9]/.test(document.querySelector('[data-part=save]').download)")
-    user.shows("resampled in")
+    user.shows("decoded in")
     assert user.parameters()["model"] == "twin"
 
 
 def test_what_is_no_hub_id_is_refused_in_a_line(user):
     page = user.page
-    user.shows("resampled in")
+    user.shows("decoded in")
     user.tab("Models")
     hub = page.get_by_role("textbox", name="A model of the Hugging Face Hub")
     hub.fill("../weights")

@@ -11,14 +11,14 @@ from r2id import Latent
 from r2id.demo.request import GenerateRequest, ViewRequest, from_dict, to_query
 from r2id.image import to_pil
 
-FINE = "pixels.*resampled in [0-9]+ ms"  # the image is there in full
+FINE = "pixels.*decoded in [0-9]+ ms"  # the image is there in full
 
 
 def test_the_page_opens_with_an_image_and_asks_no_other_host(user, url):
     user.natural(512, 512)
     words = user.shows(FINE)
     assert "512 × 512 pixels" in words and "from 4 × 4 cells" in words
-    assert "label 3, seed 0" in words and "diffused once, 4 steps" in words and "tiny on cpu" in words
+    assert "label 3, seed 0" in words and "generated in 4 steps" in words and "tiny on cpu" in words
     assert user.part("image").get_attribute("aria-label") == "label 3, 512 by 512 pixels"
     assert user.shows("4 × 4 cells × 3 numbers = 48 numbers", "numbers").endswith("numbers are 7 × 7 pixels")
     assert "spoilt cannot be used: " in user.page.inner_text("#faults")
@@ -120,10 +120,10 @@ def test_a_zoom_is_decoded_not_enlarged(user, tiny):
     user.shows(FINE)
     box = user.part("image").bounding_box()
     user.part("image").dblclick(position={"x": box["width"] * 0.3, "y": box["height"] * 0.6})
-    user.shows("512 × 512 pixels at 2 ×.*resampled in")
+    user.shows("512 × 512 pixels at 2 ×.*decoded in")
     user.part("screen").focus()
     user.page.keyboard.press("+")
-    user.shows("at 4 ×.*resampled in")
+    user.shows("at 4 ×.*decoded in")
     request, view = from_dict(user.parameters())
     assert (view.x, view.y, view.zoom) == (pytest.approx(0.4, abs=0.01), pytest.approx(0.55, abs=0.01), 4)
     latent = tiny.diffuse(request.labels, latent_size=(4, 4), steps=4, guidance=request.guidance, seed=0)
@@ -142,7 +142,7 @@ def test_a_zoom_is_decoded_not_enlarged(user, tiny):
 def test_large_images_show_progress_give_way_and_stop(user):
     user.shows(FINE)
     user.type("Resolution, long side (pixels)", "4096")
-    user.shows("[0-9]+% resampled, [0-9]+ (s|min) left", "said")
+    user.shows("[0-9]+% decoded, [0-9]+ (s|min) left", "said")
     user.type("Resolution, long side (pixels)", "64")
     user.natural(64, 64)
     user.shows(f"64 × 64 {FINE}")
@@ -190,7 +190,7 @@ def test_a_link_opens_the_page_as_it_was(open_page, url):
     request = GenerateRequest("twin", "5", count=2, cells=6, shape="3:2", steps=3, sampler="ddim", eta=0.5, seed=42)
     view = ViewRequest(side=90, ratio="2:1", fit="cover", x=0.25, y=0.5, zoom=2)
     user = open_page(f"{url}?{to_query(request, view)}")
-    user.shows("90 × 45 pixels at 2 ×.*resampled in.*6 × 4 cells label 5, seed 42 .*3 steps.*twin")
+    user.shows("90 × 45 pixels at 2 ×.*decoded in.*6 × 4 cells label 5, seed 42 .*3 steps.*twin")
     assert from_dict(user.parameters()) == (request.row(0), view)
     assert user.part("thumbs").locator("button").count() == 2
     user.page.goto(f"{url}?model=twin")  # by hand: the rest is the model's own

@@ -15,7 +15,7 @@ def halves(width: int, height: int, mode: str = "L") -> Image.Image:
 def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
     user = phone("light")
     page = user.page
-    user.shows("resampled in")
+    user.shows("decoded in")
     user.tab("Your image")
     button = page.get_by_role("button", name="Put it on the page")
     assert button.is_disabled()
@@ -26,7 +26,7 @@ def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
     page.mouse.down()
     page.mouse.move(box["x"] + 150, box["y"] + 180, steps=3)
     page.mouse.up()
-    page.get_by_text(re.compile("Reconstruction error: PSNR [0-9.]+ dB")).wait_for()
+    page.get_by_text(re.compile("What 8 × 8 cells keep: PSNR [0-9.]+ dB")).wait_for()
     page.get_by_alt_text("own image, your drawing, 8 × 8 pixels").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     button.click()
@@ -40,7 +40,7 @@ def test_a_drawing_is_encoded_measured_and_put_on_the_page(phone):
 
 def test_an_image_is_uploaded_and_what_is_none_is_refused_in_a_line(user, tmp_path):
     page = user.page
-    user.shows("resampled in")
+    user.shows("decoded in")
     user.tab("Your image")
     halves(60, 40).save(tmp_path / "halves.png")
     (tmp_path / "broken.png").write_bytes(b"not an image")
@@ -71,6 +71,6 @@ def test_an_image_is_uploaded_and_what_is_none_is_refused_in_a_line(user, tmp_pa
     page.get_by_text("your image halves.png, 12 × 8 pixels").wait_for()  # nothing is lost
     for cells in ("9 × 6", "10 × 7"):
         user.slide("Latent size of your image", "ArrowRight")
-        page.get_by_text(f"with {cells} cells").wait_for()
+        page.get_by_text(f"What {cells} cells keep").wait_for()
     user.press("Put it on the page")
-    user.shows("resampled in [0-9]+ ms from 10 × 7 cells your image halves.png")
+    user.shows("decoded in [0-9]+ ms from 10 × 7 cells your image halves.png")

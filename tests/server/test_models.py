@@ -352,6 +352,7 @@ def test_plain_text_of_a_card_stays():
     assert plain_markdown(text) == plain_markdown("---\na: b\n---\n" + text) == text
     assert plain_markdown("see <https://host/a>") == "see https://host/a"
     assert plain_markdown("---\nno end") == "---\nno end"
+    assert plain_markdown("as [told there](../train/README.md).") == "as told there."
 
 
 HOSTILE = [

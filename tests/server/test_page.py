@@ -8,7 +8,7 @@ from r2id.demo import page as page_module
 from r2id.demo.request import GenerateRequest
 from r2id.demo.session import Session
 
-FINE = "pixels.*resampled in [0-9]+ ms"  # the image is there in full
+FINE = "pixels.*decoded in [0-9]+ ms"  # the image is there in full
 
 
 def test_a_tab_that_is_not_open_is_left_as_it_is(tiny):

@@ -180,14 +180,14 @@ class GenerationService:
             elapsed = time.perf_counter() - start
             if shown is None or elapsed - shown > PROGRESS_SECONDS:
                 share, shown = share_done(box, view.size), elapsed
-                text = f"{share:.0%} resampled, {seconds(elapsed / share - elapsed)} left"
+                text = f"{share:.0%} decoded, {seconds(elapsed / share - elapsed)} left"
                 if frame := session.progress(job, busy={"text": text, "share": share}):
                     yield frame
         if frame := self._finish(session, job, image_CHW, start):
             yield frame
 
     def _finish(self, session: Session, job: Job, image_CHW: Tensor, start: float) -> dict[str, Any] | None:
-        text = f"resampled in {1000 * (time.perf_counter() - start):.0f} ms"
+        text = f"decoded in {1000 * (time.perf_counter() - start):.0f} ms"
         file = png(image_CHW, {"origin": job.origin} if job.origin else to_dict(job.request, job.view))
         return session.finish(job, image=file, **self._describe(session, job, text))
 
@@ -200,8 +200,8 @@ class GenerationService:
 
 def diffusion_text(request: GenerateRequest, done: int) -> str:
     """How a latent was generated, in words. done: steps taken."""
-    steps = f"{request.steps} steps" if done == request.steps else f"stopped after step {done} of {request.steps}"
-    return f"diffused once, {steps}, guidance {request.guidance:g} ×"
+    whole, part = f"generated in {request.steps} steps", f"stopped after step {done} of {request.steps}"
+    return f"{whole if done == request.steps else part}, guidance {request.guidance:g} ×"
 
 
 def seconds(time_s: float) -> str:

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -30,7 +31,8 @@ LONG_SIDE = 2048  # pixels of what is kept of an image
 SHOWN_SIDE = 640  # pixels of the image that is cropped on the page
 KEPT = 4, 8, 12, 16  # cells whose reconstructions stand side by side
 RATIOS = [("its own", ""), *((ratio, ratio) for ratio in ("9:16", "3:4", "1:1", "4:3", "16:9"))]
-HINT = "Draw with a finger or the mouse, or upload an image: how well the latent holds it is shown here."
+HINT = "Draw with a finger or the mouse, or upload an image: what a latent keeps of it is shown here."
+SCALE = "The higher, the closer to your image: 20 is rough, 30 is good, 40 is hard to tell apart"  # PSNR, dB
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,28 +108,25 @@ def fit_request(given: Given, request: GenerateRequest) -> GenerateRequest:
     return replace(request, count=1, shape=f"{width // unit}:{height // unit}")
 
 
-def psnr(image_BCHW: Tensor, again_BCHW: Tensor) -> tuple[str, float]:
-    """Peak signal-to-noise ratio in words, and the mean squared error, of images in [0, 1]."""
+def psnr(image_BCHW: Tensor, again_BCHW: Tensor) -> str:
+    """Peak signal-to-noise ratio of images in [0, 1], in words."""
     error = (again_BCHW - image_BCHW).square().mean().item()
-    return f"{-10 * math.log10(error):.1f} dB" if error else "infinite", error
+    return f"{-10 * math.log10(error):.1f} dB" if error else "infinite"
 
 
 def reconstruction_html(pipe: Pipeline, given: Given, request: GenerateRequest) -> str:
-    """The image, its reconstruction and the error between them, as HTML."""
+    """The image, its reconstruction and how close they are, as HTML."""
     image_BCHW, latent = encode(pipe, given, fit_request(given, request))
     (height, width), (h, w) = image_BCHW.shape[2:], latent.size
     again_BCHW = pipe.resample(latent, size=(height, width), fit="stretch")
-    ratio, error = psnr(image_BCHW, again_BCHW)
     large = to_pil(pipe.resample(latent, size=frame_size(latent, ROW_SIDE), fit="contain")[0])
     images = [
         (f"{given.origin}, {width} × {height} pixels", to_pil(image_BCHW[0])),
         (f"reconstruction, {width} × {height} pixels", to_pil(again_BCHW[0])),
         (f"the same latent, {large.width} × {large.height} pixels", large),
     ]
-    words = (
-        f"<b>Reconstruction error: PSNR {ratio}</b> (higher is better), mean squared error {error:.2g} of values from "
-    )
-    words += f"0 to 1, with {w} × {h} cells, over {width} × {height} pixels, the size of the training images."
+    words = f"<b>What {w} × {h} cells keep: PSNR {psnr(image_BCHW, again_BCHW)}</b>. {SCALE}. "
+    words += f"Measured at {width} × {height} pixels, the size of the training images."
     notes = "".join(f"<p>Note: {html.escape(note)}.</p>" for note in given.notes)
     return f"<p>{words}</p>{notes}{row_of(images, 'own image')}"
 
@@ -140,12 +139,70 @@ def kept_html(pipe: Pipeline, given: Given, request: GenerateRequest) -> str:
         image_BCHW, latent = encode(pipe, given, fit_request(given, replace(request, cells=cells)))
         again_BCHW = pipe.resample(latent, size=tuple(image_BCHW.shape[2:]), fit="stretch")
         (h, w), numbers = latent.size, latent.tensor.numel()
-        caption = f"{w} × {h} cells, {numbers:,} numbers: PSNR {psnr(image_BCHW, again_BCHW)[0]}"
+        caption = f"{w} × {h} cells, {numbers:,} numbers: PSNR {psnr(image_BCHW, again_BCHW)}"
         images.append((caption, to_pil(again_BCHW[0])))
-    return title("What more cells keep", "the same image; higher is better") + row_of(images, "kept")
+    return title("What more cells keep", "the same image from latents of several sizes") + row_of(images, "kept")
+
+
+def reconstruction(page: Page, given: Given | None, cells: int, *values):
+    """The reconstruction, what more cells keep, and the button that puts the latent on the page."""
+    if given is None:
+        return (yield HINT, "", gr.Button(interactive=False))
+    with gradio_errors():
+        request = replace(generate_request_of(*values), cells=int(cells))
+        pipe = page.models.get(request.model)
+        yield reconstruction_html(pipe, given, request), gr.skip(), gr.Button(interactive=True)
+        yield gr.skip(), kept_html(pipe.low_priority, given, request), gr.skip()
+
+
+def put(page: Page, session: Session, given: Given, cells: int, *values) -> list:
+    """Encodes the image, and shows its latent as the large image."""
+    with gradio_errors():
+        many = len(page.generate_controls)
+        request = fit_request(given, replace(generate_request_of(*values[:many]), cells=int(cells)))
+        _, latent = encode(page.models.get(request.model), given, request)
+        return page.restore(
+            session, request, view_request_of(*values[many:]), latent, lock=values[many - 1], origin=given.origin
+        )
+
+
+def fitted(page: Page, model: str | None, cells: int):
+    """Slider and board for the chosen model."""
+    if not model:
+        return gr.skip(), gr.skip()
+    with gradio_errors():
+        config = page.models.get(model).config
+    (low, high), size_multiple = config.trained_cells, config.size_multiple
+    cells = cells if low <= cells <= high else max(config.defaults.latent_size)
+    ground = [round(255 * c) for c in (config.background * 3)[:3]]
+    slider = gr.Slider(low, max(high, low + size_multiple), step=size_multiple, value=cells, interactive=low < high)
+    return slider, gr.HTML(ground="rgb({}, {}, {})".format(*ground), ink="#fff" if sum(ground) < 384 else "#000")
 
 
 def build(page: Page) -> None:
+    with gr.Tab("Your image"):
+        given = gr.State(None, time_to_live=SESSION_SECONDS)  # without a queue, a State has no change
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                board = build_given(given)
+            with gr.Column(scale=2, min_width=280):
+                cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size of your image (cells)")
+                seen, kept = gr.HTML(HINT), gr.HTML()
+                button = gr.Button("Put it on the page", variant="primary", interactive=False)
+    model = page.generate_controls[0]
+    model.change(partial(fitted, page), [model, cells], [cells, board], **IMMEDIATE)
+    looked = dict(fn=partial(reconstruction, page), inputs=[given, cells, *page.generate_controls])
+    looked["outputs"] = [seen, kept, button]
+    gr.on([given.change, cells.change, model.change], **looked, trigger_mode="always_last", **BACKGROUND)
+    inputs = [page.session, given, cells, *page.generate_controls, *page.view_controls]
+    to_page = button.click(partial(put, page), inputs, page.restored, **BACKGROUND)
+    to_page.then(**page.refresh)
+    to_page.success(None, None, None, js=function("showStage"))
+
+
+def build_given(given: gr.State) -> gr.HTML:
+    """A board to draw on, and an upload with a frame that crops it, which set `given`. Returns the board."""
+
     def drawn(data: str | None):
         """The board's PNG as a data URI ("" if it was cleared) → Given."""
         if not data:
@@ -158,10 +215,10 @@ def build(page: Page) -> None:
             return open_upload(png, "your drawing", "drawing")
 
     def uploaded(file: str, ratio: str):
-        """The whole image, and the component that crops it: that sends the part."""
+        """The whole image, the component that crops it, which sends the part, and the choice of its frame."""
         with gradio_errors():
             whole = open_upload(file, f"your image {Path(file).name}")
-            return whole, crop_value(whole, ratio)
+            return whole, crop_value(whole, ratio), gr.Radio(visible=True)
 
     def part(whole: Given | None, event: gr.EventData):
         if whole is None:
@@ -169,67 +226,14 @@ def build(page: Page) -> None:
         with gradio_errors():
             return cropped(whole, event.region)
 
-    def looked(given: Given | None, cells: int, *values):
-        if given is None:
-            return (yield HINT, "", gr.Button(interactive=False))
-        with gradio_errors():
-            request = replace(generate_request_of(*values), cells=int(cells))
-            pipe = page.models.get(request.model)
-            yield reconstruction_html(pipe, given, request), gr.skip(), gr.Button(interactive=True)
-            yield gr.skip(), kept_html(pipe.low_priority, given, request), gr.skip()
-
-    def put(session: Session, given: Given, cells: int, *values):
-        with gradio_errors():
-            many = len(page.generate_controls)
-            request = fit_request(given, replace(generate_request_of(*values[:many]), cells=int(cells)))
-            _, latent = encode(page.models.get(request.model), given, request)
-            return page.restore(
-                session, request, view_request_of(*values[many:]), latent, lock=values[many - 1], origin=given.origin
-            )
-
-    def fitted(model: str | None, cells: int):
-        """Slider and board for the chosen model."""
-        if not model:
-            return gr.skip(), gr.skip()
-        with gradio_errors():
-            config = page.models.get(model).config
-        (low, high), size_multiple = config.trained_cells, config.size_multiple
-        cells = cells if low <= cells <= high else max(config.defaults.latent_size)
-        ground = [round(255 * c) for c in (config.background * 3)[:3]]
-        slider = gr.Slider(low, max(high, low + size_multiple), step=size_multiple, value=cells, interactive=low < high)
-        return slider, gr.HTML(ground="rgb({}, {}, {})".format(*ground), ink="#fff" if sum(ground) < 384 else "#000")
-
-    with gr.Tab("Your image"):
-        given, whole = (gr.State(None, time_to_live=SESSION_SECONDS) for _ in range(2))  # the part, and all of it
-        with gr.Row():
-            with gr.Column(scale=1, min_width=280):
-                board = gr.HTML(None, **template("board"), ground="#000", ink="#fff")
-                upload = gr.UploadButton("Upload an image", file_types=["image"])
-                crop = gr.HTML(None, **template("crop"))
-                ratio = gr.Radio(RATIOS, value="", label="Frame of your image (w : h)")
-            with gr.Column(scale=2, min_width=280):
-                cells = Slider(1, 64, value=8, step=1, precision=0, label="Latent size of your image (cells)")
-                seen, kept = gr.HTML(HINT), gr.HTML()
-                button = gr.Button("Put it on the page", variant="primary", interactive=False)
-
-    page.generate_controls[0].change(fitted, [page.generate_controls[0], cells], [cells, board], **IMMEDIATE)
-    # Without a queue, a State has no change.
+    gr.HTML("<h3>Draw something</h3>or upload an image")
+    board = gr.HTML(None, **template("board"), ground="#000", ink="#fff")
+    upload = gr.UploadButton("Upload an image", file_types=["image"])
+    crop, whole = gr.HTML(None, **template("crop")), gr.State(None, time_to_live=SESSION_SECONDS)
+    ratio = gr.Radio(RATIOS, value="", label="Frame of your image (w : h)", visible=False)
     drawing = board.input(drawn, board, given, trigger_mode="always_last", **DECODE)
-    drawing.success(lambda: (None, None), None, [whole, crop], **DECODE)
-    upload.upload(uploaded, [upload, ratio], [whole, crop], **BACKGROUND)
+    drawing.success(lambda: (None, None, gr.Radio(visible=False)), None, [whole, crop, ratio], **DECODE)
+    upload.upload(uploaded, [upload, ratio], [whole, crop, ratio], **BACKGROUND)
     crop.input(part, whole, given, trigger_mode="always_last", **DECODE)
     ratio.input(crop_value, [whole, ratio], crop, **DECODE)
-    changes = [given.change, cells.change, page.generate_controls[0].change]
-    gr.on(
-        changes,
-        looked,
-        [given, cells, *page.generate_controls],
-        [seen, kept, button],
-        trigger_mode="always_last",
-        **BACKGROUND,
-    )
-    to_page = button.click(
-        put, [page.session, given, cells, *page.generate_controls, *page.view_controls], page.restored, **BACKGROUND
-    )
-    to_page.then(**page.refresh)
-    to_page.success(None, None, None, js=function("showStage"))
+    return board
