@@ -146,7 +146,7 @@ def build(page: Page) -> None:
                 halt = gr.Button(STOP, size="sm", min_width=110, scale=0, interactive=False)
         with gr.Column(scale=2, min_width=320):
             said = gr.HTML(title(HEADING, HINT))
-            stage = gr.HTML(None, **template("walk"))
+            stage = gr.HTML(None, apply_default_css=False, **template("walk"))
         with gr.Column(scale=1, min_width=260):
             gr.HTML("<h3>Save as an animation</h3>It goes there and back, and loops.")
             kind = gr.Radio(FILES, value="gif", label="File")

@@ -151,7 +151,7 @@ def build(page: Page) -> None:
                 halt = gr.Button(STOP, size="sm", min_width=110, scale=0, interactive=False)
         with gr.Column(scale=3, min_width=320):
             said = gr.HTML(title(HEADING, HINT))
-            row, seen = gr.HTML(None, **template("row")), gr.JSON(visible="hidden")
+            row, seen = gr.HTML(None, apply_default_css=False, **template("row")), gr.JSON(visible="hidden")
             with gr.Row():
                 with gr.Column(min_width=200):
                     height = Number(HEIGHT, precision=0, minimum=8, maximum=MAX_HEIGHT, label="Height (pixels)",
