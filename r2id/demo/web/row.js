@@ -11,7 +11,7 @@ const pane = new R2ID.Pane(element, {
 const { view } = pane;
 
 function describe(drawn) {
-  if (word.preview) return;
+  if (!view.own && !view.complete) return;  // a preview
   const { latent: { count, cells: [h, w] } } = word, [size, how] = pane.describe(drawn);
   part("caption").textContent = `${size}, ${how} from ${count} × ${h} × ${w / count} cells`;
   part("image").setAttribute("aria-label", `the word ${word.text}, ${view.size.width} by ${view.size.height} pixels`);
