@@ -30,11 +30,10 @@ class AdversarialLoss(nn.Module):
         weight: norm of the decoder's gradient from the critic, in the images, to that of their squared error.
         """
         decoded_BCHW, real_BCHW = decoded_BCHW.float(), real_BCHW.float()
-        seen_BCHW = decoded_BCHW.detach().requires_grad_()
         self.network.requires_grad_(False)
-        (towards_BCHW,) = torch.autograd.grad(-self.network(seen_BCHW).float().mean(), seen_BCHW)
+        (towards_BCHW,) = torch.autograd.grad(-self.network(decoded_BCHW).float().mean(), decoded_BCHW)
         self.network.requires_grad_(True)
-        error = 2 * (seen_BCHW.detach() - real_BCHW).norm() / real_BCHW.numel()
+        error = 2 * (decoded_BCHW.detach() - real_BCHW).norm() / real_BCHW.numel()
         towards_BCHW = towards_BCHW * (weight * error / towards_BCHW.norm().clamp(min=1e-12))
         judged = (self.network(images_BCHW).float() for images_BCHW in (real_BCHW, decoded_BCHW.detach()))
         hinge = sum(F.relu(1 - side * value).mean() for side, value in zip((1, -1), judged, strict=True))
