@@ -3,6 +3,7 @@
 import base64
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +137,20 @@ def test_the_browser_decodes_the_image_that_the_pipeline_decodes(page, tiny, nam
             image_BCHW = pipe.resample(latent, size=(height, width), fit=fit, region=region)
             assert_same(drawn_CHW, image_BCHW[0])
     assert page.evaluate("decoder.gl.getError()") == 0 and page.evaluate("troubles") == []
+
+
+@pytest.mark.parametrize("name", ["letters", "mnist"])
+def test_the_browser_decodes_what_shipped_weights_generate(page, name):
+    weights = Path(__file__).parents[2] / "weights" / name
+    pipe = Pipeline.from_pretrained(weights, device="cpu", decoder_dtype="float32")
+    page.evaluate("model => create(model)", text(web_decoder.pack_model(pipe)))
+    for cells in ((4, 4), (8, 8), (6, 9), (16, 16)):
+        latent = pipe.diffuse([3], latent_size=cells, seed=3, steps=4)
+        page.evaluate("latent => show(latent)", text(web_decoder.pack_latent(pipe, latent)))
+        for height, width, region in ((8, 8, FULL), (96, 128, FULL), (64, 64, (0.3, 0.3, 0.6, 0.6))):
+            view = dict(height=height, width=width, fit="contain", region=region)
+            image_BCHW = pipe.resample(latent, size=(height, width), fit="contain", region=region)
+            assert_same(pixels_of(page, view, pipe), image_BCHW[0])
 
 
 def test_an_image_of_as_many_numbers_is_enlarged_in_the_same_view_beside_the_decoded_one(page, tiny):
