@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2id.demo.illustrations import equal_numbers_pixels
 from r2id.demo.request import GenerateRequest, ViewRequest, to_python, to_query
 from r2id.demo.serving.worker import SMALL_PIXELS
-from r2id.demo.web_decoder import cell_reach
+from r2id.demo.web_decoder import latent_value
 from r2id.image import save_png
 from r2id.latent import Latent
 from r2id.pipeline import DiffusionStep, Pipeline
@@ -368,22 +367,6 @@ def describe(
         latent=latent_value(pipe, row, latent_id),
         query="" if origin else to_query(request, view),
         python="" if origin else to_python(request, view, weights, size_multiple=pipe.config.size_multiple),
-    )
-
-
-def latent_value(pipe: Pipeline, latent: Latent, latent_id: str) -> dict[str, Any]:
-    """What web/pane.js has to know of the rows of a latent, which it shows side by side."""
-    (h, w), count, (height, width) = latent.size, len(latent), equal_numbers_pixels(latent, pipe.config.channels)
-    ground = [round(255 * c) for c in (pipe.config.background * 3)[:3]]
-    return dict(
-        id=latent_id,
-        count=count,
-        cells=(h, count * w),
-        aspect=count * latent.aspect,
-        numbers=latent.tensor.shape[1],
-        small=(height, count * width),
-        background="rgb({}, {}, {})".format(*ground),
-        reach=cell_reach(pipe),
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from r2id.demo.assets import text
+from r2id.demo.illustrations import equal_numbers_pixels
 from r2id.latent import Latent, check_latent
 from r2id.limits import MAX_CELLS
 from r2id.pipeline import Pipeline
@@ -34,6 +35,22 @@ PIPELINE_FIELDS = ("background", "decoder_size", "fit")
 def can_decode(pipe: Pipeline) -> bool:
     """Whether the browser can decode for this model; one in pixel space or with other resamplers needs the server."""
     return isinstance(pipe.resampler, R2IR) and pipe.config.channels in (1, 3)
+
+
+def latent_value(pipe: Pipeline, latent: Latent, latent_id: str) -> dict:
+    """What web/pane.js has to know of the rows of a latent, which it shows side by side."""
+    (h, w), count, (height, width) = latent.size, len(latent), equal_numbers_pixels(latent, pipe.config.channels)
+    ground = [round(255 * c) for c in (pipe.config.background * 3)[:3]]
+    return dict(
+        id=latent_id,
+        count=count,
+        cells=(h, count * w),
+        aspect=count * latent.aspect,
+        numbers=latent.tensor.shape[1],
+        small=(height, count * width),
+        background="rgb({}, {}, {})".format(*ground),
+        reach=cell_reach(pipe),
+    )
 
 
 def cell_reach(pipe: Pipeline) -> dict | None:

@@ -101,8 +101,12 @@ def file_value(path: Path | str) -> dict[str, Any]:
 
 def pane_value(service, session, pipe, latent) -> dict[str, Any]:
     """With what the browser decodes the rows of a latent, in the value of a pane; None where the server does."""
-    files = None if session.trouble else service.decoder_files(pipe, latent)
-    return dict(decoder=files and {name: file_value(path) for name, path in files.items()})
+    return dict(decoder=decoder_value(None if session.trouble else service.decoder_files(pipe, latent)))
+
+
+def decoder_value(files: dict[str, Path] | None) -> dict[str, Any] | None:
+    """The files that the browser decodes with, by name, as its scripts take them."""
+    return files and {name: file_value(path) for name, path in files.items()}
 
 
 def stage_value(frame: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def stage_value(frame: dict[str, Any]) -> dict[str, Any]:
     return {
         **frame,
         "image": image and image_source(image, frame["name"]),
-        "decoder": decoder and {name: file_value(path) for name, path in decoder.items()},
+        "decoder": decoder_value(decoder),
         "small": small and {**small, "image": data_uri(small["image"])},
         "thumbs": [data_uri(thumb) for thumb in frame["thumbs"]],
     }

@@ -217,21 +217,6 @@ def test_parts_that_would_not_be_equal_are_refused(tmp_path):
     assert len(small(tmp_path, replace(SMALL, batch=64, accumulate=4)).batch(0)) == 8  # of 10 images
 
 
-def test_rates_rise_and_then_fall_along_a_cosine_in_every_phase():
-    phases = (Phase(steps=100, rate=(1.0, 0.5)), Phase(steps=50, rate=(0.2, 0.0)))
-    plain = Optimisation(phases=phases, warmup=0)
-    assert plain.steps == 150
-    assert [plain.at(step)[0] for step in (0, 99, 100, 149)] == [phases[0], phases[0], phases[1], phases[1]]
-    rates = [plain.at(step)[1] for step in range(150)]
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
-    assert (rates[0], rates[25], rates[50], rates[75]) == pytest.approx(
-        (1.0, 0.75 + 0.125**0.5 / 2, 0.75, 0.57322), 1e-4
-    )
-    assert [rates[100], rates[125]] == pytest.approx([0.2, 0.1]) and rates[149] < 1e-3  # slow at both ends
-    warm = Optimisation(phases=phases, warmup=10)
-    assert [warm.at(step)[1] / rates[step] for step in (0, 4, 9, 120)] == pytest.approx([0.1, 0.5, 1, 1])
-
-
 def test_rates_reach_the_optimiser_and_the_metrics(tmp_path):
     run = small(tmp_path, Optimisation(phases=(Phase(25, (0.02, 0.01)),), batch=4, evaluate_every=10))
     evaluated = []
@@ -406,18 +391,3 @@ def test_a_compiled_step_is_the_same_step(tmp_path, monkeypatch):
     assert plain.tensors.keys() == other.tensors.keys()
     assert all(torch.allclose(value, other.tensors[name], atol=1e-5) for name, value in plain.tensors.items())
     assert plain.metadata["cost"]["operations"] == other.metadata["cost"]["operations"] > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"phases": ()}, "phases"),
-        ({"phases": (Phase(0, (1.0, 1.0)),)}, "1 step"),
-        ({"batch": 0}, "batch 0, accumulate 1: must be 1"),
-        ({"accumulate": 0}, "batch 48, accumulate 0: must be 1"),
-        ({"precision": "float8"}, "precision 'float8': must be one of float32, bfloat16, auto"),
-    ],
-)
-def test_a_recipe_that_cannot_be_run_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Optimisation(**{"phases": SMALL.phases, **options})

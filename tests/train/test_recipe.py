@@ -17,6 +17,8 @@ from train.data.buckets import ShapeSampler
 from train.engine.recipe import (
     CrossAttentionRecipe,
     DenoiserRecipe,
+    Optimisation,
+    Phase,
     ResamplerRecipe,
     read_recipe,
     read_resampler_recipe,
@@ -245,3 +247,33 @@ def test_a_file_that_is_not_a_recipe_is_named(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="binary.toml: not valid TOML"):
         read_recipe(CrossAttentionRecipe, tmp_path / "binary.toml")
+
+
+def test_rates_rise_and_then_fall_along_a_cosine_in_every_phase():
+    phases = (Phase(steps=100, rate=(1.0, 0.5)), Phase(steps=50, rate=(0.2, 0.0)))
+    plain = Optimisation(phases=phases, warmup=0)
+    assert plain.steps == 150
+    assert [plain.at(step)[0] for step in (0, 99, 100, 149)] == [phases[0], phases[0], phases[1], phases[1]]
+    rates = [plain.at(step)[1] for step in range(150)]
+    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert (rates[0], rates[25], rates[50], rates[75]) == pytest.approx(
+        (1.0, 0.75 + 0.125**0.5 / 2, 0.75, 0.57322), 1e-4
+    )
+    assert [rates[100], rates[125]] == pytest.approx([0.2, 0.1]) and rates[149] < 1e-3  # slow at both ends
+    warm = Optimisation(phases=phases, warmup=10)
+    assert [warm.at(step)[1] / rates[step] for step in (0, 4, 9, 120)] == pytest.approx([0.1, 0.5, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"phases": ()}, "phases"),
+        ({"phases": (Phase(0, (1.0, 1.0)),)}, "1 step"),
+        ({"batch": 0}, "batch 0, accumulate 1: must be 1"),
+        ({"accumulate": 0}, "batch 48, accumulate 0: must be 1"),
+        ({"precision": "float8"}, "precision 'float8': must be one of float32, bfloat16, auto"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Optimisation(**{"phases": (Phase(steps=7, rate=(0.02, 0.01)),), **options})

@@ -12,10 +12,11 @@ from r2id.demo.assets import constant, template
 from r2id.demo.controls import Dropdown
 from r2id.demo.page import SESSION_SECONDS, Page
 from r2id.demo.request import ViewRequest
-from r2id.demo.session import ORDER, Session, label_text, latent_value, png, render
+from r2id.demo.session import ORDER, Session, label_text, png, render
 from r2id.demo.tabs.compare import repeatable_request, title
 from r2id.demo.tabs.history import FILES, bar_html, download
 from r2id.demo.walk import MAX_POSITIONS, Walk, images, loop
+from r2id.demo.web_decoder import latent_value
 from r2id.demo.wiring import (
     BACKGROUND,
     DECODE,

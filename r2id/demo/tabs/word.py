@@ -2,7 +2,7 @@
 
 import html
 import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -12,9 +12,10 @@ from r2id.demo.assets import function, template
 from r2id.demo.controls import Number, generate_request_of, logarithmic_slider
 from r2id.demo.page import SESSION_SECONDS, Page
 from r2id.demo.request import ViewRequest, sides
-from r2id.demo.session import ORDER, Session, latent_value, png
+from r2id.demo.session import ORDER, Session, png
 from r2id.demo.svg import svg
 from r2id.demo.tabs.compare import title
+from r2id.demo.web_decoder import latent_value
 from r2id.demo.wiring import (
     BACKGROUND,
     DECODE,
@@ -47,7 +48,7 @@ class Word:
     pipe: Pipeline
     latent: Latent
     parameters: dict
-    number: int = field(default_factory=lambda: next(ORDER))
+    number: int
 
     @property
     def name(self) -> str:
@@ -74,19 +75,16 @@ def build(page: Page) -> None:
             options = request.diffuse_options(pipe.config.size_multiple)
             options["seed"] = seeds_of(seed, len(letters), one_seed=seeds == "one")
             parameters = dict(model=request.model, word="".join(letters), **options)
-            word, known = None, dict(number=next(ORDER))
+            number = next(ORDER)
             for step in page.service.model_steps(request.model, letters, options):
                 if STOP in session.stopped:
-                    break
-                word = Word(pipe, step.latent, parameters, **known)
+                    return (yield gr.skip(), gr.skip(), title(HEADING, HINT), gr.skip())
+                word = Word(pipe, step.latent, parameters, number)
                 image = dict(src=data_uri(png(word.image(PREVIEW_HEIGHT, FULL))))
                 said = title(HEADING, f"step {step.index} of {step.steps}")
                 yield gr.skip(), seed, said, word.value(height=int(height), preview=True, image=image)
-            else:
-                shown = word.value(height=int(height), **pane_value(page.service, session, pipe, word.latent))
-                yield word, seed, title(HEADING, HINT), shown
-                return
-            yield gr.skip(), gr.skip(), title(HEADING, HINT), gr.skip()
+            shown = word.value(height=int(height), **pane_value(page.service, session, pipe, word.latent))
+            yield word, seed, title(HEADING, HINT), shown
 
     def look(session: Session, word: Word | None, event: gr.EventData):
         """The row in a view that it asks for, where the server decodes."""

@@ -20,11 +20,16 @@ globalThis.R2ID = globalThis.R2ID ?? {};
     }
   }
 
+  /** An image of a file of the server or of an address, decoded, so that it and its words change together. */
+  async function imageOf(source) {
+    const bitmap = Object.assign(new Image(), { src: source.url ?? source });
+    await bitmap.decode().catch(() => {});
+    return bitmap;
+  }
+
   /** An image's pixels. */
   async function pixelsOf(source) {
-    const bitmap = new Image();
-    bitmap.src = source;
-    await bitmap.decode().catch(() => {});
+    const bitmap = await imageOf(source);
     const canvas = Object.assign(document.createElement("canvas"), { width: bitmap.naturalWidth, height: bitmap.naturalHeight });
     const pen = canvas.getContext("2d");
     pen.drawImage(bitmap, 0, 0);
@@ -189,5 +194,5 @@ globalThis.R2ID = globalThis.R2ID ?? {};
   /** A magnification in words. */
   const times = zoom => `${(zoom < 100 ? +zoom.toPrecision(3) : Math.round(zoom)).toLocaleString("en")} ×`;
 
-  R2ID.Pane = Pane;
+  Object.assign(R2ID, { Pane, imageOf });
 })();

@@ -26,11 +26,7 @@ function resize(quiet = false) {
 async function update() {
   const next = props.value, late = () => word && (next.order <= word.order || +next.latent.id < +word.latent.id);
   if (!next?.latent || late()) return;
-  const bitmap = next.image && new Image();
-  if (bitmap) {
-    bitmap.src = next.image.src.url ?? next.image.src;
-    await bitmap.decode().catch(() => {});
-  }
+  const bitmap = next.image && await R2ID.imageOf(next.image.src);
   if (next.image?.small) await pane.setSmall(next.latent.id, next.image.small);
   if (late()) return;
   const first = word?.latent.id !== next.latent.id;

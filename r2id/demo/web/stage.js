@@ -42,11 +42,7 @@ async function update() {
     if (next.busy.share == null) bar.removeAttribute("value"); else bar.value = next.busy.share;
   }
   if (!next.latent) return;
-  const bitmap = next.image && new Image();  // decoded before it is shown, so that image and words change together
-  if (bitmap) {
-    bitmap.src = source(next.image);
-    await bitmap.decode().catch(() => {});
-  }
+  const bitmap = next.image && await R2ID.imageOf(next.image);
   if (next.order !== order) return;
   frame = next;
   image.dataset.live = next.order > sentWithPage;

@@ -50,14 +50,12 @@ async function update() {
   const next = props.value;
   if (!next || next.number < walk?.number) return;
   if (next.look) {  // the server's image of one position
-    const { at: position, view: seen, src, small } = next.look, bitmap = Object.assign(new Image(), { src });
-    await bitmap.decode().catch(() => {});
+    const { at: position, view: seen, src, small } = next.look, bitmap = await R2ID.imageOf(src);
     await pane.setSmall(id(position), small);
     if (next.number === walk.number && position === at) pane.show({ ...view.latent }, { bitmap, view: seen });
     return;
   }
-  const bitmaps = next.images.map(src => Object.assign(new Image(), { src }));
-  await Promise.all(bitmaps.map(bitmap => bitmap.decode().catch(() => {})));
+  const bitmaps = await Promise.all(next.images.map(R2ID.imageOf));
   if (next.number < walk?.number) return;
   if (next.number !== walk?.number) {
     run(false);
