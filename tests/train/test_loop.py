@@ -119,6 +119,37 @@ def test_a_run_goes_on_with_a_critic_that_it_had_not_before(tmp_path):
     assert train(small(tmp_path, loss_type=Judged))[-1].step == SMALL.steps
 
 
+def test_muon_trains_the_matrices_of_blocks_and_goes_on_where_it_stopped(tmp_path):
+    pytest.importorskip("torch", minversion="2.9")  # which has Muon
+    whole, parted, muon = tmp_path / "whole", tmp_path / "parted", replace(SMALL, muon=3.0)
+    run = small(whole, muon)
+    matrices = [parameter for parameter in run.model.parameters() if parameter.ndim == 2]
+    others, muons = (group["params"] for group in run.groups())
+    assert {*map(id, muons)} == {*map(id, matrices)} and not {*map(id, others)} & {*map(id, matrices)}
+    train(run)
+    assert [group["lr"] for group in run.groups()] == pytest.approx([SMALL.at(11)[1], 3 * SMALL.at(11)[1]])
+    assert train(small(parted, muon), send=signal.SIGTERM, at=5)[-1].stopped
+    train(small(parted, muon))
+    assert same(whole, parted)
+
+
+def test_a_run_may_change_its_optimiser(tmp_path):
+    """What Muon has not known of a matrix it learns anew; AdamW goes on with all else."""
+    pytest.importorskip("torch", minversion="2.9")
+    assert train(small(tmp_path), send=signal.SIGTERM, at=5)[-1].stopped
+    run = small(tmp_path, replace(SMALL, muon=3.0))
+    matrix, bias = run.model[0].weight, run.model[0].bias
+    known = [parameter in optimiser.state for optimiser in run.optimisers for parameter in (matrix, bias)]
+    assert known == [False, True, False, False]
+    assert train(run)[-1].step == SMALL.steps
+
+
+def test_muon_that_torch_lacks_is_said_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Muon", None)
+    with pytest.raises(ValueError, match=r"muon 3: needs torch 2.9, this is .*; pip install -U torch"):
+        small(tmp_path, replace(SMALL, muon=3.0))
+
+
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_while_the_caller_evaluates_is_saved(tmp_path, asked):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
@@ -221,7 +252,7 @@ def test_rates_reach_the_optimiser_and_the_metrics(tmp_path):
     run = small(tmp_path, Optimisation(phases=(Phase(25, (0.02, 0.01)),), batch=4, evaluate_every=10))
     evaluated = []
     for progress in run.train(compute):
-        assert run.optimiser.param_groups[0]["lr"] == run.optimisation.at(progress.step - 1)[1]
+        assert [group["lr"] for group in run.groups()] == [run.optimisation.at(progress.step - 1)[1]]
         assert bool(progress.metrics) == (progress.step in (10, 20, 25))
         evaluated += [progress.step] * progress.evaluation
     assert evaluated == [10, 20, 25]

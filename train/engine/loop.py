@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from r2id.layers import AdaLN
 from train.engine.flops import count_flops
 from train.engine.machine import faster_precision
 from train.engine.recipe import Optimisation, Phase
@@ -32,6 +33,7 @@ from train.engine.state import State, load_state, save_state
 if TYPE_CHECKING:
     from train.data.sources import Stream
 
+Muon = getattr(torch.optim, "Muon", None)  # from torch 2.9 on
 COUNTED = 200  # steps: of so many, the operations of one are counted, which slows it
 SHOWN = 25  # steps between those whose metrics are read
 TRACKERS = ("tensorboard", "wandb", "none")
@@ -92,10 +94,8 @@ class Run:
             for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
                 for block in blocks:
                     block.compile(dynamic=True)
-        options = {"betas": (0.9, optimisation.beta2), "weight_decay": optimisation.weight_decay, "fused": True}
-        learning = [*model.parameters(), *(critic.parameters() if critic else ())]
-        optimiser = torch.optim.AdamW(learning, **options)
-        self.loss, self.optimiser = self.accelerator.prepare(loss, optimiser)
+        self.learning = [*model.parameters(), *(critic.parameters() if critic else ())]
+        self.loss, *self.optimisers = self.accelerator.prepare(loss, *optimisers_of(optimisation, model, self.learning))
         self.model, self.critic = self.accelerator.unwrap_model(self.loss).model, critic
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.step = 0
@@ -159,7 +159,7 @@ class Run:
                     speed = seen / (time.monotonic() - began)
                     seen, began = 0, time.monotonic()
                     shown = {key: self.accelerator.reduce(value, "mean").item() for key, value in metrics.items()}
-                    shown |= {"rate": self.optimiser.param_groups[0]["lr"], "images/s": round(speed, 1)}
+                    shown |= {"rate": next(self.groups())["lr"], "images/s": round(speed, 1)}
                     self.accelerator.log(shown, step=self.step)
                 stopped = self.anywhere(stop.asked)  # once: who is asked later, while the caller evaluates, saves later
                 if last or stopped or time.monotonic() - saved > self.optimisation.save_every:
@@ -176,8 +176,8 @@ class Run:
         phase, rate = self.optimisation.at(self.step)
         if phase.from_average and self.step and self.optimisation.at(self.step - 1)[0] is not phase:
             self.model.load_state_dict(self.ema)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        for group in self.groups():
+            group["lr"] = rate * group["times"]
         indices, accumulate = self.batch(self.step), self.optimisation.accumulate
         images, total = 0, {}
         first = self.accelerator.process_index * accumulate
@@ -195,8 +195,9 @@ class Run:
         self.last = total["loss"], norm
         if self.accelerator.device.type == "cpu" or self.step % SHOWN == 0:  # elsewhere reading means waiting
             self.check()
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         self.step += 1
         self.average(phase.ema or self.optimisation.ema)
         return images, total | {"gradient": norm}
@@ -217,6 +218,10 @@ class Run:
         if self.accelerator.num_processes == 1:  # without waiting for the device
             return flag
         return self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item() > 0
+
+    def groups(self) -> Iterator[dict]:
+        """The parameter groups of all optimisers, AdamW's first."""
+        return (group for optimiser in self.optimisers for group in optimiser.param_groups)
 
     def add_cost(self, images: int, counter: FlopCounterMode | None, seconds: float) -> None:
         """Adds a step to what the run has cost; operations of a counted step stand for those up to the next one."""
@@ -252,8 +257,10 @@ class Run:
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         if self.critic:
             tensors |= {f"critic.{name}": value for name, value in self.critic.state_dict().items()}
-        for index, values in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+        for index, parameter in enumerate(self.learning):
+            for optimiser in self.optimisers:
+                values = optimiser.state.get(parameter, {})
+                tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
         place = self.stream and self.stream.position(self.step * self.optimisation.batch)
         metadata = {"step": self.step, "cost": self.cost, "stream": place, **self.metadata}
         try:
@@ -284,12 +291,52 @@ class Run:
         if self.critic and state.part("critic"):  # a run may go on with a phase that needs one
             self.critic.load_state_dict(state.part("critic"))
         self.ema = {name: value.to(self.ema[name].device) for name, value in state.part("ema").items()}
-        wanted = self.optimiser.state_dict()
-        wanted["state"] = {}
+        self.load_optimisers(state)
+
+    def load_optimisers(self, state: State) -> None:
+        """What each parameter's optimiser knew of it; one that has another optimiser now begins afresh."""
+        known: dict[int, dict[str, Tensor]] = {}
         for key, value in state.part("optimiser").items():
             index, name = key.split(".")
-            wanted["state"].setdefault(int(index), {})[name] = value
-        self.optimiser.load_state_dict(wanted)
+            known.setdefault(int(index), {})[name] = value
+        place = {id(parameter): index for index, parameter in enumerate(self.learning)}
+        for optimiser in self.optimisers:
+            wanted = optimiser.state_dict()
+            indices = [place[id(parameter)] for group in optimiser.param_groups for parameter in group["params"]]
+            fits = {"momentum_buffer"} if isinstance(optimiser.optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
+            values = {local: known.get(index, {}) for local, index in enumerate(indices)}
+            wanted["state"] = {local: value for local, value in values.items() if value.keys() == fits}
+            optimiser.load_state_dict(wanted)
+
+
+def optimisers_of(optimisation: Optimisation, model: nn.Module, learning: list[nn.Parameter]) -> list:
+    """AdamW, and Muon for the matrices of the model's blocks where the recipe wants it. Parameter groups say how many
+    `times` the phase's rate they learn at."""
+    matrices = {id(matrix): matrix for matrix in block_matrices(model)} if optimisation.muon else {}
+    rest = [{"params": [parameter for parameter in learning if id(parameter) not in matrices], "times": 1.0}]
+    options = {"weight_decay": optimisation.weight_decay}
+    optimisers = [torch.optim.AdamW(rest, betas=(0.9, optimisation.beta2), fused=True, **options)]
+    if matrices:
+        if Muon is None:
+            raise ValueError(
+                f"muon {optimisation.muon:g}: needs torch 2.9, this is {torch.__version__}; pip install -U torch"
+            )
+        groups = [{"params": list(matrices.values()), "times": optimisation.muon}]
+        optimisers.append(Muon(groups, adjust_lr_fn="match_rms_adamw", **options))
+    return optimisers
+
+
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Of the linear maps from tokens to tokens in the model's blocks, which Muon is made for."""
+    blocks = [block for blocks in model.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]
+    modulating = {
+        id(p)
+        for block in blocks
+        for module in block.modules()
+        if isinstance(module, AdaLN)
+        for p in module.parameters()
+    }
+    return [p for block in blocks for p in block.parameters() if p.ndim == 2 and id(p) not in modulating]
 
 
 def differences(old, new, key: str = "") -> list[str]:

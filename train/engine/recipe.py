@@ -119,6 +119,9 @@ class Optimisation:
     warmup: int = 100  # steps over which the rate rises from 0
     weight_decay: float = 0.01
     beta2: float = 0.99
+    # Of the rate at which Muon (Jordan et al. 2024) trains the matrices of the model's blocks, to that of AdamW, which
+    # trains all else. 0: AdamW trains all.
+    muon: float = 0.0
     clip: float = 1.0  # of the gradient's norm
     ema: float = 0.999  # decay of the averaged weights
     evaluate_every: int = 500  # steps
