@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from train.data.sources import Stream
 
 Muon = getattr(torch.optim, "Muon", None)  # from torch 2.9 on
+MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # what each knows of a parameter
 COUNTED = 200  # steps: of so many, the operations of one are counted, which slows it
 SHOWN = 25  # steps between those whose metrics are read
 TRACKERS = ("tensorboard", "wandb", "none")
@@ -303,7 +304,7 @@ class Run:
         for optimiser in self.optimisers:
             wanted = optimiser.state_dict()
             indices = [place[id(parameter)] for group in optimiser.param_groups for parameter in group["params"]]
-            fits = {"momentum_buffer"} if isinstance(optimiser.optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
+            fits = MOMENTS[type(optimiser.optimizer).__name__]
             values = {local: known.get(index, {}) for local, index in enumerate(indices)}
             wanted["state"] = {local: value for local, value in values.items() if value.keys() == fits}
             optimiser.load_state_dict(wanted)
