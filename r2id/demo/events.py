@@ -181,16 +181,16 @@ class Events:
         return view_control_values(default_view(session.pipe))
 
     def adapt_to_model(self, *values) -> list[Any]:
-        """Another model was chosen: its controls. What the model was not trained for becomes its default."""
+        """Another model was chosen: its controls, with its own cells, steps and guidance, and its own label or ratio
+        where it was not trained for the ones that were set."""
         with gradio_errors():
             request, default = generate_request_of(*values), self.service.default_request(values[0])
             pipe = self.models.get(default.model)
-            (low, high), (narrow, wide) = pipe.config.trained_cells, pipe.config.trained_aspects
+            narrow, wide = pipe.config.trained_aspects
             keeps = dict(
                 count=True,
                 seed=True,
                 label=request.label in ("", *pipe.labels),
-                cells=low <= request.cells <= high and request.cells % pipe.config.size_multiple == 0,
                 shape=narrow <= request.aspect <= wide,
             )
             kept = {name: getattr(request, name) for name, keep in keeps.items() if keep}
