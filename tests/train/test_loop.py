@@ -276,6 +276,20 @@ def test_averaged_weights_forget_as_their_decay_says(tmp_path):
         assert torch.allclose(value, before[name] + 1 - 0.9**7, atol=1e-5)
 
 
+def test_a_phase_may_keep_a_share_of_the_averages_that_it_began_with(tmp_path):
+    first, last = SMALL.phases
+    train(small(tmp_path / "first", replace(SMALL, phases=(first,))))
+    train(small(tmp_path / "free", SMALL))
+    keeping = replace(SMALL, phases=(first, replace(last, kept=0.25)))
+    assert train(small(tmp_path / "kept", keeping), send=signal.SIGTERM, at=9)[-1].stopped
+    train(small(tmp_path / "kept", keeping))
+    began, free, kept = (load_state(tmp_path / name).part("ema") for name in ("first", "free", "kept"))
+    for name, value in kept.items():
+        torch.testing.assert_close(value, 0.25 * began[name] + 0.75 * free[name], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="kept must be at least 0 and less than 1"):
+        replace(SMALL, phases=(replace(last, kept=1.0),))
+
+
 def test_averaged_weights_have_a_short_memory_at_first(tmp_path):
     run = small(tmp_path, Optimisation(phases=SMALL.phases, batch=4, ema=0.9999))
     began = {name: value.clone() for name, value in run.ema.items()}

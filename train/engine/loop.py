@@ -99,6 +99,7 @@ class Run:
         self.loss, *self.optimisers = self.accelerator.prepare(loss, *optimisers_of(optimisation, model, self.learning))
         self.model, self.critic = self.accelerator.unwrap_model(self.loss).model, critic
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.before: dict[str, Tensor] = {}  # averaged weights with which a phase began that keeps some of them
         self.step = 0
         self.order: tuple[int | None, Tensor | None] = None, None  # of an epoch's images
         self.last: tuple[Tensor, Tensor] | None = None  # loss and gradient norm of the last step
@@ -175,8 +176,10 @@ class Run:
     def update(self, compute: Compute) -> tuple[int, dict[str, Tensor]]:
         """One step of the optimiser and of the averages. → images it took, of all processes, and this one's metrics."""
         phase, rate = self.optimisation.at(self.step)
-        if phase.from_average and self.step and self.optimisation.at(self.step - 1)[0] is not phase:
+        if phase.from_average and self.step and self.first(self.step):
             self.model.load_state_dict(self.ema)
+        if phase.kept and self.first(self.step):
+            self.before = {name: value.clone() for name, value in self.ema.items()}
         for group in self.groups():
             group["lr"] = rate * group["times"]
         indices, accumulate = self.batch(self.step), self.optimisation.accumulate
@@ -201,7 +204,13 @@ class Run:
             optimiser.zero_grad()
         self.step += 1
         self.average(phase.ema or self.optimisation.ema)
+        if phase.kept and (self.step == self.optimisation.steps or self.first(self.step)):
+            torch._foreach_lerp_(list(self.ema.values()), [self.before[name] for name in self.ema], phase.kept)
         return images, total | {"gradient": norm}
+
+    def first(self, step: int) -> bool:
+        """Whether a phase begins with this step."""
+        return step == 0 or self.optimisation.at(step)[0] is not self.optimisation.at(step - 1)[0]
 
     def check(self) -> None:
         """Raises FloatingPointError where the loss or gradient of the last step is not finite; once it is not, that of
@@ -256,6 +265,7 @@ class Run:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
+        tensors |= {f"before.{name}": value for name, value in self.before.items()}
         if self.critic:
             tensors |= {f"critic.{name}": value for name, value in self.critic.state_dict().items()}
         for index, parameter in enumerate(self.learning):
@@ -292,6 +302,7 @@ class Run:
         if self.critic and state.part("critic"):  # a run may go on with a phase that needs one
             self.critic.load_state_dict(state.part("critic"))
         self.ema = {name: value.to(self.ema[name].device) for name, value in state.part("ema").items()}
+        self.before = {name: value.to(self.ema[name].device) for name, value in state.part("before").items()}
         self.load_optimisers(state)
 
     def load_optimisers(self, state: State) -> None:

@@ -39,6 +39,9 @@ class Phase:
     rate: tuple[float, float]
     cells: tuple[int, int] | None = None  # of a latent's side, in place of the recipe's
     ema: float | None = None  # decay of the averaged weights, in place of the recipe's
+    # Share of the averaged weights that it began with in those that it ends with (network interpolation of Wang et al.
+    # 2018): what a critic adds is detail and artefacts, and of the second more goes again.
+    kept: float = 0.0
 
     @property
     def from_average(self) -> bool:
@@ -130,6 +133,8 @@ class Optimisation:
     def __post_init__(self):
         if not self.phases or min(phase.steps for phase in self.phases) < 1:
             raise ValueError("phases: there must be at least one, each of 1 step or more")
+        if not all(0 <= phase.kept < 1 for phase in self.phases):
+            raise ValueError("phases: kept must be at least 0 and less than 1")
         if self.batch < 1 or self.accumulate < 1:
             raise ValueError(f"batch {self.batch}, accumulate {self.accumulate}: must be 1 or more")
         check_choice(self.precision, "precision", PRECISIONS)
