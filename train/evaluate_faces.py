@@ -3,7 +3,8 @@
 python -m train.evaluate_faces weights/faces --data PATH [--count 1500] [--only reconstruction,likeness,pose,sheets]
 
 Prints tables, writes report.json and sheets of images. All images have the size that the weights were trained at;
-generated ones take the labels in turn, seeds from 0 on, and the configuration's steps, guidance and sampler.
+generated ones take the labels in turn, seeds from 0 on, and the configuration's steps, guidance and sampler; sheets its
+latent size too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from train.evaluation.tables import Sheet, Table, name, titled_sheet
 RECONSTRUCTED, GENERATED = ((8, 8), (12, 12), (16, 16)), ((8, 8), (12, 12))
 LARGE = 2  # times the training size: reduced to it again
 NOVEL = 1_000  # generated images whose closest training image is looked for
-SHEET, TURNS = 8, 5  # images in a row of a sheet; rows of the sheet of blends
+SHEET = 8  # images in a row of a sheet
 STEPS, SHOWN = 8, 512  # of the calls that are counted: of the sampler, pixels of the image shown
 
 
@@ -150,21 +151,17 @@ def cost(faces: Faces) -> Iterator[Table]:
 
 
 def sheets(faces: Faces) -> Iterator[Sheet]:
-    """Generated faces of every label, each with seeds of its own; and in a row one seed, from the first label to the
-    last: what turns the head is the blend of both."""
-    labels = faces.pipe.labels
-    yield Sheet("faces", "Generated faces", drawn(faces, {label: [label] * SHEET for label in labels}, own=True))
-    shares = [index / (TURNS - 1) for index in range(TURNS)]
-    blends = {f"{share:.0%}": [{labels[0]: 1 - share, labels[-1]: share}] * SHEET for share in shares}
-    yield Sheet("turns", f"From {labels[0]} to {labels[-1]}, a seed in each column", drawn(faces, blends, own=False))
+    """Generated faces, a row for each label: each with seeds of its own, and all with the same, whose heads turn."""
+    yield Sheet("faces", "Generated faces", drawn(faces, own=True))
+    yield Sheet("turns", "A seed in each column", drawn(faces, own=False))
 
 
-def drawn(faces: Faces, rows: dict[str, list], *, own: bool) -> Image.Image:
-    """Generated images of rows of labels, a row each. own: whether each row has seeds of its own."""
+def drawn(faces: Faces, *, own: bool) -> Image.Image:
+    """Generated images, a row for each label. own: whether each row has seeds of its own."""
     images = {}
-    for index, (title, labels) in enumerate(rows.items()):
-        latent = faces.pipe.diffuse(labels, latent_size=GENERATED[0], seed=index * SHEET * own)
-        images[title] = [to_pil(image_CHW) for image_CHW in faces.pipe.resample(latent, size=faces.size)]
+    for index, label in enumerate(faces.pipe.labels):
+        latent = faces.pipe.diffuse([label] * SHEET, seed=index * SHEET * own)
+        images[label] = [to_pil(image_CHW) for image_CHW in faces.pipe.resample(latent, size=faces.size)]
     return titled_sheet(images, {str(column): 1.0 for column in range(SHEET)}, height=faces.size[0])
 
 

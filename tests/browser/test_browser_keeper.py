@@ -14,7 +14,7 @@ def generated(user) -> np.ndarray:
     user.shows(FINE)
     user.tab("History")
     user.press("Generate")
-    user.shows(f"{FINE}.*seed [1-9]")
+    user.shows(f"{FINE}.*seed [0-9]{{3}}")
     user.page.wait_for_function(f"{ENTRIES} === 2 && {KEPT} === 2")
     return user.pixels()
 
@@ -39,7 +39,7 @@ def test_a_restart_of_the_server_loses_no_history(open_page, weights, reloaded):
         user.page.locator("#history button").nth(int(reloaded)).click()  # a page begins with its first latent
         user.drawer("Image")
         user.press("Reset")
-        after = user.shows(f"512 × 512 {FINE}.*seed [1-9]")
+        after = user.shows(f"512 × 512 {FINE}.*seed [0-9]{{3}}")
         assert after.split("seed")[1] == words.split("seed")[1] and np.array_equal(user.pixels(), before)
         user.press("Generate")
         user.page.wait_for_function(f"{ENTRIES} === 3")

@@ -104,3 +104,29 @@ def test_generated_letters_are_read_as_their_label_whatever_the_size(letters):
     for size in ((64, 64), (160, 160)):
         images = letters.resample(latent, size=size) * 2 - 1
         assert (judge(to_classifier_size(images, judge.side)).argmax(dim=1) == labels).sum() >= 22
+
+
+@pytest.fixture(scope="module")
+def faces() -> Pipeline:
+    return Pipeline.from_pretrained(ROOT / "weights" / "faces", device="cpu")
+
+
+def test_faces_are_small():
+    assert sum(f.stat().st_size for f in (ROOT / "weights" / "faces").glob("*.safetensors")) <= 20 * 2**20
+
+
+def test_faces_look_where_they_were_asked_to(faces):
+    """Faces that look left, mirrored, are more like those that look right than like themselves."""
+    left, right = (
+        faces.resample(faces.diffuse([label] * 12, latent_size=(8, 8), steps=8, seed=0), size=(32, 32)).mean(dim=0)
+        for label in ("left", "right")
+    )
+    assert F.mse_loss(left.flip(-1), right) < 0.7 * F.mse_loss(left, right)
+
+
+def test_a_face_is_encoded_and_decoded_and_sizes_agree(faces):
+    images = faces.resample(faces.diffuse(["ahead", "half left"], steps=8, seed=0), size=(128, 128))
+    latent = faces.encode(images, latent_size=(12, 12))
+    decoded = faces.resample(latent, size=(128, 128))
+    assert F.mse_loss(decoded, images) < 10**-3.2  # 32 dB
+    assert F.mse_loss(F.avg_pool2d(faces.resample(latent, size=(256, 256)), 2), decoded) < 10**-3.5
