@@ -21,7 +21,7 @@ def test_a_model_is_chosen_and_a_broken_one_tells_why(phone, weights):
     assert page.get_by_role("combobox", name="Model").input_value() == "twin"
     assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
     user.press("Generate")
-    page.wait_for_function("/-seed[1-9]/.test(document.querySelector('[data-part=save]').download)")
+    page.wait_for_function("/-seed[0-9]{3}/.test(document.querySelector('[data-part=save]').download)")
     user.shows("decoded in")
     assert user.parameters()["model"] == "twin"
 
