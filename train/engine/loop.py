@@ -92,9 +92,8 @@ class Run:
             self.accelerator.init_trackers("tensorboard" if track == "tensorboard" else "r2id", init_kwargs=options)
         self.metadata = json.loads(json.dumps(metadata))  # as it reads back
         if optimisation.compile:
-            for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
-                for block in blocks:
-                    block.compile(dynamic=True)
+            for block in blocks_of(model):
+                block.compile(dynamic=True)
         self.learning = [*model.parameters(), *(critic.parameters() if critic else ())]
         self.loss, *self.optimisers = self.accelerator.prepare(loss, *optimisers_of(optimisation, model, self.learning))
         self.model, self.critic = self.accelerator.unwrap_model(self.loss).model, critic
@@ -338,17 +337,14 @@ def optimisers_of(optimisation: Optimisation, model: nn.Module, learning: list[n
     return optimisers
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    return [block for blocks in model.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]
+
+
 def block_matrices(model: nn.Module) -> list[nn.Parameter]:
     """Of the linear maps from tokens to tokens in the model's blocks, which Muon is made for."""
-    blocks = [block for blocks in model.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]
-    modulating = {
-        id(p)
-        for block in blocks
-        for module in block.modules()
-        if isinstance(module, AdaLN)
-        for p in module.parameters()
-    }
-    return [p for block in blocks for p in block.parameters() if p.ndim == 2 and id(p) not in modulating]
+    modulating = {id(p) for module in model.modules() if isinstance(module, AdaLN) for p in module.parameters()}
+    return [p for block in blocks_of(model) for p in block.parameters() if p.ndim == 2 and id(p) not in modulating]
 
 
 def differences(old, new, key: str = "") -> list[str]:
