@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from scripts import PIXELS, RESAMPLER
-from test_loop import SMALL, compute, small, train
+from small_run import SMALL, compute, small, train
 
 from train import train_denoiser, train_resampler
 from train.engine.cli import clock, dry_run, script, train_with_progress

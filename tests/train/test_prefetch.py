@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_loop import COUNT, EXACT, SMALL, small
+from small_run import COUNT, EXACT, SMALL, small
 
 from train.data.images import ImageSet
 from train.engine import prefetch

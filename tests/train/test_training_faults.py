@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loop import EXACT, SMALL, compute, same, small, train
+from small_run import EXACT, SMALL, compute, same, small, train
 
 from r2id import checkpoint
 from train.engine import state
