@@ -95,6 +95,14 @@ def test_only_the_denoiser_learns_and_it_comes_nearer(tiny):
     assert all(parameter.grad is None for parameter in others)
 
 
+def test_images_in_bfloat16_are_compared_too(tiny):
+    loss, energies = loss_of(tiny, steps=(3, 3), guidance=(1.5, 1.5)), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            energies.append(loss(SHAPES[0], rng(), 20)[0].item())
+    assert energies[0] == pytest.approx(energies[1], rel=0.2)
+
+
 def test_calls_outside_the_learned_times_leave_no_gradient(tiny):
     labels, learns = torch.arange(10), {}
     for learned in ((0.0, 1.0), (0.3, 0.7), (0.6, 0.7)):

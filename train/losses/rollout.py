@@ -78,7 +78,7 @@ class RolloutLoss(nn.Module):
         image_BCHW = to_classifier_size(self.space.decode(x0_BChw, aspect=shape.aspect, side=self.side))
         energy, hinge, read = 0.0, 0.0, 0.0
         for critic, real_ND, scale in zip(self.critics, self.features, self.scales, strict=True):
-            feature_BD = critic.features(image_BCHW)
+            feature_BD = critic.features(image_BCHW).float()  # in bfloat16 `pdist` is not implemented
             logit_BL, own = critic.head(feature_BD), F.one_hot(label_B, len(self.places)).bool()
             lead_B = logit_BL[own] - logit_BL.masked_fill(own, -math.inf).amax(dim=1)
             hinge, read = hinge + F.relu(1 - lead_B).mean(), read + (lead_B > 0).float().mean()
