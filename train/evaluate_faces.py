@@ -48,9 +48,9 @@ class Faces:
     def __init__(self, pipe: Pipeline, data: str, *, count: int, size: int | None = None, **options):
         """count: images of each kind. size: pixels on their sides, by default those of training. options: of
         `load_images`."""
-        self.pipe, self.size = pipe, (size or pipe.config.encoder_size,) * 2
+        self.pipe, self.size = pipe, (pipe.config.encoder_size if size is None else size,) * 2
         self.encodes, self.generates = RECONSTRUCTED, GENERATED
-        if pipe.config.resampler is None:
+        if pipe.resampler is None:
             self.encodes, self.generates = (), (pipe.config.defaults.latent_size,)
         load = partial(load_images, data, size=self.size[0], channels=pipe.config.channels, **options)
         self.test, self.train = load("test", limit=count), load("train")
@@ -151,7 +151,7 @@ def closest(faces: Faces) -> Iterator[Table]:
 
 def cost(faces: Faces) -> Iterator[Table]:
     """Of few steps of few cells and of a large output, and of images by default; in pixel space at the size itself."""
-    pipe, pixels, rows = faces.pipe, faces.pipe.config.resampler is None, []
+    pipe, pixels, rows = faces.pipe, faces.pipe.resampler is None, []
     if not pixels:
         latent, gflop = counted(pipe.diffuse, [0], latent_size=GENERATED[0], steps=STEPS)
         rows.append((f"{STEPS} steps of {name(GENERATED[0])}", gflop))

@@ -35,7 +35,7 @@ def test_a_run_goes_on_with_a_critic_that_it_had_not_before(tmp_path):
 
 
 def test_muon_trains_the_matrices_of_blocks_and_goes_on_where_it_stopped(tmp_path):
-    pytest.importorskip("torch", minversion="2.9")  # which has Muon
+    pytest.importorskip("torch", minversion="2.9", reason="torch has Muon from 2.9 on")
     whole, parted, muon = tmp_path / "whole", tmp_path / "parted", replace(SMALL, muon=3.0)
     run = small(whole, muon)
     matrices = [parameter for parameter in run.model.parameters() if parameter.ndim == 2]
@@ -50,7 +50,7 @@ def test_muon_trains_the_matrices_of_blocks_and_goes_on_where_it_stopped(tmp_pat
 
 def test_a_run_may_change_its_optimiser(tmp_path):
     """What Muon has not known of a matrix it learns anew; AdamW goes on with all else."""
-    pytest.importorskip("torch", minversion="2.9")
+    pytest.importorskip("torch", minversion="2.9", reason="torch has Muon from 2.9 on")
     assert train(small(tmp_path), send=signal.SIGTERM, at=5)[-1].stopped
     run = small(tmp_path, replace(SMALL, muon=3.0))
     matrix, bias = run.model[0].weight, run.model[0].bias

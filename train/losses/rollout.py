@@ -78,7 +78,7 @@ class RolloutLoss(nn.Module):
         image_BCHW = to_classifier_size(self.space.decode(x0_BChw, aspect=shape.aspect, side=self.side))
         energy, hinge, read = 0.0, 0.0, 0.0
         for critic, real_ND, scale in zip(self.critics, self.features, self.scales, strict=True):
-            feature_BD = critic.features(image_BCHW).float()  # in bfloat16 `pdist` is not implemented
+            feature_BD = critic.features(image_BCHW)
             logit_BL, own = critic.head(feature_BD), F.one_hot(label_B, len(self.places)).bool()
             lead_B = logit_BL[own] - logit_BL.masked_fill(own, -math.inf).amax(dim=1)
             hinge, read = hinge + F.relu(1 - lead_B).mean(), read + (lead_B > 0).float().mean()
@@ -172,4 +172,5 @@ def frozen_copy(model: nn.Module, path: Path | None) -> nn.Module:
 def energy_distance(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     """2 E|a - b| - E|a - a'| - E|b - b'|, unbiased: 0 for two sets of one distribution, and only for those (Székely &
     Rizzo 2013). N and M are 2 or more. The middle term keeps what is generated apart."""
+    a_ND, b_MD = a_ND.float(), b_MD.float()  # `pdist` is not implemented in bfloat16
     return 2 * torch.cdist(a_ND, b_MD).mean() - F.pdist(a_ND).mean() - F.pdist(b_MD).mean()
