@@ -165,7 +165,8 @@ class Pipeline:
         labels: any number of them, as a list, range, array or tensor; each an index, a name, None for no label, or
             {label: weight}. One alone may be given without a list.
         aspect: frame width / height; default: w / h of the cells.
-        guidance: g of null + g·(cond - null), 1 for none, within guidance_interval in t.
+        guidance: g of null + g·(cond - null), 1 for none, within guidance_interval in t. null is the prediction of the
+            denoiser's guide where it has one.
         sampler: "dpm++" or "ddim"; eta: noise added between steps, with "ddim" only.
         seed: 0…2³²-1, row i uses seed + i; a list gives each row its own; default: a random one.
         noise: float32 (B, C, h, w) to start from in place of the seeds', see `seed_noise`; the latents name no seeds.

@@ -176,7 +176,8 @@ class DenoiserStep:
         """A `Compute`."""
         recipe, seed = self.recipe, self.recipe.optimisation.seed
         if not isinstance(phase, RolloutPhase):
-            return self.denoising(loss, indices, shape_sampler_of(recipe, phase), seed, step, part)
+            shapes, how = shape_sampler_of(recipe, phase), {"guide_only": phase.guide_only}
+            return self.denoising(loss, indices, shapes, seed, step, part, **how)
         shape, rng = self.encoded.draw(shape_sampler_of(recipe, phase), seed, step, part)
         count = self.losses["rollout"].count(shape.cells, self.training.parts)
         value, metrics = loss("rollout", shape, rng, count)

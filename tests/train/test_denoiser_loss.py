@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from r2id import R2ID, R2IDConfig
 from r2id.condition import LabelCondition
 from r2id.denoisers.output import DenoiserOutput
+from r2id.denoisers.r2id import GuideConfig
 from r2id.position import grid_positions
 from r2id.schedule import Schedule, noise_from, target
 from train.losses.denoiser import DenoiserLoss, DenoiserLosses, coarse_error
@@ -143,6 +145,18 @@ def test_the_condition_is_trained_with_the_denoiser():
     loss = DenoiserLoss(model, Schedule(), label_dropout=0.0, jitter_grid=8)
     DenoiserLosses(model, denoising=loss)("denoising", [latents(4)], torch.arange(4), rng())[0].backward()
     assert model.condition.table.grad[:4].abs().amin(dim=(1, 2)).max() > 0
+
+
+@pytest.mark.parametrize("guide_only", [False, True])
+def test_a_guide_and_its_model_learn_apart(guide_only):
+    config = R2IDConfig(latent_channels=3, width=16, heads=2, encoder_blocks=1, decoder_blocks=1, noise_width=8)
+    model = R2ID(replace(config, guide=GuideConfig(width=8, heads=2, encoder_blocks=1)))
+    loss = DenoiserLoss(model, Schedule(), label_dropout=0.1, jitter_grid=8)
+    DenoiserLosses(model, denoising=loss)("denoising", [latents(4)], torch.arange(4), rng(), guide_only=guide_only)[
+        0
+    ].backward()
+    learns = {name.startswith("guide.") for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learns == {guide_only}
 
 
 def test_jitter_moves_every_position_by_cells_of_the_finest_grid():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from denoising import close, inputs, random_model
 
-from r2id.denoisers.r2id import R2ID, R2IDConfig
+from r2id.denoisers.r2id import R2ID, GuideConfig, R2IDConfig
 from r2id.position import Positions, grid_positions
 
 TINY = R2IDConfig(
@@ -24,6 +24,7 @@ VARIANTS = {
     "linear": replace(TINY, attention="linear"),
     "published": replace(TINY, gated=False, attention="linear", label_tokens=1),
 }
+GUIDED = replace(TINY, guide=GuideConfig(width=8, heads=2, encoder_blocks=1, decoder_blocks=1))
 
 
 @pytest.fixture(params=VARIANTS)
@@ -50,10 +51,23 @@ def test_positions_may_differ_by_row(model):
         close(mixed[:, row], model(noisy, alpha_bar, positions, [tokens]).prediction[:, row])
 
 
-def test_every_parameter_is_trained():
+def test_a_guide_answers_the_null_condition_where_it_is_asked_for_beside_another():
+    model = random_model(GUIDED)
+    noisy, alpha_bar, positions, tokens = inputs(model)
+    guided, null = model(noisy, alpha_bar, positions, [tokens, None]).prediction
+    close(guided, model(noisy, alpha_bar, positions, [tokens]).prediction[0])
+    close(null, model.guide(noisy, alpha_bar, positions, [None]).prediction[0])
+    own = model(noisy, alpha_bar, positions, [None]).prediction[0]
+    assert not torch.allclose(null, own, atol=1e-2)
+    close(model(noisy, alpha_bar, positions, [None, tokens]).prediction, torch.stack([null, guided]))
+
+
+@pytest.mark.parametrize("config", [TINY, GUIDED])
+def test_every_parameter_is_trained(config):
     torch.manual_seed(0)
-    model = R2ID(TINY)
-    torch.nn.init.normal_(model.out.weight)
+    model = R2ID(config)
+    for part in (model, model.guide) if model.guide else (model,):
+        torch.nn.init.normal_(part.out.weight)
     noisy, alpha_bar, positions, tokens = inputs(model)
     model(noisy, alpha_bar, positions, [tokens, None]).prediction.square().sum().backward()
     assert [key for key, p in model.named_parameters() if p.grad is None] == []

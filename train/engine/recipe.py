@@ -94,7 +94,17 @@ class CrossAttentionPhase(AutoEncoderPhase):
 
 @dataclass(frozen=True)
 class DenoiserPhase(Phase):
-    """Predictions on noisy latents: see `DenoiserLoss`."""
+    """Predictions on noisy latents: see `DenoiserLoss`. guide_only: the model's guide learns them, and nothing else."""
+
+    guide_only: bool = False
+
+    @property
+    def from_average(self) -> bool:
+        return self.guide_only
+
+    @property
+    def partial(self) -> bool:
+        return self.guide_only
 
 
 @dataclass(frozen=True)
@@ -312,6 +322,9 @@ class DenoiserRecipe:
             raise ValueError(f"noise_per_image {self.noise_per_image}: must be 1 or more")
         if self.mirror_labels and not self.mirror:
             raise ValueError("mirror_labels: need mirror = true")
+        guided = getattr(self.model, "guide", None) is not None
+        if guided != any(phase.guide_only for phase in self.optimisation.phases):
+            raise ValueError("model.guide: learns in phases with guide_only = true; give both or neither")
         if not 0 <= self.warm_start <= 1:
             raise ValueError(f"warm_start {self.warm_start}: must be 0…1")
         if self.shape_sampler is None:

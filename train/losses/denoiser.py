@@ -43,13 +43,16 @@ class DenoiserLoss(nn.Module):
         batches: Sequence[CleanLatents],
         label_B: Tensor,
         generator: torch.Generator,
+        *,
         teacher: nn.Module | None = None,
+        guide_only: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Clean latents of every size of a step and the labels of all (-1: none) → loss, parts of it.
 
         Times are stratified over latents and noises together, and those of one latent lie far apart. teacher: a model
-        whose prediction is the target, in place of what the noise says.
+        whose prediction is the target, in place of what the noise says. guide_only: of the model's guide, not its own.
         """
+        model = self.model.guide if guide_only else self.model
         images = len(label_B)
         count = self.noise_per_image * images
         within = torch.rand(count, generator=generator, device=generator.device)
@@ -60,7 +63,7 @@ class DenoiserLoss(nn.Module):
         total, mse = 0.0, 0.0
         for latents in batches:
             places = list(latents.places)
-            loss, error = self.of_size(latents, label_B[places], t_RB[:, places], generator, teacher)
+            loss, error = self.of_size(latents, label_B[places], t_RB[:, places], generator, model, teacher)
             total, mse = total + loss * len(places) / images, mse + error.detach() * len(places) / images
         return total, {"mse": mse}
 
@@ -70,6 +73,7 @@ class DenoiserLoss(nn.Module):
         label_B: Tensor,
         t_RB: Tensor,
         generator: torch.Generator,
+        model: nn.Module,
         teacher: nn.Module | None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and mean square error of latents of one size. Rows are all latents with their first noise, then all with
@@ -80,16 +84,16 @@ class DenoiserLoss(nn.Module):
         alpha_bar_B = self.schedule.alpha_bar(t_B, cells=latents.cells)
         noise_BChw = torch.randn(x0_BChw.shape, generator=generator, device=rng_device).to(device)
         dropped_B = (torch.rand(len(t_B), generator=generator, device=rng_device) < self.label_dropout).to(device)
-        tokens_BND = self.model.condition(one_hot(label_B, self.model.condition.num_classes, dropped_B=dropped_B))
+        tokens_BND = model.condition(one_hot(label_B, model.condition.num_classes, dropped_B=dropped_B))
         positions = self.positions(latents, generator).repeat(repeats)
         noisy_BChw = noisy(x0_BChw, noise_BChw, alpha_bar_B)
         inputs = noisy_BChw, alpha_bar_B.to(device), positions, (tokens_BND,)
         recurrent_state = None
         if self.warm_start and torch.rand((), generator=generator, device=rng_device) < self.warm_start:
             with torch.no_grad():
-                recurrent_state = self.model(*inputs).recurrent_state
-        output = self.model(*inputs, recurrent_state)
-        target_BChw = target(self.model.config.prediction_type, x0_BChw, noise_BChw, alpha_bar_B)
+                recurrent_state = model(*inputs).recurrent_state
+        output = model(*inputs, recurrent_state)
+        target_BChw = target(model.config.prediction_type, x0_BChw, noise_BChw, alpha_bar_B)
         if teacher:
             with torch.no_grad():
                 target_BChw = teacher(*inputs, recurrent_state).prediction[0]
