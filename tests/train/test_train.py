@@ -204,6 +204,26 @@ def test_a_run_begins_with_the_exported_weights_that_fit_it(trained, images, tmp
     )
 
 
+def test_weights_get_a_guide_and_stay_what_they_are_without_guidance(trained, images, tmp_path):
+    run, weights = tmp_path / "run", tmp_path / "weights"
+    save_state(run / "resampler", load_state(trained.parent / "run" / "resampler"))
+    settings = (
+        "model.guide={width = 8, heads = 2, encoder_blocks = 1, decoder_blocks = 1}",
+        "optimisation.phases=[{steps = 4, rate = [3e-3, 3e-3], ema = 0.5, guide_only = true}]",
+    )
+    start = ["--data", images, "--out", str(run), "--from", str(trained)]
+    start += [part for setting in settings for part in ("--set", setting)]
+    train_denoiser.main(["--config", write(tmp_path, DENOISER), *start])
+    export.main([str(run), str(weights)])
+    before, after = (Pipeline.from_pretrained(path, device="cpu") for path in (trained, weights))
+
+    def latents(guidance):
+        return (pipe.diffuse([3, None], seed=0, guidance=guidance).tensor for pipe in (before, after))
+
+    assert torch.equal(*latents(1.0)) and torch.equal(*latents(0.0))
+    assert not torch.allclose(*latents(2.0), atol=1e-3)
+
+
 def test_what_is_missing_is_said_in_one_line(images, tmp_path):
     run = str(tmp_path / "run")
     first, second = (["--config", write(tmp_path, text), "--out", run, "--data"] for text in (RESAMPLER, DENOISER))
