@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -139,12 +139,22 @@ def losses_of(
             warm_start=recipe.warm_start,
             noise_per_image=recipe.noise_per_image,
             times=recipe.times,
+            order=order_of(recipe.ordered_labels, train.names),
         )
     }
     if recipe.rollout.phases:
         how = {"defaults": recipe.defaults, "jitter_grid": jitter_grid}
         losses["rollout"] = RolloutLoss(model, space, recipe.rollout, critics, train.images, train.labels, **how)
     return losses
+
+
+def order_of(ordered: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The labels' indices. Raises ValueError for one that the data have not, and for one that comes twice."""
+    for name in ordered:
+        if name not in names or ordered.count(name) > 1:
+            fault = "comes twice" if name in names else f"is no label, they are {', '.join(names)}"
+            raise ValueError(f"ordered_labels: {name!r} {fault}")
+    return list(map(names.index, ordered))
 
 
 class DenoiserStep:

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from r2id import R2ID, R2IDConfig
-from r2id.condition import LabelCondition
+from r2id.condition import LabelCondition, one_hot
 from r2id.denoisers.output import DenoiserOutput
 from r2id.denoisers.r2id import GuideConfig
 from r2id.position import grid_positions
 from r2id.schedule import Schedule, noise_from, target
-from train.losses.denoiser import DenoiserLoss, DenoiserLosses, coarse_error
+from train.losses.denoiser import DenoiserLoss, DenoiserLosses, blended, coarse_error
 from train.losses.latent_space import CleanLatents
 
 CELLS, ASPECT = (4, 7), 14 / 8
@@ -136,6 +136,29 @@ def test_dropped_and_missing_labels_are_the_null_condition():
     some, table = tokens(0.5)
     null = (some == table[-1]).flatten(1).all(dim=1)
     assert 2 < null.sum() < 8 and torch.equal(some[~null], table[labels[~null]])
+
+
+def test_a_label_on_a_scale_is_also_given_as_what_it_lies_between():
+    order = [4, 1, 3, 0]  # 2 is not on the scale
+    place = torch.tensor([3.0, 1.0, 0.0, 2.0, 0.0])  # of each label
+    labels = torch.arange(-1, 5).repeat(500)
+    plain = one_hot(labels, 5)
+    mixed = blended(plain, order, rng())
+    torch.testing.assert_close(mixed @ place, plain @ place)
+    torch.testing.assert_close(mixed.sum(dim=1), plain.sum(dim=1))
+    assert mixed.min() >= 0
+    changed = (mixed != plain).any(dim=1)
+    assert set(labels[changed].tolist()) == {1, 3}  # no blend lies at an end
+    assert 0.1 < changed[labels == 1].float().mean() < 0.9
+    assert {tuple(row.nonzero().flatten().tolist()) for row in mixed[changed]} == {(0, 1), (0, 4), (3, 4)}
+
+
+def test_blends_are_what_the_model_sees():
+    loss = loss_of(order=range(10))
+    loss([latents()], torch.full((8,), 5), rng())
+    seen, table = loss.model.seen.tokens, loss.model.condition.table
+    alone = (seen == table[5]).flatten(1).all(dim=1)
+    assert 0 < alone.sum() < 8
 
 
 def test_the_condition_is_trained_with_the_denoiser():

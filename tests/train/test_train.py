@@ -245,6 +245,13 @@ def test_what_is_missing_is_said_in_one_line(images, tmp_path):
         train_resampler.main([*first, images, "--from", str(tmp_path / "none")])
 
 
+@pytest.mark.parametrize("ordered, message", [(("1", "x"), "'x' is no label, they are 0, 1, 2"), (("1", "1"), "twice")])
+def test_labels_along_a_scale_are_those_of_the_data(ordered, message):
+    assert train_denoiser.order_of(("2", "0"), ("0", "1", "2")) == [2, 0]
+    with pytest.raises(ValueError, match=f"^ordered_labels: .*{message}"):
+        train_denoiser.order_of(ordered, ("0", "1", "2"))
+
+
 def test_frames_are_not_padded_without_a_known_background(tmp_path):
     noise = torch.randint(0, 256, (12, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
     for number, pixels in enumerate(noise):

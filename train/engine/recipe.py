@@ -302,6 +302,7 @@ class DenoiserRecipe:
     cells_a_step: int | None = None
     mirror: bool = False  # each image of a step or its mirror image, by chance
     mirror_labels: dict[str, str] = field(default_factory=dict)  # labels that change places when an image is mirrored
+    ordered_labels: tuple[str, ...] = ()  # labels along a scale, at equal distances: blends mean what lies between
     cache_latents: CacheConfig | None = None  # None: images are encoded when a step needs them
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     # None: any latent size, or in pixel space that of the square training image alone

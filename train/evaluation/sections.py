@@ -211,7 +211,8 @@ def sampler(e: Evaluation) -> Iterator[Table | Sheet]:
 
 
 def loss(e: Evaluation) -> Iterator[Table]:
-    """The mean square error of what the denoiser predicts, at every noise level, with the real label and without."""
+    """The mean square error of what the denoiser predicts, at every noise level, with the real label and without; the
+    second is its guide's where it has one."""
     pipe, prediction_type, device = e.pipe, e.pipe.config.denoiser.prediction_type, e.pipe.device
     count, rng = e.protocol.loss, torch.Generator().manual_seed(0)
     mean_C11, std_C11 = (torch.tensor(v).view(-1, 1, 1) for v in (pipe.config.latent_mean, pipe.config.latent_std))

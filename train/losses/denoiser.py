@@ -13,6 +13,8 @@ from r2id.position import Positions, batched, grid_positions, jitter, points, tr
 from r2id.schedule import Schedule, noisy, target
 from train.losses.latent_space import CleanLatents
 
+BLENDED = 0.5  # share of the images whose label is given as a blend, where labels have an order
+
 
 class DenoiserLoss(nn.Module):
     """Mean square error of what the model predicts (noise, v or x0), at every scale that it predicts."""
@@ -27,16 +29,18 @@ class DenoiserLoss(nn.Module):
         warm_start: float = 0.0,
         noise_per_image: int = 1,
         times: str = "uniform",
+        order: Sequence[int] = (),
     ):
         """jitter_grid: cells on the short side of the training grid whose pitch the model's jitter is measured in.
         warm_start: share of the steps that begin from the recurrent state of a pass without gradient.
         noise_per_image: times and noises for each latent of a step.
         times: "uniform" in (0, 1), or "logit-normal": the logistic function of a standard normal, which is mostly in
-        the middle, where shapes are decided (Esser et al. 2024, section 3.1)."""
+        the middle, where shapes are decided (Esser et al. 2024, section 3.1).
+        order: labels along a scale, see `blended`."""
         super().__init__()
         self.model, self.schedule, self.label_dropout = model, schedule, label_dropout
         self.jitter_grid, self.warm_start, self.noise_per_image = jitter_grid, warm_start, noise_per_image
-        self.times = times
+        self.times, self.order = times, order
 
     def forward(
         self,
@@ -84,7 +88,10 @@ class DenoiserLoss(nn.Module):
         alpha_bar_B = self.schedule.alpha_bar(t_B, cells=latents.cells)
         noise_BChw = torch.randn(x0_BChw.shape, generator=generator, device=rng_device).to(device)
         dropped_B = (torch.rand(len(t_B), generator=generator, device=rng_device) < self.label_dropout).to(device)
-        tokens_BND = model.condition(one_hot(label_B, model.condition.num_classes, dropped_B=dropped_B))
+        weights_BL = one_hot(label_B, model.condition.num_classes, dropped_B=dropped_B)
+        if self.order and model.condition.num_classes:
+            weights_BL = blended(weights_BL, self.order, generator)
+        tokens_BND = model.condition(weights_BL)
         positions = self.positions(latents, generator).repeat(repeats)
         noisy_BChw = noisy(x0_BChw, noise_BChw, alpha_bar_B)
         inputs = noisy_BChw, alpha_bar_B.to(device), positions, (tokens_BND,)
@@ -119,6 +126,26 @@ def coarse_error(coarse_BChw: Tensor, target_BCHW: Tensor) -> Tensor:
     keeps unit variance (Liu et al. 2024)."""
     k = target_BCHW.shape[-1] // coarse_BChw.shape[-1]
     return F.mse_loss(coarse_BChw, F.avg_pool2d(target_BCHW, k) * k) / k**2
+
+
+def blended(weights_BL: Tensor, order: Sequence[int], generator: torch.Generator) -> Tensor:
+    """One-hot labels, of which a share becomes blends: a label between two others on a scale is given as their mixture,
+    in the ratio of its distances from them. So a blend of left and right comes to mean ahead, not both. order: the
+    labels along that scale, at equal distances; rows of other labels, and of none, stay as they are."""
+    device, last = generator.device, len(order) - 1
+    on_scale_BN = weights_BL[:, list(order)].to(device)
+    rank_B = on_scale_BN.argmax(dim=1)
+    lower_B, upper_B = (torch.rand(len(rank_B), generator=generator, device=device) for _ in range(2))
+    lower_B = (lower_B * (rank_B + 1)).long()
+    upper_B = last - (upper_B * (last - rank_B + 1)).long()
+    share_B = (rank_B - lower_B) / (upper_B - lower_B).clamp(min=1)  # of the upper label
+    mixed_BN = torch.zeros_like(on_scale_BN).scatter_add_(1, lower_B[:, None], 1 - share_B[:, None])
+    mixed_BN = mixed_BN.scatter_add_(1, upper_B[:, None], share_B[:, None])
+    chosen_B = torch.rand(len(rank_B), generator=generator, device=device) < BLENDED
+    chosen_B &= on_scale_BN.any(dim=1)
+    mixed_BL = weights_BL.clone()
+    mixed_BL[:, list(order)] = torch.where(chosen_B[:, None], mixed_BN, on_scale_BN).to(weights_BL.device)
+    return mixed_BL
 
 
 class DenoiserLosses(nn.Module):
