@@ -170,17 +170,20 @@ def counted(call: Callable, *inputs, **options) -> tuple[Any, float]:
 
 
 def sheets(faces: Faces) -> Iterator[Sheet]:
-    """Generated faces, a row for each label: each with seeds of its own, and all with the same, whose heads turn."""
-    yield Sheet("faces", "Generated faces", drawn(faces, own=True))
-    yield Sheet("turns", "A seed in each column", drawn(faces, own=False))
+    """Generated faces, a row for each label with seeds of its own; and heads that turn, a row for each blend of the first
+    label and the last, with the same seeds."""
+    first, *_, last = faces.pipe.labels
+    yield Sheet("faces", "Generated faces", drawn(faces, {label: label for label in faces.pipe.labels}, own=True))
+    blends = {f"{share} % {last}": {first: 100 - share, last: share} for share in range(0, 101, 25)}
+    yield Sheet("turns", f"From {first} to {last}, a seed in each column", drawn(faces, blends, own=False))
 
 
-def drawn(faces: Faces, *, own: bool) -> Image.Image:
-    """Generated images, a row for each label. own: whether each row has seeds of its own."""
+def drawn(faces: Faces, rows: dict[str, Any], *, own: bool) -> Image.Image:
+    """Generated images, a row for each label or blend, by its caption. own: whether each row has seeds of its own."""
     images = {}
-    for index, label in enumerate(faces.pipe.labels):
+    for index, (caption, label) in enumerate(rows.items()):
         latent = faces.pipe.diffuse([label] * SHEET, seed=index * SHEET * own)
-        images[label] = [to_pil(image_CHW) for image_CHW in faces.pipe.resample(latent, size=faces.size)]
+        images[caption] = [to_pil(image_CHW) for image_CHW in faces.pipe.resample(latent, size=faces.size)]
     return titled_sheet(images, {str(column): 1.0 for column in range(SHEET)}, height=faces.size[0])
 
 
