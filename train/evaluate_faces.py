@@ -170,8 +170,8 @@ def counted(call: Callable, *inputs, **options) -> tuple[Any, float]:
 
 
 def sheets(faces: Faces) -> Iterator[Sheet]:
-    """Generated faces, a row for each label with seeds of its own; and heads that turn, a row for each blend of the first
-    label and the last, with the same seeds."""
+    """Generated faces, a row for each label with seeds of its own; and heads that turn, a row for each blend of first
+    label and last, with the same seeds."""
     first, *_, last = faces.pipe.labels
     yield Sheet("faces", "Generated faces", drawn(faces, {label: label for label in faces.pipe.labels}, own=True))
     blends = {f"{share} % {last}": {first: 100 - share, last: share} for share in range(0, 101, 25)}
