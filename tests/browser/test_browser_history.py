@@ -32,7 +32,7 @@ def opened(user):
 
 def test_what_was_made_comes_back_pixel_for_pixel_without_diffusing(user):
     page = opened(user)
-    user.shows(f"{FINE}.*seed 10 ")
+    user.shows(f"{FINE}.*seed 11 ")
     first = user.pixels()
     user.press("Generate")
     user.shows(f"{FINE}.*seed [0-9]{{3}}")
@@ -42,9 +42,9 @@ def test_what_was_made_comes_back_pixel_for_pixel_without_diffusing(user):
     assert [entries.nth(i).get_attribute("aria-pressed") for i in (0, 1)] == ["true", "false"]
     entries.nth(1).focus()
     page.keyboard.press("Enter")
-    user.shows(f"{FINE}.*label 3, seed 10 ")
+    user.shows(f"{FINE}.*label 3, seed 11 ")
     assert np.array_equal(user.pixels(), first)
-    assert page.get_by_label("Seed", exact=True).input_value() == "10"
+    assert page.get_by_label("Seed", exact=True).input_value() == "11"
     page.locator("#history button:nth-child(2)[aria-pressed=true]:focus").wait_for()  # the keyboard is where it was
     assert entries.count() == 2  # nothing was diffused
 
@@ -52,22 +52,22 @@ def test_what_was_made_comes_back_pixel_for_pixel_without_diffusing(user):
 def test_a_png_made_here_brings_its_parameters_back(user):
     page = opened(user)
     user.type("Resolution, long side (pixels)", "120")
-    user.shows(f"120 × 120 {FINE}.*seed 10 ")
+    user.shows(f"120 × 120 {FINE}.*seed 11 ")
     made, before = user.file(), user.pixels()
     user.type("Resolution, long side (pixels)", "64")
     user.press("Generate")
     user.shows(f"64 × 64 {FINE}.*seed [0-9]{{3}}")
     page.locator(DROP).set_input_files({"name": "3.png", "mimeType": "image/png", "buffer": made})
-    page.get_by_text("label 3, seed 10: press Generate to make it again").wait_for()
+    page.get_by_text("label 3, seed 11: press Generate to make it again").wait_for()
     user.shows(f"120 × 120 {FINE}.*seed [0-9]{{3}}")  # the latent stays until then
     user.press("Generate")
-    user.shows(f"120 × 120 {FINE}.*seed 10 ")
+    user.shows(f"120 × 120 {FINE}.*seed 11 ")
     assert np.array_equal(user.pixels(), before)
 
 
 def test_a_png_that_was_not_made_here_is_refused_in_a_line_and_nothing_is_lost(user):
     page = opened(user)
-    words = user.shows(f"{FINE}.*seed 10 ")
+    words = user.shows(f"{FINE}.*seed 11 ")
     Image.new("L", (8, 8)).save(plain := io.BytesIO(), format="PNG")
     forged = [
         (plain.getvalue(), "it was not made here"),

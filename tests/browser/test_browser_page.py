@@ -18,7 +18,7 @@ def test_the_page_opens_with_an_image_and_asks_no_other_host(user, url):
     user.natural(512, 512)
     words = user.shows(FINE)
     assert "512 × 512 pixels" in words and "from 4 × 4 cells" in words
-    assert "label 3, seed 10" in words and "generated in 4 steps" in words and "tiny on cpu" in words
+    assert "label 3, seed 11" in words and "generated in 4 steps" in words and "tiny on cpu" in words
     assert user.part("image").get_attribute("aria-label") == "label 3, 512 by 512 pixels"
     assert user.shows("4 × 4 cells × 3 numbers = 48 numbers", "numbers").endswith("numbers are 7 × 7 pixels")
     assert "spoilt cannot be used: " in user.page.inner_text("#faults")
@@ -84,36 +84,36 @@ def test_a_diffusion_is_shown_step_by_step_and_stopped_and_resampled(user):
 
 
 def test_users_do_not_share_a_latent(user, open_page, url):
-    user.shows(f"{FINE}.*seed 10 ")
+    user.shows(f"{FINE}.*seed 11 ")
     other = open_page(url)
-    other.shows(f"{FINE}.*seed 10 ")
+    other.shows(f"{FINE}.*seed 11 ")
     other.press("Generate")
     other.shows(f"{FINE}.*seed [0-9]{{3}}")
     user.drawer("Image")
     user.page.get_by_label("stretch").check()
-    assert "seed 10 " in user.shows(FINE)
+    assert "seed 11 " in user.shows(FINE)
 
 
 def test_one_of_a_grid_is_looked_at_and_downloaded(user):
     user.shows(FINE)
     assert user.part("thumbs").is_hidden()
     user.drawer("Latent")
-    user.type("Seed", "11")
+    user.type("Seed", "21")
     user.keep_seed()
     user.type("number input for Number of images", "5")
     user.press("Generate")
-    user.shows(f"{FINE}.*seed 11 ")
+    user.shows(f"{FINE}.*seed 21 ")
     small = user.part("thumbs").locator("button")
     assert small.count() == 5 and small.nth(0).get_attribute("aria-pressed") == "true"
     first = user.file()
     small.nth(3).click()
-    user.shows(f"{FINE}.*seed 14 ")
+    user.shows(f"{FINE}.*seed 24 ")
     assert small.nth(3).get_attribute("aria-pressed") == "true"
     third = user.file()
-    assert first != third and user.parameters()["seed"] == 14
+    assert first != third and user.parameters()["seed"] == 24
     small.nth(1).focus()
     user.page.keyboard.press("Enter")
-    user.shows(f"{FINE}.*seed 12 ")
+    user.shows(f"{FINE}.*seed 22 ")
 
 
 def test_a_zoom_is_decoded_not_enlarged(user, tiny):
@@ -126,7 +126,7 @@ def test_a_zoom_is_decoded_not_enlarged(user, tiny):
     user.shows("at 4 ×.*decoded in")
     request, view = from_dict(user.parameters())
     assert (view.x, view.y, view.zoom) == (pytest.approx(0.4, abs=0.01), pytest.approx(0.55, abs=0.01), 4)
-    latent = tiny.diffuse(request.labels, latent_size=(4, 4), steps=4, guidance=request.guidance, seed=10)
+    latent = tiny.diffuse(request.labels, latent_size=(4, 4), steps=4, guidance=request.guidance, seed=11)
     decoded = to_pil(tiny.resample(latent, size=(512, 512), region=view.region)[0])
     assert np.abs(np.asarray(decoded, int) - user.pixels()).max() <= 3  # the server may decode in bfloat16
     user.page.mouse.move(box["x"] + 200, box["y"] + 200)
@@ -194,10 +194,10 @@ def test_a_link_opens_the_page_as_it_was(open_page, url):
     assert from_dict(user.parameters()) == (request.row(0), view)
     assert user.part("thumbs").locator("button").count() == 2
     user.page.goto(f"{url}?model=twin")  # by hand: the rest is the model's own
-    user.shows("label 3, seed 10 .*4 steps.*twin")
+    user.shows("label 3, seed 11 .*4 steps.*twin")
     user.page.goto(f"{url}?model=absent&label=3")
     user.page.get_by_text("this link cannot be followed: model 'absent'").wait_for()
-    user.shows(f"{FINE}.*label 3, seed 10 ")
+    user.shows(f"{FINE}.*label 3, seed 11 ")
 
 
 def test_link_and_python_are_copied(open_page, url):
