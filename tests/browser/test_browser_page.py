@@ -216,7 +216,7 @@ def test_a_latent_goes_out_and_in(user, tmp_path):
     with user.page.expect_download() as download:
         user.page.get_by_text("Save latent").click()
     download.value.save_as(file := tmp_path / "mine.safetensors")
-    assert Latent.load(file).seeds == (10,)
+    assert Latent.load(file).seeds == (11,)
     before = user.pixels()
     user.press("Generate")
     user.shows(f"{FINE}.*seed [0-9]{{3}}")
