@@ -20,6 +20,7 @@ from r2id.checkpoint import CheckpointError
 from r2id.dataclass_io import from_dict
 from r2id.denoisers import DENOISERS
 from r2id.denoisers.dimr import DiMRConfig
+from r2id.denoisers.r2id import GuideConfig
 from r2id.denoisers.rin import RINConfig
 from r2id.limits import MAX_BLOCKS
 from r2id.resamplers import RESAMPLERS
@@ -149,13 +150,14 @@ def test_extremes_within_the_limits_work(tiny):
 
 # configurations, which may come from strangers: before anything is built
 
-CONFIGS = {name: config_type for name, (config_type, _) in {**RESAMPLERS, **DENOISERS}.items()}
+CONFIGS = {name: config_type for name, (config_type, _) in {**RESAMPLERS, **DENOISERS}.items()} | {"guide": GuideConfig}
 NO_NUMBER = [True, "3", None, [], [3], {}, [[[]]]]
 BAD_FIELDS = {  # type of a field → values that none of that type may have
     int: [-1, 2**31, 2**63, 10**30, 1.0, float("nan"), *NO_NUMBER],
     int | None: [-1, 0, 2**31, 1.0, float("nan"), *(value for value in NO_NUMBER if value is not None)],
     float: [-0.5, 1e9, 10**400, float("nan"), float("inf"), -float("inf"), *NO_NUMBER],
     str: ["", "other", "x\n" * 99, 3, True, None, ["v"]],
+    GuideConfig | None: [True, 3, "small", [], [{}], {"width": 0}],
     bool: [0, 1, 0.5, "true", None, [True]],
     tuple[int, int]: [[1, 0], [0, 10**9], [-(10**9), 0], [0], [0, 1, 2], [0, 1.5], [False, True], "01", 3, None, {}],
     tuple[int, ...]: [[4, 0], [4, -2], [10**9, 2], [4, 1.0], [True, True], ["4", "2"], [], [4], 4, "42", None, {}],
@@ -194,7 +196,7 @@ def test_blocks_are_limited_together():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_heads_must_divide_every_width_they_are_taken_from(name):
     values = {
-        **dict.fromkeys(("r2ir", "r2ir-cross-attention", "r2id", "s2id"), [{"width": 100}]),
+        **dict.fromkeys(("r2ir", "r2ir-cross-attention", "r2id", "s2id", "guide"), [{"width": 100}]),
         "rin": [{"interface_width": 100}, {"latent_width": 100}],
         "dimr": [{"widths": [100, 60]}],
     }
