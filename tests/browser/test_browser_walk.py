@@ -8,7 +8,7 @@ DRAWN = "() => document.querySelector('.walk [data-part=image]').toDataURL()"
 def says(user, pattern: str) -> None:
     """Waits until the caption of the walk matches."""
     script = "pattern => RegExp(pattern).test(document.querySelector('.walk [data-part=caption]')?.innerText)"
-    user.page.wait_for_function(script, arg=pattern)
+    user.page.wait_for_function(script, arg=pattern, polling=100)  # milliseconds; a page at rest may draw no frames
 
 
 def test_a_walk_is_made_played_and_saved(phone):
