@@ -44,14 +44,14 @@ class Phase:
     kept: float = 0.0
 
     @property
-    def from_average(self) -> bool:
-        """Whether it begins with the averaged weights, not the last ones."""
-        return False
-
-    @property
     def partial(self) -> bool:
         """Whether some of the model's parameters get no gradient."""
         return False
+
+    @property
+    def from_average(self) -> bool:
+        """Whether it begins with the averaged weights, not the last ones."""
+        return self.partial
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,6 @@ class AutoEncoderPhase(Phase):
     """What phases of both resamplers have. decoder_only: latents stay what they are."""
 
     decoder_only: bool = False
-
-    @property
-    def from_average(self) -> bool:
-        return self.decoder_only
 
     @property
     def partial(self) -> bool:
@@ -97,10 +93,6 @@ class DenoiserPhase(Phase):
     """Predictions on noisy latents: see `DenoiserLoss`. guide_only: the model's guide learns them, and nothing else."""
 
     guide_only: bool = False
-
-    @property
-    def from_average(self) -> bool:
-        return self.guide_only
 
     @property
     def partial(self) -> bool:
@@ -323,8 +315,7 @@ class DenoiserRecipe:
             raise ValueError(f"noise_per_image {self.noise_per_image}: must be 1 or more")
         if self.mirror_labels and not self.mirror:
             raise ValueError("mirror_labels: need mirror = true")
-        guided = getattr(self.model, "guide", None) is not None
-        if guided != any(phase.guide_only for phase in self.optimisation.phases):
+        if bool(getattr(self.model, "guide", None)) != any(phase.guide_only for phase in self.optimisation.phases):
             raise ValueError("model.guide: learns in phases with guide_only = true; give both or neither")
         if not 0 <= self.warm_start <= 1:
             raise ValueError(f"warm_start {self.warm_start}: must be 0…1")
