@@ -27,7 +27,7 @@ from r2id.pipeline import DiffusionStep, Pipeline
 from r2id.resampler import R2IR
 
 PREVIEW_SIDE, GRID_PREVIEW_SIDE = 64, 24  # long sides in pixels during generation; previews take most of its time
-FIRST_SEED = 11  # of the image that a new page shows: with the shipped weights a letter without specks
+FIRST_SEED = 11  # of the image that a new page shows: with the shipped weights a clean letter and a face that smiles
 FIRST_PREVIEW_SIDE = 160  # long side in pixels of the preview of a large image
 PROGRESS_SECONDS = 0.2  # between two frames of a large image
 
