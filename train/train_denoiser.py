@@ -25,7 +25,7 @@ from train.engine.recipe import DenoiserPhase, DenoiserRecipe, RolloutPhase, rea
 from train.evaluation.classifier import Classifier
 from train.evaluation.tables import sample_sheet
 from train.losses.denoiser import DenoiserLoss, DenoiserLosses
-from train.losses.latent_source import CachedLatents, EncodedLatents, Mirror
+from train.losses.latent_source import CachedLatents, EncodedLatents, Mirror, index_of
 from train.losses.latent_space import LatentSpace, latent_statistics
 from train.losses.rollout import RolloutLoss, frozen_copy, trained_critics
 
@@ -150,11 +150,10 @@ def losses_of(
 
 def order_of(ordered: Sequence[str], names: Sequence[str]) -> list[int]:
     """The labels' indices. Raises ValueError for one that the data have not, and for one that comes twice."""
-    for name in ordered:
-        if name not in names or ordered.count(name) > 1:
-            fault = "comes twice" if name in names else f"is no label, they are {', '.join(names)}"
-            raise ValueError(f"ordered_labels: {name!r} {fault}")
-    return list(map(names.index, ordered))
+    indices = [index_of(label, names, "ordered_labels") for label in ordered]
+    if twice := [label for label in ordered if ordered.count(label) > 1]:
+        raise ValueError(f"ordered_labels: {twice[0]!r} comes twice")
+    return indices
 
 
 class DenoiserStep:

@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import re
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -43,6 +44,15 @@ def software(browser):
 serve, url, weights = served.serve, served.url, served.weights  # fixtures
 
 
+def until(page: sync_api.Page, script: str, arg=None) -> None:
+    """Waits until the script is true. It looks by the clock, since a page at rest may draw no frames, and evaluates
+    anew each time, which a page's content security policy lets pass."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not page.evaluate(script, arg):
+        assert time.monotonic() < deadline, script
+        page.wait_for_timeout(50)  # milliseconds
+
+
 class UserPage:
     """The page of one user."""
 
@@ -61,14 +71,14 @@ class UserPage:
         """Waits until the page is live and this text matches; returns it in one line."""
         script = """([part, pattern]) => document.querySelector('[data-live=true]') && RegExp(pattern).test(
             document.querySelector(`[data-part=${part}]`)?.innerText.replace(/\\s+/g, ' '))"""
-        self.page.wait_for_function(script, arg=[part, pattern])
+        until(self.page, script, arg=[part, pattern])
         return re.sub(r"\s+", " ", self.part(part).inner_text())
 
     def natural(self, width: int, height: int) -> None:
         """Waits until the image has this size in its own pixels."""
         script = """([width, height]) => { const image = document.querySelector('[data-part=image]');
             return image?.dataset.live === 'true' && image.width === width && image.height === height }"""
-        self.page.wait_for_function(script, arg=[width, height])
+        until(self.page, script, arg=[width, height])
 
     def type(self, label: str, text: str) -> None:
         box = self.page.get_by_label(label, exact=True).first

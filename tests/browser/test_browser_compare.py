@@ -2,6 +2,8 @@
 
 import re
 
+from conftest import until
+
 
 def test_the_strip_goes_up_to_1024_and_the_line_is_moved_with_the_keyboard(phone):
     user = phone("dark")
@@ -17,7 +19,7 @@ def test_the_strip_goes_up_to_1024_and_the_line_is_moved_with_the_keyboard(phone
     page.get_by_role("slider", name="Share of the enlarged image").focus()
     page.keyboard.press("ArrowLeft")
     moved = "[...document.querySelectorAll('.wipe > div')].some(each => each.style.getPropertyValue('--cut') === '49%')"
-    page.wait_for_function(moved)
+    until(page, moved)
     page.get_by_role("heading", name="One latent, every size").scroll_into_view_if_needed()
     page.get_by_alt_text("decoded to pixels, 1024 × 1024 pixels").wait_for()
     assert page.locator(".images img").count() == 8
@@ -35,7 +37,7 @@ def test_the_line_stands_in_the_present_view(user):
     user.drawer("Image")
     user.type("Zoom (×)", "8")
     page.get_by_role("heading", name="Decoded or enlarged?").scroll_into_view_if_needed()
-    page.wait_for_function("before => document.querySelectorAll('.wipe img')[1].src !== before", arg=before)
+    until(page, "before => document.querySelectorAll('.wipe img')[1].src !== before", arg=before)
 
 
 def test_latent_sizes_and_models_stand_side_by_side(user):

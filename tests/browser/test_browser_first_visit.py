@@ -1,6 +1,7 @@
 """The script that shows the first image being generated, in a page of its own."""
 
 import pytest
+from conftest import until
 
 from r2id.demo.assets import text
 
@@ -33,8 +34,8 @@ def visit(browser):
 
 def test_it_plays_once_and_stops(visit):
     page = visit()
-    page.wait_for_function("log.shown.at(-1) === 'data:,3'")
-    page.wait_for_function("!document.querySelector('.first-visit')")
+    until(page, "log.shown.at(-1) === 'data:,3'")
+    until(page, "!document.querySelector('.first-visit')")
     assert page.evaluate("[log.asked, new Set(log.shown).size]") == [1, 3]
     assert visit(context=page.context).evaluate("log.asked") == 0
 

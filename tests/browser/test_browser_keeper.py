@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import until
 from load import App
 
 FINE = "pixels.*decoded in [0-9]+ ms"
@@ -15,7 +16,7 @@ def generated(user) -> np.ndarray:
     user.tab("History")
     user.press("Generate")
     user.shows(f"{FINE}.*seed [0-9]{{3}}")
-    user.page.wait_for_function(f"{ENTRIES} === 2 && {KEPT} === 2")
+    until(user.page, f"{ENTRIES} === 2 && {KEPT} === 2")
     return user.pixels()
 
 
@@ -35,13 +36,13 @@ def test_a_restart_of_the_server_loses_no_history(open_page, weights, reloaded):
         user.page.get_by_text("The server was restarted").wait_for()
         if reloaded:
             user.tab("History")
-        user.page.wait_for_function(f"{ENTRIES} === 2")
+        until(user.page, f"{ENTRIES} === 2")
         user.page.locator("#history button").nth(int(reloaded)).click()  # a page begins with its first latent
         user.drawer("Image")
         user.press("Reset")
         after = user.shows(f"512 × 512 {FINE}.*seed [0-9]{{3}}")
         assert after.split("seed")[1] == words.split("seed")[1] and np.array_equal(user.pixels(), before)
         user.press("Generate")
-        user.page.wait_for_function(f"{ENTRIES} === 3")
+        until(user.page, f"{ENTRIES} === 3")
     finally:
         server.stop()

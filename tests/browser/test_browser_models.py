@@ -1,5 +1,7 @@
 """The tab Models: what is installed, what is broken, and what the chosen one says of itself."""
 
+from conftest import until
+
 
 def test_a_model_is_chosen_and_a_broken_one_tells_why(phone, weights):
     (weights / "twin" / "README.md").write_text("---\nlicense: mit\n---\n# The twin\n\n| a | b |\n|---|---|\n| 1 | 2 |")
@@ -21,7 +23,7 @@ def test_a_model_is_chosen_and_a_broken_one_tells_why(phone, weights):
     assert page.get_by_role("combobox", name="Model").input_value() == "twin"
     assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
     user.press("Generate")
-    page.wait_for_function("/-seed[0-9]{3}/.test(document.querySelector('[data-part=save]').download)")
+    until(page, "/-seed[0-9]{3}/.test(document.querySelector('[data-part=save]').download)")
     user.shows("decoded in")
     assert user.parameters()["model"] == "twin"
 

@@ -5,10 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import until
 from playwright import sync_api
 
 from r2id import Latent
 from r2id.demo.request import GenerateRequest, ViewRequest, from_dict, to_query
+from r2id.demo.serving.generation import FIRST_SEED
 from r2id.image import to_pil
 
 FINE = "pixels.*decoded in [0-9]+ ms"  # the image is there in full
@@ -18,7 +20,7 @@ def test_the_page_opens_with_an_image_and_asks_no_other_host(user, url):
     user.natural(512, 512)
     words = user.shows(FINE)
     assert "512 × 512 pixels" in words and "from 4 × 4 cells" in words
-    assert "label 3, seed 11" in words and "generated in 4 steps" in words and "tiny on cpu" in words
+    assert f"label 3, seed {FIRST_SEED}" in words and "generated in 4 steps" in words and "tiny on cpu" in words
     assert user.part("image").get_attribute("aria-label") == "label 3, 512 by 512 pixels"
     assert user.shows("4 × 4 cells × 3 numbers = 48 numbers", "numbers").endswith("numbers are 7 × 7 pixels")
     assert "spoilt cannot be used: " in user.page.inner_text("#faults")
@@ -84,14 +86,14 @@ def test_a_diffusion_is_shown_step_by_step_and_stopped_and_resampled(user):
 
 
 def test_users_do_not_share_a_latent(user, open_page, url):
-    user.shows(f"{FINE}.*seed 11 ")
+    user.shows(f"{FINE}.*seed {FIRST_SEED} ")
     other = open_page(url)
-    other.shows(f"{FINE}.*seed 11 ")
+    other.shows(f"{FINE}.*seed {FIRST_SEED} ")
     other.press("Generate")
     other.shows(f"{FINE}.*seed [0-9]{{3}}")
     user.drawer("Image")
     user.page.get_by_label("stretch").check()
-    assert "seed 11 " in user.shows(FINE)
+    assert f"seed {FIRST_SEED} " in user.shows(FINE)
 
 
 def test_one_of_a_grid_is_looked_at_and_downloaded(user):
@@ -126,7 +128,7 @@ def test_a_zoom_is_decoded_not_enlarged(user, tiny):
     user.shows("at 4 ×.*decoded in")
     request, view = from_dict(user.parameters())
     assert (view.x, view.y, view.zoom) == (pytest.approx(0.4, abs=0.01), pytest.approx(0.55, abs=0.01), 4)
-    latent = tiny.diffuse(request.labels, latent_size=(4, 4), steps=4, guidance=request.guidance, seed=11)
+    latent = tiny.diffuse(request.labels, latent_size=(4, 4), steps=4, guidance=request.guidance, seed=FIRST_SEED)
     decoded = to_pil(tiny.resample(latent, size=(512, 512), region=view.region)[0])
     assert np.abs(np.asarray(decoded, int) - user.pixels()).max() <= 3  # the server may decode in bfloat16
     user.page.mouse.move(box["x"] + 200, box["y"] + 200)
@@ -181,7 +183,7 @@ def test_two_labels_blend_and_the_latent_can_follow_the_image(user):
     user.type("number input for Share of the second label (%)", "25")
     user.page.get_by_label("follows the image's ratio").check()
     user.type("Image ratio (w : h)", "16:9")
-    user.page.wait_for_function("/4 × 2 cells/.test(document.querySelector('#cells').innerText)")
+    until(user.page, "/4 × 2 cells/.test(document.querySelector('#cells').innerText)")
     user.press("Generate")
     assert "from 4 × 2 cells 75 % label 3 and 25 % label 7" in user.shows(f"512 × 288 {FINE}.*seed [0-9]{{3}}")
 
@@ -194,10 +196,10 @@ def test_a_link_opens_the_page_as_it_was(open_page, url):
     assert from_dict(user.parameters()) == (request.row(0), view)
     assert user.part("thumbs").locator("button").count() == 2
     user.page.goto(f"{url}?model=twin")  # by hand: the rest is the model's own
-    user.shows("label 3, seed 11 .*4 steps.*twin")
+    user.shows(f"label 3, seed {FIRST_SEED} .*4 steps.*twin")
     user.page.goto(f"{url}?model=absent&label=3")
     user.page.get_by_text("this link cannot be followed: model 'absent'").wait_for()
-    user.shows(f"{FINE}.*label 3, seed 11 ")
+    user.shows(f"{FINE}.*label 3, seed {FIRST_SEED} ")
 
 
 def test_link_and_python_are_copied(open_page, url):
@@ -205,9 +207,9 @@ def test_link_and_python_are_copied(open_page, url):
     user.shows(FINE)
     clipboard = "text => navigator.clipboard.readText().then(t => t.includes(text))"
     user.press("Copy link")
-    user.page.wait_for_function(clipboard, arg=f"{url}?model=tiny&label=3")
+    until(user.page, clipboard, arg=f"{url}?model=tiny&label=3")
     user.part("python").click()
-    user.page.wait_for_function(clipboard, arg="pipe.diffuse(['3']")
+    until(user.page, clipboard, arg="pipe.diffuse(['3']")
 
 
 def test_a_latent_goes_out_and_in(user, tmp_path):
@@ -216,7 +218,7 @@ def test_a_latent_goes_out_and_in(user, tmp_path):
     with user.page.expect_download() as download:
         user.page.get_by_text("Save latent").click()
     download.value.save_as(file := tmp_path / "mine.safetensors")
-    assert Latent.load(file).seeds == (11,)
+    assert Latent.load(file).seeds == (FIRST_SEED,)
     before = user.pixels()
     user.press("Generate")
     user.shows(f"{FINE}.*seed [0-9]{{3}}")

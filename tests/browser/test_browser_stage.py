@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import HERE, UserPage
+from conftest import HERE, UserPage, until
 
 PIXELS = """() => { const image = document.querySelector('[data-part=image]');
     return Array.from(image.getContext('2d').getImageData(0, 0, image.width, image.height).data) }"""
@@ -27,7 +27,7 @@ def rgba(pixels_HWC: np.ndarray) -> list[int]:
 
 def changed(user: UserPage, before_HWC: np.ndarray) -> np.ndarray:
     """The pixels once they differ from these."""
-    user.page.wait_for_function(f"before => ({PIXELS})().some((v, i) => v !== before[i])", arg=rgba(before_HWC))
+    until(user.page, f"before => ({PIXELS})().some((v, i) => v !== before[i])", arg=rgba(before_HWC))
     return pixels(user)
 
 
@@ -74,7 +74,7 @@ def test_two_fingers_pinch_and_one_drags_and_glides(decoding):
         send("touchMove", (x + moved, y))
     send("touchEnd")
     dragged = zoomed + 80 / user.part("image").bounding_box()["width"] / 4
-    user.page.wait_for_function("x => R2ID.stage.view.view.x > x + 0.001", arg=dragged)
+    until(user.page, "x => R2ID.stage.view.view.x > x + 0.001", arg=dragged)
     assert user.asked() == []
 
 
@@ -113,7 +113,7 @@ def test_the_handle_sets_the_decoded_image_beside_one_of_as_many_numbers(decodin
     assert "4 × 4 cells × 3 numbers = 48 numbers" in user.part("numbers").inner_text()
     user.press("Compare")
     handle = user.part("handle")
-    user.page.wait_for_function("document.querySelector('[data-part=handle]').ariaValueNow === '50'")
+    until(user.page, "document.querySelector('[data-part=handle]').ariaValueNow === '50'")
     half = changed(user, decoded)
     assert (half[:, 33:] == decoded[:, 33:]).all() and (half[:, :31] != decoded[:, :31]).any()
     assert user.part("enlarged").inner_text() == "7 × 7 pixels, enlarged"
@@ -126,9 +126,7 @@ def test_the_handle_sets_the_decoded_image_beside_one_of_as_many_numbers(decodin
     handle.press("ArrowLeft")
     assert handle.get_attribute("aria-valuenow") == "24"
     handle.press("Home")
-    user.page.wait_for_function(
-        f"whole => ({PIXELS})().every((v, i) => i % 4 === 3 || v === whole[i])", arg=rgba(decoded)
-    )
+    until(user.page, f"whole => ({PIXELS})().every((v, i) => i % 4 === 3 || v === whole[i])", arg=rgba(decoded))
     assert user.asked() == []
 
 
@@ -140,7 +138,7 @@ def test_the_cells_are_laid_over_the_image_and_light_what_they_reach(decoding):
     drawn = "() => document.querySelector('[data-part=marks]').toDataURL()"
     lines = user.page.evaluate(drawn)
     user.page.mouse.move(*centre(user, 0.4, 0.4))
-    user.page.wait_for_function(f"before => ({drawn})() !== before", arg=lines)
+    until(user.page, f"before => ({drawn})() !== before", arg=lines)
     assert user.page.evaluate("() => R2ID.stage.view.pointed") == [1, 1]
     assert user.shows("coefficients act where it is lit, up to one cell from its centre", "lit")
     user.press("Cells")
@@ -177,13 +175,13 @@ def test_a_sweep_plays_every_size_and_returns(decoding):
         const { view } = R2ID.stage, set = view.set.bind(view);
         view.set = (changes, quiet) => { if (changes.side) sides.add(changes.side); return set(changes, quiet) } }""")
     user.press("▶ Sizes")
-    user.page.wait_for_function("!document.querySelector('[data-part=sizes]').ariaPressed && sides.size > 3")
+    until(user.page, "!document.querySelector('[data-part=sizes]').ariaPressed && sides.size > 3")
     sides = user.page.evaluate("() => [...sides]")
     assert min(sides) <= 16 and max(sides) >= 1024
     user.shows(f"64 × 64 pixels {HERE}")
     assert user.asked() == []
     user.press("▶ Ratios")
-    user.page.wait_for_function("+document.querySelector('[data-part=image]').style.getPropertyValue('--ratio') > 1.5")
+    until(user.page, "+document.querySelector('[data-part=image]').style.getPropertyValue('--ratio') > 1.5")
     user.press("▶ Ratios")
     user.shows(f"64 × 64 pixels {HERE}")
 

@@ -1,6 +1,6 @@
 """The tab that moves between two images, as a user sees it."""
 
-from conftest import HERE
+from conftest import HERE, until
 
 DRAWN = "() => document.querySelector('.walk [data-part=image]').toDataURL()"
 
@@ -8,7 +8,7 @@ DRAWN = "() => document.querySelector('.walk [data-part=image]').toDataURL()"
 def says(user, pattern: str) -> None:
     """Waits until the caption of the walk matches."""
     script = "pattern => RegExp(pattern).test(document.querySelector('.walk [data-part=caption]')?.innerText)"
-    user.page.wait_for_function(script, arg=pattern, polling=100)  # milliseconds; a page at rest may draw no frames
+    until(user.page, script, arg=pattern)
 
 
 def test_a_walk_is_made_played_and_saved(phone):
@@ -25,7 +25,7 @@ def test_a_walk_is_made_played_and_saved(phone):
     page.get_by_label("Position on the way").press("End")
     assert image.get_attribute("aria-label") == "100 % of the way"
     user.press("Play")
-    page.wait_for_function("document.querySelector('.walk canvas').ariaLabel.startsWith('5')")
+    until(page, "document.querySelector('.walk canvas').ariaLabel.startsWith('5')")
     user.press("Pause")
     page.locator(".walk").get_by_role("button", name="Zoom in").click()
     says(user, "256 × 256 pixels at 2 ×, decoded by the server")
@@ -51,9 +51,9 @@ def test_the_slider_decodes_latents_that_were_sent_once(decoding):
     seen, slider = [page.evaluate(DRAWN)], page.get_by_label("Position on the way")
     for share in ("500", "1000"):
         slider.fill(share)
-        page.wait_for_function(f"seen => !seen.includes(({DRAWN})())", arg=seen)
+        until(page, f"seen => !seen.includes(({DRAWN})())", arg=seen)
         page.wait_for_timeout(400)
         seen.append(page.evaluate(DRAWN))
     slider.fill("0")
-    page.wait_for_function(f"first => ({DRAWN})() === first", arg=seen[0])
+    until(page, f"first => ({DRAWN})() === first", arg=seen[0])
     assert user.asked() == []

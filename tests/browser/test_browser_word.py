@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conftest import HERE
+from conftest import HERE, until
 
 from r2id.image import read_parameters
 
@@ -12,7 +12,7 @@ DRAWN = "() => document.querySelector('.row [data-part=image]').toDataURL()"
 def row_says(user, pattern: str) -> None:
     """Waits until the caption of the row matches."""
     script = "pattern => RegExp(pattern).test(document.querySelector('.row [data-part=caption]')?.innerText)"
-    user.page.wait_for_function(script, arg=pattern)
+    until(user.page, script, arg=pattern)
 
 
 def test_a_word_is_written_compared_zoomed_and_saved(phone):
@@ -32,7 +32,7 @@ def test_a_word_is_written_compared_zoomed_and_saved(phone):
     assert row.locator("canvas").first.get_attribute("aria-label") == "the word 2026, 192 by 64 pixels"
     whole = page.evaluate(DRAWN)
     row.get_by_role("button", name="Compare").click()
-    page.wait_for_function(f"whole => ({DRAWN})() !== whole", arg=whole)
+    until(page, f"whole => ({DRAWN})() !== whole", arg=whole)
     row.get_by_role("button", name="Zoom in").click()
     row_says(user, "192 × 64 pixels at 2 ×, decoded by the server")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -65,11 +65,11 @@ def test_a_word_is_zoomed_and_compared_in_the_browser_without_asking_the_server(
     zoomed = page.evaluate(DRAWN)
     row = page.locator(".row")
     row.get_by_role("button", name="Compare").click()
-    page.wait_for_function(f"zoomed => ({DRAWN})() !== zoomed", arg=zoomed)
+    until(page, f"zoomed => ({DRAWN})() !== zoomed", arg=zoomed)
     row.get_by_role("button", name="Compare").click()
     row.locator("[data-part=screen]").press("0")
     row_says(user, f"48 × 32 pixels, {HERE}")
-    page.wait_for_function(f"whole => ({DRAWN})() === whole", arg=whole)
+    until(page, f"whole => ({DRAWN})() === whole", arg=whole)
     assert zoomed != whole and user.asked() == []
 
 

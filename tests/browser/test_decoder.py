@@ -1,14 +1,13 @@
 """The decoder in the browser's GPU: the same images as the server's, and a page that needs no server. Software GL."""
 
 import base64
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE
+from conftest import PATIENCE, until
 
 from r2id import R2IR, Latent, Pipeline
 from r2id.demo import export_page, web_decoder
@@ -61,14 +60,6 @@ window.show = async latent => {
   decoder.setLatent(data, h, w, metadata.aspect, count);
 };
 """
-
-
-def until(page, expression: str, argument=None) -> None:
-    """Waits for an expression to hold; by evaluations, which the page's content security policy lets pass."""
-    deadline = time.monotonic() + 30
-    while not page.evaluate(expression, argument):
-        assert time.monotonic() < deadline, expression
-        page.wait_for_timeout(50)
 
 
 def text(content: bytes) -> str:
@@ -245,7 +236,7 @@ def test_a_lost_context_and_a_slow_gpu_are_reported_once(page, tiny):
         page.evaluate(frames)
         assert page.evaluate("troubles") == troubles
     page.evaluate("() => decoder.gl.getExtension('WEBGL_lose_context').loseContext()")
-    page.wait_for_function("troubles.length > 0")
+    until(page, "troubles.length > 0")
     assert page.evaluate("troubles") == ["lost"] and page.evaluate("decoder.lost")
     page.evaluate("latent => show(latent)", latent)
     assert page.evaluate("decoder.render({ width: 8, height: 8 })") is None

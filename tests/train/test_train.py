@@ -245,7 +245,7 @@ def test_what_is_missing_is_said_in_one_line(images, tmp_path):
         train_resampler.main([*first, images, "--from", str(tmp_path / "none")])
 
 
-@pytest.mark.parametrize("ordered, message", [(("1", "x"), "'x' is no label, they are 0, 1, 2"), (("1", "1"), "twice")])
+@pytest.mark.parametrize("ordered, message", [(("1", "x"), "no label is 'x', only 0, 1, 2"), (("1", "1"), "twice")])
 def test_labels_along_a_scale_are_those_of_the_data(ordered, message):
     assert train_denoiser.order_of(("2", "0"), ("0", "1", "2")) == [2, 0]
     with pytest.raises(ValueError, match=f"^ordered_labels: .*{message}"):

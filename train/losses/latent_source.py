@@ -29,6 +29,13 @@ SAMPLED = 256  # images, spread over the set, that tell whether the data are the
 VERSION = 1  # of the files
 
 
+def index_of(label: str, names: Sequence[str], setting: str) -> int:
+    """Its place among the data's labels. Raises ValueError, with the recipe's `setting`, for one that they have not."""
+    if label not in names:
+        raise ValueError(f"{setting}: no label is {label!r}, only {', '.join(names)}")
+    return names.index(label)
+
+
 class Mirror:
     """Mirror images, left and right exchanged, and the labels that change with them."""
 
@@ -37,10 +44,7 @@ class Mirror:
         none of `names`, or that has two partners."""
         partners = list(range(len(names) + 1))  # the last: none, at -1
         for one, other in pairs.items():
-            for name in (one, other):
-                if name not in names:
-                    raise ValueError(f"mirror_labels {one} = {other}: no label is {name!r}, only {', '.join(names)}")
-            a, b = names.index(one), names.index(other)
+            a, b = (index_of(name, names, f"mirror_labels {one} = {other}") for name in (one, other))
             if {partners[a], partners[b]} - {a, b}:
                 raise ValueError(f"mirror_labels {one} = {other}: one of them has another partner; name each pair once")
             partners[a], partners[b] = b, a
