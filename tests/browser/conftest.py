@@ -74,6 +74,11 @@ class UserPage:
         until(self.page, script, arg=[part, pattern])
         return re.sub(r"\s+", " ", self.part(part).inner_text())
 
+    def says(self, component: str, pattern: str) -> None:
+        """Waits until the caption of another component, ".walk" or ".row", matches."""
+        script = "([where, pattern]) => RegExp(pattern).test(document.querySelector(where)?.innerText)"
+        until(self.page, script, arg=[f"{component} [data-part=caption]", pattern])
+
     def natural(self, width: int, height: int) -> None:
         """Waits until the image has this size in its own pixels."""
         script = """([width, height]) => { const image = document.querySelector('[data-part=image]');

@@ -5,12 +5,6 @@ from conftest import HERE, until
 DRAWN = "() => document.querySelector('.walk [data-part=image]').toDataURL()"
 
 
-def says(user, pattern: str) -> None:
-    """Waits until the caption of the walk matches."""
-    script = "pattern => RegExp(pattern).test(document.querySelector('.walk [data-part=caption]')?.innerText)"
-    until(user.page, script, arg=pattern)
-
-
 def test_a_walk_is_made_played_and_saved(phone):
     user = phone("dark")
     page = user.page
@@ -19,7 +13,7 @@ def test_a_walk_is_made_played_and_saved(phone):
     page.get_by_text("The walk starts from the image on the page").wait_for()
     user.press("Another seed")
     user.press("Make the walk")
-    says(user, "256 × 256 pixels, decoded by the server")
+    user.says(".walk", "256 × 256 pixels, decoded by the server")
     image = page.locator(".walk canvas").first
     assert image.get_attribute("aria-label") == "0 % of the way"
     page.get_by_label("Position on the way").press("End")
@@ -28,7 +22,7 @@ def test_a_walk_is_made_played_and_saved(phone):
     until(page, "document.querySelector('.walk canvas').ariaLabel.startsWith('5')")
     user.press("Pause")
     page.locator(".walk").get_by_role("button", name="Zoom in").click()
-    says(user, "256 × 256 pixels at 2 ×, decoded by the server")
+    user.says(".walk", "256 × 256 pixels at 2 ×, decoded by the server")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.get_by_role("radio", name="WebP").check()
     user.press("Make the file")
@@ -43,7 +37,7 @@ def test_the_slider_decodes_latents_that_were_sent_once(decoding):
     user.tab("Between")
     page.get_by_label("number input for Images on the way").fill("8")
     user.press("Make the walk")
-    says(user, HERE)
+    user.says(".walk", HERE)
     page.wait_for_timeout(500)  # what the server still sends
     sent = [url for url in user.requests if "tokens" in url]
     assert len(sent) == 1

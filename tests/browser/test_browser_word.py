@@ -9,12 +9,6 @@ from r2id.image import read_parameters
 DRAWN = "() => document.querySelector('.row [data-part=image]').toDataURL()"
 
 
-def row_says(user, pattern: str) -> None:
-    """Waits until the caption of the row matches."""
-    script = "pattern => RegExp(pattern).test(document.querySelector('.row [data-part=caption]')?.innerText)"
-    until(user.page, script, arg=pattern)
-
-
 def test_a_word_is_written_compared_zoomed_and_saved(phone):
     user = phone("light")
     page = user.page
@@ -25,16 +19,16 @@ def test_a_word_is_written_compared_zoomed_and_saved(phone):
     page.get_by_text("'H' cannot be written: this model knows 0123456789").wait_for()
     page.get_by_label("Your word").fill("2026")
     user.press("Write the word")
-    row_says(user, "768 × 256 pixels, decoded by the server from 4 × 4 × 3 cells")
+    user.says(".row", "768 × 256 pixels, decoded by the server from 4 × 4 × 3 cells")
     user.type("Height (pixels)", "64")
-    row_says(user, "192 × 64 pixels, decoded by the server")
+    user.says(".row", "192 × 64 pixels, decoded by the server")
     row = page.locator(".row")
     assert row.locator("canvas").first.get_attribute("aria-label") == "the word 2026, 192 by 64 pixels"
     whole = page.evaluate(DRAWN)
     row.get_by_role("button", name="Compare").click()
     until(page, f"whole => ({DRAWN})() !== whole", arg=whole)
     row.get_by_role("button", name="Zoom in").click()
-    row_says(user, "192 × 64 pixels at 2 ×, decoded by the server")
+    user.says(".row", "192 × 64 pixels at 2 ×, decoded by the server")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     with page.expect_download() as saved:
         user.press("Save the row as PNG")
@@ -53,7 +47,7 @@ def test_a_word_is_zoomed_and_compared_in_the_browser_without_asking_the_server(
     page.get_by_label("Your word").fill("30")
     user.type("Height (pixels)", "32")
     user.press("Write the word")
-    row_says(user, f"48 × 32 pixels, {HERE} from 2 × 4 × 3 cells")
+    user.says(".row", f"48 × 32 pixels, {HERE} from 2 × 4 × 3 cells")
     page.wait_for_timeout(500)  # what the server still sends
     user.requests.clear()
     image, whole = page.locator(".row canvas").first, page.evaluate(DRAWN)
@@ -61,14 +55,14 @@ def test_a_word_is_zoomed_and_compared_in_the_browser_without_asking_the_server(
     box = image.bounding_box()
     page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.5 * box["height"])
     page.mouse.wheel(0, -400)
-    row_says(user, f"48 × 32 pixels at 4 ×, {HERE}")
+    user.says(".row", f"48 × 32 pixels at 4 ×, {HERE}")
     zoomed = page.evaluate(DRAWN)
     row = page.locator(".row")
     row.get_by_role("button", name="Compare").click()
     until(page, f"zoomed => ({DRAWN})() !== zoomed", arg=zoomed)
     row.get_by_role("button", name="Compare").click()
     row.locator("[data-part=screen]").press("0")
-    row_says(user, f"48 × 32 pixels, {HERE}")
+    user.says(".row", f"48 × 32 pixels, {HERE}")
     until(page, f"whole => ({DRAWN})() === whole", arg=whole)
     assert zoomed != whole and user.asked() == []
 
