@@ -36,9 +36,13 @@ def test_the_slider_decodes_latents_that_were_sent_once(decoding):
     page = user.page
     user.tab("Between")
     page.get_by_label("number input for Images on the way").fill("8")
+    late = "() => { window.late = []; Image.prototype.decode = () => new Promise(done => late.push(done)) }"
+    page.evaluate(late)  # previews, which must not take the walk's place
     user.press("Make the walk")
     user.says(".walk", HERE)
+    assert page.evaluate("late.forEach(done => done()), late.length") > 0
     page.wait_for_timeout(500)  # what the server still sends
+    user.says(".walk", HERE)
     sent = [url for url in user.requests if "tokens" in url]
     assert len(sent) == 1
     user.requests.clear()

@@ -69,7 +69,8 @@ def slider_value(walk: Walk, walked: Walked, rows: Sequence[int], side: int, **p
     """The value of the slider's component, see web/walk.js. rows: those it goes through. parts: what else it holds."""
     named = [words_at(walk, share, label) for share, label in zip(walk.shares, walk.labels(), strict=True)]
     latent, words = latent_value(walked.pipe, walked.latent[0], ""), [named[row] for row in rows]
-    return dict(number=walked.number, latent=latent, words=words, side=side, images=[], decoder=None) | parts
+    value = dict(order=next(ORDER), number=walked.number, latent=latent, words=words, side=side)
+    return value | dict(images=[], decoder=None) | parts
 
 
 def sources(walked: Walked, rows: Sequence[int], side: int) -> list[str]:
@@ -110,7 +111,9 @@ def build(page: Page) -> None:
             asked = ViewRequest(**view | dict(ratio=f"{row.aspect:.6g}"))
             both = render(walked.pipe, row, asked), small_row(walked.pipe, row)
             source, small = (data_uri(png(image_CHW)) for image_CHW in both)
-            return dict(number=walked.number, look=dict(at=event.at, view=view, src=source, small=small))
+            return dict(
+                order=next(ORDER), number=walked.number, look=dict(at=event.at, view=view, src=source, small=small)
+            )
 
     def saved(walked: Walked | None, kind: str, side: int, length: float):
         """Progress, download."""
