@@ -111,9 +111,7 @@ def build(page: Page) -> None:
             asked = ViewRequest(**view | dict(ratio=f"{row.aspect:.6g}"))
             both = render(walked.pipe, row, asked), small_row(walked.pipe, row)
             source, small = (data_uri(png(image_CHW)) for image_CHW in both)
-            return dict(
-                order=next(ORDER), number=walked.number, look=dict(at=event.at, view=view, src=source, small=small)
-            )
+            return dict(number=walked.number, look=dict(at=event.at, view=view, src=source, small=small))
 
     def saved(walked: Walked | None, kind: str, side: int, length: float):
         """Progress, download."""

@@ -2,7 +2,7 @@
 const part = name => element.querySelector(`[data-part="${name}"]`);
 const [slider, output, play] = [...["input", "output"].map(name => element.querySelector(name)), part("play")];
 const ROUND = 6000;  // milliseconds there and back
-let order = 0, walk = null, images = [], at = null, due = 0, start = null;
+let walk = null, images = [], at = null, due = 0, start = null;
 
 const pane = new R2ID.Pane(element, {
   maxZoom: 4096,
@@ -47,16 +47,16 @@ function run(on) {
 }
 
 async function update() {
-  const next = props.value, look = next?.look;  // look: the server's image of one position
+  const next = props.value;
   if (!next) return;
-  const bitmaps = await Promise.all((look ? [look.src] : next.images).map(R2ID.imageOf));
-  if (look) await pane.setSmall(id(look.at), look.small);
-  if (next.order <= order) return;  // overtaken on its way
-  order = next.order;
-  if (look) {
-    if (next.number === walk.number && look.at === at) pane.show({ ...view.latent }, { bitmap: bitmaps[0], view: look.view });
+  if (next.look) {  // the server's image of one position
+    const { at: position, view: seen, src, small } = next.look, bitmap = await R2ID.imageOf(src);
+    await pane.setSmall(id(position), small);
+    if (next.number === walk.number && position === at) pane.show({ ...view.latent }, { bitmap, view: seen });
     return;
   }
+  const bitmaps = await Promise.all(next.images.map(R2ID.imageOf));
+  if (next.order <= walk?.order) return;  // overtaken while its images were decoded
   if (next.number !== walk?.number) {
     run(false);
     slider.value = 0;
